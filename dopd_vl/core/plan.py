@@ -1,0 +1,142 @@
+"""A plan is what one step teaches: a list of terms, each a policy to learn from, a divergence, and a weight per token.
+
+Every method is a small pure function from scores to a plan. `execute_plan` below is the reference executor, on whole
+logits; `dopd_vl.core.fused_loss` executes the same plan from hidden states.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dopd_vl.core.divergences import (
+    DIVERGENCES,
+    SUPPORTS,
+    TAILS,
+    TOP_K_SOURCES,
+    DivergenceName,
+    SupportName,
+    TailName,
+    TopKSource,
+    coarsen,
+    divergence,
+    log_softmax,
+    support_mask,
+)
+
+Reduction = Literal["sequence", "token"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A policy together with what it sees, e.g. the teacher on the privileged view."""
+
+    policy: str
+    """"teacher" (frozen) or "student" (the current weights, as a constant)"""
+    view: str
+    """"plain" or "privileged" """
+
+    def __str__(self) -> str:
+        return f"{self.policy}/{self.view}"
+
+
+@dataclass(frozen=True)
+class Term:
+    """`weight[b, n] * divergence(S(.|x, y_<n), source(.|its view, y_<n))` at every token with a weight above zero."""
+
+    source: Source
+    divergence: DivergenceName
+    support: SupportName
+    weight: Tensor
+    """`[B, N]`, no gradient; zero where the term does not apply"""
+    top_k: int = 128
+    top_k_source: TopKSource = "target"
+    tail: TailName = "bucket"
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("divergence", self.divergence, DIVERGENCES),
+            ("support", self.support, SUPPORTS),
+            ("tail", self.tail, TAILS),
+            ("top_k_source", self.top_k_source, TOP_K_SOURCES),
+        )
+        for name, value, allowed in choices:
+            if value not in allowed:
+                raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(allowed)}")
+        if self.support == "top_k" and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} must be at least 1")
+        if self.support == "sampled" and self.tail == "renormalize":
+            raise ValueError('support="sampled" with tail="renormalize" is zero everywhere: use "bucket" or "drop"')
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The terms of one step; their token losses add up. `reduction` says how tokens become a scalar, see `reduce`."""
+
+    terms: tuple[Term, ...]
+    reduction: Reduction = "sequence"
+
+    def sources(self) -> list[Source]:
+        """The policies whose distributions the plan needs, each once."""
+        return list(dict.fromkeys(term.source for term in self.terms))
+
+
+def execute_plan(
+    plan: Plan,
+    student_logits: Tensor,
+    source_logits: Mapping[Source, Tensor],
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> Tensor:
+    """Weighted loss per token, `[B, N]` (fp32, or fp64 for fp64 logits), zero where masked. Differentiable in `student_logits[B, N, V]` alone."""
+    mask = response_mask.bool()
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    # An empty slice keeps the result attached to the student's graph even where no term applies to any token.
+    token_loss = student_logits.new_zeros(mask.shape, dtype=dtype) + student_logits[:0].sum()
+    for term in plan.terms:
+        applies = mask & (term.weight != 0)
+        if not applies.any():
+            continue
+        student_logp = log_softmax(student_logits[applies])
+        target_logp = log_softmax(source_logits[term.source][applies].detach())
+        values = term_divergence(term, student_logp, target_logp, response_ids[applies])
+        weighted = (values * term.weight[applies]).to(dtype)
+        token_loss = token_loss.index_put(applies.nonzero(as_tuple=True), weighted, accumulate=True)
+    return token_loss
+
+
+def term_divergence(term: Term, student_logp: Tensor, target_logp: Tensor, ids: Tensor) -> Tensor:
+    """The term's unweighted divergence, `[..., V] x [..., V] -> [...]`, from log-probabilities."""
+    chosen = support_mask(term.support, student_logp, target_logp, ids, term.top_k, term.top_k_source)
+    return divergence(term.divergence, coarsen(student_logp, chosen, term.tail), coarsen(target_logp, chosen, term.tail))
+
+
+def token_scale(response_mask: Tensor, reduction: Reduction) -> Tensor:
+    """What each token's loss is multiplied by before summing, `[B, N]`.
+
+    "sequence": 1/|y|, so that every sequence counts the same once divided by the number of sequences.
+    "token": 1, so that every token counts the same once divided by the number of tokens.
+    """
+    mask = response_mask.float()
+    if reduction == "token":
+        return mask
+    if reduction == "sequence":
+        return mask / mask.sum(dim=-1, keepdim=True).clamp(min=1.0)
+    raise ValueError(f"unknown reduction {reduction!r}, expected sequence or token")
+
+
+def item_count(response_mask: Tensor, reduction: Reduction) -> Tensor:
+    """What the sum is divided by: the number of sequences with at least one response token, or of tokens."""
+    mask = response_mask.bool()
+    return mask.sum() if reduction == "token" else mask.any(dim=-1).sum()
+
+
+def reduce(token_loss: Tensor, response_mask: Tensor, reduction: Reduction) -> Tensor:
+    """Scalar loss; with "sequence" the mean over sequences of `(1/N) sum_n token_loss`. Zero without any token.
+
+    Sequences without a response token are left out of the mean.
+    """
+    count = item_count(response_mask, reduction).clamp(min=1)
+    return (token_loss * token_scale(response_mask, reduction)).sum() / count
