@@ -1,4 +1,4 @@
-"""Tensors only: routing, divergences, plans and the losses that execute them. Imports torch and nothing else of ours."""
+"""Tensors only: routing, divergences, plans and the losses that execute them. Imports torch, and nothing of ours."""
 
 from dopd_vl.core.dopd import (
     PRIVILEGED_STUDENT,

@@ -8,6 +8,7 @@
 Nothing but S(.|x) receives a gradient.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,8 +52,8 @@ class DopdSettings:
 
     def __post_init__(self) -> None:
         for name in ("beta_light", "beta_weak"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a finite number, not negative")
         if self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} must be at least 1")
         if not 0.0 <= self.trim_fraction < 1.0:
@@ -110,7 +111,7 @@ def dopd_plan(regime: Tensor, settings: DopdSettings) -> Plan:
 
     def where(*regimes: Regime, weight: float) -> Tensor:
         applies = torch.isin(regime, torch.tensor([int(r) for r in regimes], device=regime.device))
-        return applies.float() * weight
+        return applies.double() * weight  # float64: the loss of fp64 logits must not carry a weight rounded to fp32
 
     top_k = {"top_k": settings.top_k, "top_k_source": settings.top_k_source, "tail": settings.tail}
     return Plan(
@@ -129,7 +130,7 @@ def dopd_loss(
     privileged_student_logits: Tensor,
     response_ids: Tensor,
     response_mask: Tensor,
-    settings: DopdSettings = DopdSettings(),  # noqa: B008 - frozen
+    settings: DopdSettings = DopdSettings(),
 ) -> DopdOutput:
     """DOPD on whole logits: the reference, and fast enough for small vocabularies.
 
@@ -156,7 +157,9 @@ def dopd_loss(
     )
     for name, logits in (("teacher_logits", teacher_logits), ("privileged_student_logits", privileged_student_logits)):
         if logits.shape[-1] != student_logits.shape[-1]:
-            raise ValueError(f"{name} has a vocabulary of {logits.shape[-1]}, student_logits of {student_logits.shape[-1]}")
+            raise ValueError(
+                f"{name} has a vocabulary of {logits.shape[-1]}, student_logits of {student_logits.shape[-1]}"
+            )
     mask = response_mask.bool()
     teacher_logp = _response_logp(teacher_logits, response_ids, mask)
     privileged_student_logp = _response_logp(privileged_student_logits, response_ids, mask)
@@ -185,12 +188,18 @@ def check_inputs(
         raise ValueError(
             f"response_mask has shape {tuple(response_mask.shape)}, response_ids has {tuple(response_ids.shape)}"
         )
+    if response_ids.is_floating_point() or response_ids.dtype == torch.bool:
+        raise ValueError(f"response_ids must be integers, got {response_ids.dtype}")
     mask = response_mask.bool()
     for name, tensor in tensors.items():
         if tensor.ndim != 3 or tensor.shape[:2] != response_ids.shape:
-            raise ValueError(f"{name} must be [B, N, .] with [B, N] = {tuple(response_ids.shape)}, got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name} must be [B, N, .] with [B, N] = {tuple(response_ids.shape)}, got {tuple(tensor.shape)}"
+            )
         if torch.isnan(tensor[mask]).any() or torch.isposinf(tensor[mask]).any():
             raise ValueError(f"{name} holds NaN or +inf at a response token")
+        if torch.isneginf(tensor[mask]).all(dim=-1).any():
+            raise ValueError(f"{name} is -inf everywhere at a response token, which is no distribution")
     if top_k > vocabulary:
         raise ValueError(f"top_k={top_k} is larger than the vocabulary of {vocabulary} entries")
     chosen = response_ids[mask]

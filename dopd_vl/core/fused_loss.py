@@ -36,7 +36,7 @@ class Projection(NamedTuple):
     bias: Tensor | None = None
 
     def logits(self, rows: tuple[Tensor, ...] | slice) -> Tensor:
-        """Logits of the chosen rows, `[rows, V]`, in the promoted dtype of hidden states and head."""
+        """Logits of the chosen rows, `[rows, V]`, in the head's dtype."""
         hidden = self.hidden[rows]
         return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
@@ -61,12 +61,15 @@ def score_sampled(
 ) -> SampledScores:
     """Log-probability of the sampled tokens, entropy and kept Top-K mass of one policy, chunk by chunk, no gradient."""
     mask = response_mask.bool()
-    columns = torch.zeros(3, *mask.shape, dtype=torch.float32, device=projection.hidden.device)
+    dtype = torch.promote_types(projection.hidden.dtype, torch.float32)
+    columns = torch.zeros(3, *mask.shape, dtype=dtype, device=projection.hidden.device)
     with torch.no_grad():
         for rows in _chunks(mask, chunk_size):
             logp = log_softmax(projection.logits(rows))
             mass = logp.topk(min(top_k, logp.shape[-1]), dim=-1).values.exp().sum(-1)
-            for column, values in zip(columns, (sampled_logp(logp, response_ids[rows]), entropy(logp), mass), strict=True):
+            for column, values in zip(
+                columns, (sampled_logp(logp, response_ids[rows]), entropy(logp), mass), strict=True
+            ):
                 column[rows] = values.to(column.dtype)
     return SampledScores(*columns)
 
@@ -79,11 +82,14 @@ def fused_plan_loss(
     response_mask: Tensor,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> Tensor:
-    """Weighted loss per token `[B, N]`, as `execute_plan`, with a gradient into the student's hidden states and head."""
+    """Weighted loss per token `[B, N]`, as `execute_plan`; differentiable in the student's hidden states and head."""
     mask = response_mask.bool()
     dtype = torch.promote_types(student.hidden.dtype, torch.float32)
+    chunks = _chunks(mask, chunk_size)
     token_loss = student.hidden.new_zeros(mask.shape, dtype=dtype) + student.hidden[:0].sum()
-    for rows in _chunks(mask, chunk_size):
+    if not chunks:  # without a token the head still gets its gradient of zero
+        token_loss = token_loss + student.weight[:0].sum().to(dtype)
+    for rows in chunks:
 
         def chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: tuple[Tensor, ...] = rows) -> Tensor:
             chunk_plan = replace(plan, terms=tuple(replace(t, weight=t.weight[rows][None]) for t in plan.terms))

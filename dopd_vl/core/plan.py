@@ -90,7 +90,10 @@ def execute_plan(
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> Tensor:
-    """Weighted loss per token, `[B, N]` (fp32, or fp64 for fp64 logits), zero where masked. Differentiable in `student_logits[B, N, V]` alone."""
+    """Weighted loss per token, `[B, N]` (fp32, or fp64 for fp64 logits), zero where masked.
+
+    Differentiable in `student_logits[B, N, V]` alone.
+    """
     mask = response_mask.bool()
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     # An empty slice keeps the result attached to the student's graph even where no term applies to any token.
@@ -110,16 +113,18 @@ def execute_plan(
 def term_divergence(term: Term, student_logp: Tensor, target_logp: Tensor, ids: Tensor) -> Tensor:
     """The term's unweighted divergence, `[..., V] x [..., V] -> [...]`, from log-probabilities."""
     chosen = support_mask(term.support, student_logp, target_logp, ids, term.top_k, term.top_k_source)
-    return divergence(term.divergence, coarsen(student_logp, chosen, term.tail), coarsen(target_logp, chosen, term.tail))
+    return divergence(
+        term.divergence, coarsen(student_logp, chosen, term.tail), coarsen(target_logp, chosen, term.tail)
+    )
 
 
-def token_scale(response_mask: Tensor, reduction: Reduction) -> Tensor:
+def token_scale(response_mask: Tensor, reduction: Reduction, dtype: torch.dtype = torch.float32) -> Tensor:
     """What each token's loss is multiplied by before summing, `[B, N]`.
 
     "sequence": 1/|y|, so that every sequence counts the same once divided by the number of sequences.
     "token": 1, so that every token counts the same once divided by the number of tokens.
     """
-    mask = response_mask.float()
+    mask = response_mask.bool().to(dtype)
     if reduction == "token":
         return mask
     if reduction == "sequence":
@@ -139,4 +144,5 @@ def reduce(token_loss: Tensor, response_mask: Tensor, reduction: Reduction) -> T
     Sequences without a response token are left out of the mean.
     """
     count = item_count(response_mask, reduction).clamp(min=1)
-    return (token_loss * token_scale(response_mask, reduction)).sum() / count
+    scale = token_scale(response_mask, reduction, token_loss.dtype)
+    return (token_loss * scale).sum() / count

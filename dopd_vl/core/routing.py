@@ -96,7 +96,9 @@ def compute_thresholds(
         dim=-1,
     ).double()
     if scope == "sequence":
-        per_sequence = [trimmed_means(values_N3[mask_N], trim_fraction) for values_N3, mask_N in zip(values, mask, strict=True)]
+        per_sequence = [
+            trimmed_means(values_N3[mask_N], trim_fraction) for values_N3, mask_N in zip(values, mask, strict=True)
+        ]
         means = torch.stack(per_sequence).unsqueeze(1) if per_sequence else values.new_zeros(0, 1, 3)
     else:
         tokens = values[mask]
@@ -113,10 +115,13 @@ def trimmed_means(values: Tensor, trim_fraction: float) -> Tensor:
     if trim_fraction > 0.0:
         gap = values[:, 0]
         values = values[gap <= _quantile(gap, 1.0 - trim_fraction)]
-    return values.mean(dim=0)
+    # The mean of equal values is that value: clamped, since rounding may put it an ulp above, and turn all ties round.
+    return values.mean(dim=0).clamp(values.amin(dim=0), values.amax(dim=0))
 
 
-def route(teacher_logp: Tensor, privileged_student_logp: Tensor, response_mask: Tensor, thresholds: Thresholds) -> Tensor:
+def route(
+    teacher_logp: Tensor, privileged_student_logp: Tensor, response_mask: Tensor, thresholds: Thresholds
+) -> Tensor:
     """Regime of each token, `[B, N]` int64: 0 LH, 1 LL, 2 HT, 3 HS, -1 where masked. Every token gets exactly one."""
     gap = advantage_gap(teacher_logp, privileged_student_logp).double()
     q_T = teacher_logp.detach().exp().double()

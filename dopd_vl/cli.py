@@ -1,0 +1,101 @@
+"""The `dopd-vl` command. Heavy imports live inside the commands, so that help answers at once."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+Command = Callable[[Sequence[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 2 for a mistake that the user can mend, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from dopd_vl import __version__
+
+        print(f"dopd-vl {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
+        print(f"error: unknown command {name!r}, {hint}", file=sys.stderr)
+        return 2
+    # Training reports nothing to anyone unless the user asks.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from dopd_vl.errors import UserError
+    from privileged.errors import PrivilegedError
+
+    try:
+        return COMMANDS[name][0](rest)
+    except (UserError, PrivilegedError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _prepare(argv: Sequence[str]) -> int:
+    from dopd_vl.commands.prepare import main
+
+    return main(argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    from dopd_vl.commands.train import main
+
+    return main(argv)
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    from dopd_vl.commands.evaluate import main
+
+    return main(argv)
+
+
+def _quickstart(argv: Sequence[str]) -> int:
+    from dopd_vl.commands.quickstart import main
+
+    return main(argv)
+
+
+def _nano(argv: Sequence[str]) -> int:
+    from dopd_vl.nano.cli import main
+
+    return main(argv)
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "prepare": (_prepare, "turn source records into a checked privileged data set"),
+    "train": (_train, "distil a teacher into a student"),
+    "evaluate": (_evaluate, "score a model on a privileged data set"),
+    "quickstart": (_quickstart, "the whole job on a laptop, in minutes"),
+    "nano": (_nano, "build the CPU-size world's models"),
+}
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dopd-vl COMMAND [--config FILE] [--KEY VALUE ...] [--print_config]",
+            "",
+            "On-policy distillation of Qwen3 and Qwen3-VL students with privileged information (arXiv 2606.30626).",
+            "",
+            *lines,
+            "",
+            "dopd-vl COMMAND --help lists a command's keys.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""`dopd-vl quickstart`: privileged data in, a better student out, on a laptop.
+
+The same parts as on a GPU box, one after another: prepare two privileged data sets, score student and teacher, train the
+student by each method, and compare. Stopped at any point, the same command goes on from there.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from dopd_vl.configuration import read_config
+from dopd_vl.errors import UserError
+
+TITLES = {"opd": "vanilla OPD", "dopd": "DOPD"}
+
+
+@dataclass
+class QuickstartConfig:
+    """Prepare data, train a small student by several methods, and compare, in minutes on a CPU."""
+
+    output_dir: str = "runs/quickstart"
+    train_config: str = "configs/vlm/nano.yaml"
+    """the training run that every method shares"""
+    world: Literal["vision", "text"] = "vision"
+    methods: list[str] = field(default_factory=lambda: ["opd", "dopd"])
+    """objectives, by name"""
+    train_size: int = 2000
+    """training examples"""
+    eval_size: int = 240
+    """held-out examples"""
+    steps: int = 150
+    """optimizer steps of each method"""
+    seed: int = 0
+
+
+@dataclass
+class Row:
+    """One line of the result."""
+
+    name: str
+    accuracy: float
+    """held-out, without any privileged input"""
+    privileged_accuracy: float | None
+    """held-out, with it"""
+    entropy: float
+    """nats per response token"""
+    gap_recovered: float | None
+    """of the distance between the untrained student and the teacher"""
+    seconds: float | None
+
+
+def main(argv: Sequence[str]) -> int:
+    config = read_config(QuickstartConfig, argv, "dopd-vl quickstart")
+    from dopd_vl.terminal import quiet_libraries
+
+    quiet_libraries()
+    console = Console()
+    started = time.monotonic()
+    folder = Path(config.output_dir)
+    _same_run(folder, config)
+    rows = run_quickstart(config, console)
+    table = as_table(rows, config)
+    console.print(table)
+    from dopd_vl.files import write_json
+
+    write_json(folder / "summary.json", {"config": asdict(config), "rows": [asdict(row) for row in rows]})
+    console.print(f"took {time.monotonic() - started:.0f} s", highlight=False)
+    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
+    """Do what is not done yet and give the result's rows."""
+    from dopd_vl.evaluation.run import evaluate_model
+    from dopd_vl.nano.source import NanoSource
+    from dopd_vl.training.config import TrainConfig
+    from dopd_vl.training.run import load_examples, run_training
+    from privileged.prepare import PrepareConfig, SourceConfig, prepare
+
+    folder = Path(config.output_dir)
+    for split, size in (("train", config.train_size), ("heldout", config.eval_size)):
+        options: dict[str, Any] = {"world": config.world, "split": split, "size": size, "seed": config.seed}
+        source = SourceConfig(kind="nano", options=options)
+        prepare(PrepareConfig(source=source, output=str(folder / "data" / split)), {"nano": NanoSource})
+
+    def train_config(method: str) -> TrainConfig:
+        run = folder / method
+        overrides = {
+            "output_dir": run,
+            "seed": config.seed,
+            "resume": "true",
+            "data.train": folder / "data" / "train",
+            "data.eval": folder / "data" / "heldout",
+            "objective.name": method,
+            "training.max_steps": config.steps,
+            "training.eval_steps": max(1, config.steps // 5),
+            "training.save_steps": max(1, config.steps // 5),
+        }
+        options = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+        return read_config(TrainConfig, ["--config", config.train_config, *options], "dopd-vl train")
+
+    base = train_config(config.methods[0])
+    loop = base.training
+    teacher_file = folder / "teacher.json"
+    if not teacher_file.exists():
+        held_out = load_examples(str(folder / "data" / "heldout"))
+        scores = {}
+        for variant in loop.eval_variants:
+            title = f"teacher, {variant}"
+            scores[variant], _, _ = evaluate_model(
+                base.model.teacher,
+                held_out,
+                variant,
+                loop.max_completion_length,
+                loop.per_device_eval_batch_size,
+                title=title,
+                console=console,
+            )
+        teacher_file.write_text(json.dumps({variant: s.as_dict() for variant, s in scores.items()}), encoding="utf-8")
+    teacher = json.loads(teacher_file.read_text(encoding="utf-8"))
+
+    privileged = loop.eval_variants[1] if len(loop.eval_variants) > 1 else None
+    rows: list[Row] = []
+    for method in config.methods:
+        began = time.monotonic()
+        result = run_training(train_config(method), title=TITLES.get(method, method), console=console)
+        scored = [row for row in result.metrics if "eval_accuracy" in row]
+        if not rows:
+            rows.append(_row("student before", scored[0], privileged, teacher, None, scored[0]))
+        rows.append(
+            _row(TITLES.get(method, method), scored[-1], privileged, teacher, time.monotonic() - began, scored[0])
+        )
+    rows.append(
+        Row(
+            "teacher",
+            teacher["none"]["accuracy"],
+            teacher[privileged]["accuracy"] if privileged else None,
+            teacher["none"]["entropy"],
+            None,
+            None,
+        )
+    )
+    return rows
+
+
+def _row(
+    name: str,
+    scored: dict[str, Any],
+    privileged: str | None,
+    teacher: dict[str, Any],
+    seconds: float | None,
+    before: dict[str, Any],
+) -> Row:
+    gap = teacher["none"]["accuracy"] - before["eval_accuracy"]
+    recovered = (scored["eval_accuracy"] - before["eval_accuracy"]) / gap if gap > 0 else None
+    return Row(
+        name,
+        scored["eval_accuracy"],
+        scored[f"eval_{privileged}_accuracy"] if privileged else None,
+        scored["eval_entropy"],
+        recovered if seconds is not None else None,
+        seconds,
+    )
+
+
+def as_table(rows: Sequence[Row], config: QuickstartConfig) -> Table:
+    """The result as a table for the terminal."""
+    what = "images" if config.world == "vision" else "problems"
+    table = Table(title=f"{config.eval_size} held-out {what}, {config.steps} steps a method, seed {config.seed}")
+    table.add_column("")
+    for heading in ("accuracy", "with privileged input", "entropy (nats)", "gap recovered", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.accuracy:.1%}",
+            "" if row.privileged_accuracy is None else f"{row.privileged_accuracy:.1%}",
+            f"{row.entropy:.2f}",
+            "" if row.gap_recovered is None else f"{row.gap_recovered:+.0%}",
+            "" if row.seconds is None else f"{row.seconds:.0f}",
+        )
+    return table
+
+
+def _same_run(folder: Path, config: QuickstartConfig) -> None:
+    """A folder belongs to one set of settings."""
+    from dopd_vl.configuration import as_yaml
+    from dopd_vl.files import write_text
+
+    file = folder / "quickstart.yaml"
+    text = as_yaml(config)
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise UserError(f"output_dir: {folder} holds a quickstart with other settings; give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error

@@ -1,0 +1,22 @@
+"""`dopd-vl train`: distil a teacher into a student."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from dopd_vl.configuration import read_config
+from dopd_vl.training.config import TrainConfig
+
+
+def main(argv: Sequence[str]) -> int:
+    config = read_config(TrainConfig, argv, "dopd-vl train")
+    from dopd_vl.training.run import run_training  # torch and TRL: only once the configuration is sound
+
+    console = Console()
+    result = run_training(config, console=console)
+    scores = [row["eval_accuracy"] for row in result.metrics if "eval_accuracy" in row]
+    if scores:
+        console.print(f"held-out accuracy {scores[0]:.1%} before, {scores[-1]:.1%} after", highlight=False)
+    console.print(f"student: {result.student}", highlight=False, soft_wrap=True)
+    console.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)
+    return 0

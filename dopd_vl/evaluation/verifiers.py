@@ -1,0 +1,106 @@
+"""Is a response right? One small function per kind of task, named by a data set's `task` column."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+_ANSWER = re.compile(r"answer\s*(?:is)?\s*[:=]?\s*", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{")
+_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_OPTION = re.compile(r"(?<![A-Za-z])\(?([A-Za-z])\)?(?![A-Za-z])")
+
+
+def final_answer(response: str) -> str:
+    """What a response gives as its answer: the last `\\boxed{...}`, else what follows the last "Answer:", else its last line.
+
+    >>> final_answer("I read 3 and 5. 3+5=8. Answer: 8")
+    '8'
+    """
+    boxed = list(_BOXED.finditer(response))
+    if boxed:
+        return _balanced(response, boxed[-1].end())
+    stated = list(_ANSWER.finditer(response))
+    if stated:
+        return response[stated[-1].end() :].strip().split("\n")[0].strip().rstrip(".").strip("*` ")
+    lines = [line for line in response.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
+
+
+def verify_exact(response: str, answer: str) -> bool:
+    """The same text, but for case, surrounding space and a final full stop."""
+    return _normalise(final_answer(response)) == _normalise(answer)
+
+
+def verify_number(response: str, answer: str, tolerance: float = 1e-6) -> bool:
+    """The last number of the final answer equals the last number of `answer`, within a relative tolerance.
+
+    >>> verify_number("Answer: 1,024", "1024")
+    True
+    """
+    given, wanted = _last_number(final_answer(response)), _last_number(answer)
+    if given is None or wanted is None:
+        return False
+    return abs(given - wanted) <= tolerance * max(1.0, abs(wanted))
+
+
+def verify_choice(response: str, answer: str) -> bool:
+    """The first free-standing option letter of the final answer is that of `answer`; words are compared whole."""
+    given = final_answer(response)
+    if len(_normalise(answer).strip("()")) != 1:
+        return _normalise(given) == _normalise(answer)
+    letter = _OPTION.search(given)
+    return letter is not None and letter.group(1).lower() == _normalise(answer).strip("()")
+
+
+def verify_math(response: str, answer: str) -> bool:
+    """Mathematically equal, judged by math-verify. Its time limits need the main thread's signals, so they are off."""
+    parse, verify = _math_verify()
+    gold = parse(f"${answer}$", parsing_timeout=None)
+    return bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None))
+
+
+Verifier = Callable[[str, str], bool]
+
+VERIFIERS: dict[str, Verifier] = {
+    "exact": verify_exact,
+    "number": verify_number,
+    "choice": verify_choice,
+    "math": verify_math,
+}
+"""task name -> function of (response, reference answer)"""
+
+
+def verifier_for(task: str) -> Verifier:
+    """The verifier of a task.
+
+    Raises:
+        ValueError: no such task.
+    """
+    if task not in VERIFIERS:
+        raise ValueError(f"no verifier for task {task!r}, known: {', '.join(VERIFIERS)}")
+    return VERIFIERS[task]
+
+
+@lru_cache(maxsize=1)
+def _math_verify() -> tuple[Callable[..., list], Callable[..., bool]]:
+    from math_verify import parse, verify  # brings in sympy: only where mathematics is scored
+
+    return parse, verify
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.strip().rstrip(".").lower().split())
+
+
+def _last_number(text: str) -> float | None:
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _balanced(text: str, start: int) -> str:
+    depth = 1
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start:position].strip()
+    return text[start:].strip()

@@ -1,0 +1,65 @@
+"""What a nano task returns: a question, its answer, worked privileged hints, and the reference response for training."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question. `task` names the verifier; `response` is the reasoning that supervised training imitates."""
+
+    question: str
+    answer: str
+    task: str
+    reasoning: str
+    hints: tuple[str, ...]  # steps without execution: nothing read, no result
+    hints_executed: tuple[str, ...]
+    hint_summary: str
+    wrong_hint: str
+    related: tuple[int, ...] = ()  # vision: the cells that the question needs, in reading order
+    facts: tuple[Any, ...] = field(default=(), repr=False)  # text: what makes this problem itself, whatever its phrasing
+
+    @property
+    def response(self) -> str:
+        return f"{self.reasoning} Answer: {self.answer}"
+
+
+def sum_steps(numbers: Sequence[int]) -> str:
+    """
+    >>> sum_steps([3, 5, 8]), sum_steps([4])
+    ('3+5=8 8+8=16', '4')
+    """
+    if len(numbers) == 1:
+        return str(numbers[0])
+    total, steps = numbers[0], []
+    for number in numbers[1:]:
+        steps.append(f"{total}+{number}={total + number}")
+        total += number
+    return " ".join(steps)
+
+
+def other_number(answer: int, rng: random.Random) -> int:
+    """A near miss, for a wrong hint: not the answer and not negative."""
+    return rng.choice([n for n in range(max(0, answer - 4), answer + 5) if n != answer])
+
+
+def comparison(first: int, second: int) -> tuple[str, str]:
+    """
+    >>> comparison(8, 4), comparison(2, 4), comparison(3, 3)
+    (('8>4', 'A'), ('2<4', 'B'), ('3=3', 'C'))
+    """
+    sign, letter = (">", "A") if first > second else ("<", "B") if first < second else ("=", "C")
+    return f"{first}{sign}{second}", letter
+
+
+def choose_kinds(kinds: Sequence[str] | None, table: dict[str, Callable[..., Any]], world: str) -> list[str]:
+    """The task kinds to draw from: all of the world's, or those asked for, each checked by name."""
+    if kinds is None:
+        return list(table)
+    unknown = [kind for kind in kinds if kind not in table]
+    if unknown or not kinds:
+        named = f"unknown task {unknown[0]!r}" if unknown else "an empty list of tasks"
+        raise ValueError(f"nano {world} world: {named}; choose from {', '.join(table)}")
+    return list(kinds)

@@ -1,0 +1,158 @@
+"""Supervised training of the nano families: prompts exactly as `dopd_vl.views` shows them, loss on the response alone."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from dopd_vl.nano.source import NanoSource
+from dopd_vl.views import View, ViewProcessor
+from privileged import VARIANTS
+
+# What a training prompt shows. Never a wrong hint, which would teach to distrust hints, and never a degraded image, which
+# would teach to make digits up: those two are for controls.
+MIXTURES: dict[str, dict[str, float]] = {
+    "vision": {
+        "none": 0.45,
+        "box_label": 0.25,
+        "box_caption": 0.03,
+        "box_only": 0.03,
+        "box_drawn": 0.05,
+        "evidence_crop": 0.03,
+        "caption": 0.04,
+        "hints": 0.04,
+        "hints_executed": 0.03,
+        "hint_summary": 0.03,
+        "final_answer": 0.02,
+    },
+    "text": {"none": 0.45, "hints": 0.25, "hints_executed": 0.1, "hint_summary": 0.1, "final_answer": 0.1},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One supervised run. A student is the same recipe with fewer steps."""
+
+    steps: int
+    rows: int = 16_000  # made once, then shuffled anew for every epoch: making a view takes as long as training on it
+    plain_share: float = 0.5  # looking is learnt slowly, from short prompts; reading boxes at once, from long ones
+    batch: int = 32
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.01
+    warmup: int = 50
+    micro_batch: int = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `train` reports after an update; loss in nats per response token."""
+
+    number: int
+    loss: float
+    learning_rate: float
+    examples_per_second: float
+
+
+Row = tuple[View, list[int]]
+
+
+def make_rows(
+    source: NanoSource, views: ViewProcessor, mixture: Mapping[str, float], seed: int, on_row: Callable[[], None] = lambda: None
+) -> tuple[list[Row], list[Row]]:
+    """Every record of a source in a variant drawn by (seed, its index): (rows without privilege, rows with some)."""
+    plain, privileged = [], []
+    for index in range(len(source)):
+        record, response = source.record_and_response(index)
+        rng = random.Random(f"{seed}/{index}")
+        variant = rng.choices(list(mixture), list(mixture.values()))[0]
+        if VARIANTS[variant].missing(record) is not None:
+            raise ValueError(f"record {record['id']!r} cannot be shown in variant {variant!r}: change the mixture")
+        row = views.view(record, variant), response_ids(response, views)
+        (plain if variant == "none" else privileged).append(row)
+        on_row()
+    return plain, privileged
+
+
+def response_ids(response: str, views: ViewProcessor) -> list[int]:
+    """A response's tokens, ended as a chat turn ends."""
+    return [*views.tokenizer(response, add_special_tokens=False)["input_ids"], views.tokenizer.eos_token_id]
+
+
+def train(
+    model: PreTrainedModel,
+    rows: tuple[list[Row], list[Row]],
+    views: ViewProcessor,
+    recipe: Recipe,
+    seed: int,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Train in place: AdamW, cosine to zero after a warm-up, gradients clipped to norm 1.
+
+    The first `plain_share` of the steps sees `rows[0]` alone, the others all rows.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+    model.train()
+    start = time.monotonic()
+    for number, batch in enumerate(_batches(rows, recipe, seed), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * schedule(number, recipe)
+        loss = sum(_backward(model, micro, tokens, views) for micro, tokens in _micro_batches(batch, recipe))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        speed = number * recipe.batch / (time.monotonic() - start)
+        on_step(Step(number, loss, optimizer.param_groups[0]["lr"], speed))
+
+
+def schedule(number: int, recipe: Recipe) -> float:
+    """The share of the learning rate at update `number` (from 1): a linear warm-up, then a cosine to zero."""
+    if number < recipe.warmup:
+        return number / recipe.warmup
+    return 0.5 * (1 + math.cos(math.pi * (number - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
+
+
+def _batches(rows: tuple[list[Row], list[Row]], recipe: Recipe, seed: int) -> Iterator[list[Row]]:
+    plain_steps = round(recipe.plain_share * recipe.steps)
+    yield from _shuffled(rows[0], recipe.batch, plain_steps, random.Random(f"plain/{seed}"))
+    yield from _shuffled([*rows[0], *rows[1]], recipe.batch, recipe.steps - plain_steps, random.Random(f"all/{seed}"))
+
+
+def _shuffled(rows: Sequence[Row], batch: int, steps: int, rng: random.Random) -> Iterator[list[Row]]:
+    """`steps` batches, every row once before any comes again."""
+    queue: list[int] = []
+    for _ in range(steps):
+        while len(queue) < batch:
+            queue = [*rng.sample(range(len(rows)), len(rows)), *queue]
+        yield [rows[queue.pop()] for _ in range(batch)]
+
+
+def _micro_batches(batch: list[Row], recipe: Recipe) -> Iterator[tuple[list[Row], int]]:
+    """Rows of like length together, since a prompt with boxes is five times as long as one without."""
+    tokens = sum(len(ids) for _, ids in batch)
+    batch = sorted(batch, key=lambda row: len(row[0].prompt_ids))
+    for start in range(0, len(batch), recipe.micro_batch):
+        yield batch[start : start + recipe.micro_batch], tokens
+
+
+def _backward(model: PreTrainedModel, micro: Sequence[Row], batch_tokens: int, views: ViewProcessor) -> float:
+    loss = response_loss(model, micro, views) / batch_tokens
+    loss.backward()
+    return loss.item()
+
+
+def response_loss(model: PreTrainedModel, rows: Sequence[Row], views: ViewProcessor) -> Tensor:
+    """The summed cross-entropy of the response tokens of `rows`, in nats."""
+    prompts, responses = zip(*rows, strict=True)
+    inputs = views.collate(prompts, responses, views.tokenizer.pad_token_id)
+    longest = max(len(ids) for ids in responses)
+    targets = torch.tensor([[*ids, *[-100] * (longest - len(ids))] for ids in responses])
+    logits = model(**inputs, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")

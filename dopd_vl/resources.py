@@ -1,0 +1,43 @@
+"""Files that ship with the toolkit, found alike in a checkout (beside the package) and in an installed copy (inside it)."""
+
+from pathlib import Path
+
+from dopd_vl.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+NANO_PREFIX = "nano:"
+
+
+def shipped(relative: str) -> Path:
+    """Path of a shipped file or folder, e.g. `configs/quickstart.yaml` or `data/nano`; it may not exist."""
+    installed = _PACKAGE / relative
+    return installed if installed.exists() else _PACKAGE.parent / relative
+
+
+def find_config(name: str) -> Path:
+    """A configuration by path, or by its name among the shipped ones: `configs/quickstart.yaml` works anywhere.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    candidates = [Path(name), shipped(name), shipped(f"configs/{name}"), shipped(f"configs/{name}.yaml")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(f"--config: no file {name!r} here or among the shipped configs in {shipped('configs')}")
+
+
+def find_model(name: str) -> str:
+    """Resolve `nano:NAME` to the shipped model's folder; any other name is a folder or a hub id and stays as it is.
+
+    Raises:
+        UserError: no shipped model has that name.
+    """
+    if not name.startswith(NANO_PREFIX):
+        return name
+    models = shipped("data/nano/models")
+    folder = models / name.removeprefix(NANO_PREFIX)
+    if not (folder / "config.json").is_file():
+        known = sorted(path.parent.name for path in models.glob("*/config.json"))
+        raise UserError(f"no shipped model {name!r}, known: {', '.join(NANO_PREFIX + k for k in known)}")
+    return str(folder)

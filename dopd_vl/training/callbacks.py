@@ -1,0 +1,177 @@
+"""What a run leaves in its folder and shows on the terminal."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dopd_vl.files import append_jsonl, read_jsonl, write_json, write_jsonl
+
+METRICS_FILE = "metrics.jsonl"
+ROLLOUTS_FILE = "rollouts.jsonl"
+REFUSED_FILE = "refused.jsonl"
+BEST_FOLDER = "best"
+COMPLETE_FILE = "complete.json"
+"""Written into a checkpoint after everything else in it: without it a checkpoint is not whole."""
+
+_TIMINGS = ("step_time", "runtime", "per_second", "total_flos")
+
+
+class RunFolder(TrainerCallback):
+    """Keeps `metrics.jsonl`, `rollouts.jsonl`, `refused.jsonl`, the best student and the mark of whole checkpoints."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.trainer: Any = None
+        self.best: float | None = None
+        self._refusals_written = 0
+
+    def attach(self, trainer: Any) -> None:
+        """Give the callback its trainer, for rollouts and for saving the best student."""
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        for name in (METRICS_FILE, ROLLOUTS_FILE):
+            _keep_up_to(self.folder / name, state.global_step)
+        scores = [r["eval_accuracy"] for r in read_jsonl(self.folder / METRICS_FILE) if "eval_accuracy" in r]
+        self.best = max(scores, default=None)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        metrics = {k: v for k, v in logs.items() if not any(word in k for word in _TIMINGS)}
+        if set(metrics) - {"epoch", "train_loss"}:
+            append_jsonl(self.folder / METRICS_FILE, [{"step": state.global_step, **metrics}])
+        kept = [{"step": state.global_step, **record} for record in self.trainer.kept_rollouts]
+        if kept and "loss" in logs:
+            append_jsonl(self.folder / ROLLOUTS_FILE, kept)
+        refusals = self.trainer.refusals[self._refusals_written :]
+        if refusals:
+            rows = [{"step": state.global_step, "id": r.id, "reason": r.reason} for r in refusals]
+            append_jsonl(self.folder / REFUSED_FILE, rows)
+            self._refusals_written += len(refusals)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        accuracy = (metrics or {}).get("eval_accuracy")
+        if accuracy is None or (self.best is not None and accuracy <= self.best):
+            return
+        self.best = accuracy
+        save_whole(self.trainer, self.folder / BEST_FOLDER, {"step": state.global_step, "eval_accuracy": accuracy})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            checkpoint = self.folder / f"checkpoint-{state.global_step}"
+            write_json(checkpoint / COMPLETE_FILE, {"step": state.global_step})
+
+
+def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Save the student and its processor so that `folder` is either the old one or a whole new one."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    trainer.save_model(str(partial))
+    if trainer.accelerator.is_main_process:
+        write_json(partial / "dopd.json", facts)
+        if folder.exists():
+            stale = folder.with_name(f".{folder.name}.stale")
+            shutil.rmtree(stale, ignore_errors=True)
+            folder.rename(stale)
+            partial.rename(folder)
+            shutil.rmtree(stale)
+        else:
+            partial.rename(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were saved to their end, oldest first."""
+    found = [
+        p for p in folder.glob("checkpoint-*") if p.name.split("-")[-1].isdigit() and (p / COMPLETE_FILE).is_file()
+    ]
+    return sorted(found, key=lambda p: int(p.name.split("-")[-1]))
+
+
+class ProgressBar(TrainerCallback):
+    """One line a run: step, rate, loss, accuracy, time left. Plain lines where there is no terminal."""
+
+    def __init__(self, title: str, console: Console | None = None):
+        self.title = title
+        self.console = console or Console()
+        self._progress: Progress | None = None
+        self._facts: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task(self.title, total=state.max_steps, completed=state.global_step, facts="")
+        self._progress.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._progress is None or not logs:
+            return
+        shown = {
+            "loss": "loss {:.3f}",
+            "rollout_accuracy": "rollouts {:.0%}",
+            "eval_accuracy": "held-out {:.1%}",
+            "step_time": "{:.2f} s/step",
+        }
+        for key, form in shown.items():
+            if logs.get(key) is not None:
+                self._facts[key] = form.format(float(logs[key]))
+        facts = "  ".join(self._facts[key] for key in shown if key in self._facts)
+        self._progress.update(self._task, completed=state.global_step, facts=facts)
+        if not self.console.is_terminal and "eval_accuracy" in logs:
+            self.console.print(f"{self.title}  step {state.global_step}/{state.max_steps}  {facts}", highlight=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _keep_up_to(path: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint that a run goes on from."""
+    if path.exists():
+        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])

@@ -1,0 +1,121 @@
+"""The keys of `dopd-vl train --config FILE`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+DEFAULT_VARIANT = "default"
+"""The variant that fits an example: boxes with labels where it has any, else step-wise hints (the paper's choices)."""
+
+
+@dataclass
+class LoraSettings:
+    """LoRA (arXiv 2106.09685) through peft; full fine-tuning without it."""
+
+    r: int = 32
+    """rank"""
+    alpha: int = 64
+    dropout: float = 0.0
+    target_modules: str = "all-linear"
+    """module names, comma-separated, or "all-linear" """
+
+
+@dataclass
+class ModelSettings:
+    """The student and its teacher: folders, hub ids, or `nano:NAME` for the shipped CPU-size models."""
+
+    student: str = "nano:vision-student"
+    teacher: str = "nano:vision-teacher"
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """"auto": bfloat16 on a GPU, float32 on a CPU. The student's weights are float32, with bf16 autocast on a GPU"""
+    attn_implementation: str | None = None
+    """e.g. "sdpa" or "flash_attention_2" """
+    trust_remote_code: bool = False
+    """run Python code that a model folder brings along"""
+    lora: LoraSettings | None = None
+
+
+@dataclass
+class DataSettings:
+    """Privileged data sets, as `dopd-vl prepare` writes them."""
+
+    train: str = ""
+    """folder"""
+    eval: str | None = None
+    """folder of held-out examples, scored while training"""
+    eval_size: int | None = None
+    """how many of them, from the front; all by default"""
+    max_prompt_length: int | None = None
+    """tokens, of any view; an example with a longer prompt is passed over, never cut"""
+
+
+@dataclass
+class PrivilegeSettings:
+    """What the privileged views show; the student that learns never sees any of it."""
+
+    teacher_variant: str = DEFAULT_VARIANT
+    """"default": boxes with labels where an example has any, else step-wise hints"""
+    student_variant: str = DEFAULT_VARIANT
+
+
+@dataclass
+class ObjectiveSettings:
+    """What is taught."""
+
+    name: str = "dopd"
+    """a name in `dopd_vl.objectives.OBJECTIVES`"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """fields of that objective, e.g. beta_light for dopd"""
+
+
+@dataclass
+class LoopSettings:
+    """The training loop. A step is one optimizer step: per_device_train_batch_size * gradient_accumulation_steps rollouts
+    on each device."""
+
+    max_steps: int = 200
+    learning_rate: float = 5e-6
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    num_generations: int = 4
+    """rollouts per prompt"""
+    max_completion_length: int = 2048
+    """tokens"""
+    temperature: float = 1.0
+    """of the rollouts"""
+    gradient_checkpointing: bool = True
+    bf16: bool | None = None
+    """default: on where the GPU has it"""
+    logging_steps: int = 1
+    eval_steps: int = 50
+    save_steps: int = 50
+    save_total_limit: int = 2
+    """checkpoints to keep; the best one so far is kept apart, in `best/`"""
+    per_device_eval_batch_size: int = 32
+    eval_variants: list[str] = field(default_factory=lambda: ["none"])
+    """what the student sees in evaluations; the first one chooses the best checkpoint"""
+    use_vllm: bool = False
+    """roll out with vLLM; its settings go under `trl`"""
+
+
+@dataclass
+class TrainConfig:
+    """Distil a teacher into a student on the student's own rollouts."""
+
+    output_dir: str = "runs/train"
+    """the run folder: config.yaml, metrics.jsonl, rollouts.jsonl, checkpoints, best/, student/"""
+    seed: int = 0
+    resume: bool = False
+    """go on from the last whole checkpoint of output_dir"""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    privilege: PrivilegeSettings = field(default_factory=PrivilegeSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    training: LoopSettings = field(default_factory=LoopSettings)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """for every view alike, e.g. enable_thinking: false for Qwen3"""
+    trl: dict[str, Any] = field(default_factory=dict)
+    """any other field of `trl.DistillationConfig`, by its name there"""

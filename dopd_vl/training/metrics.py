@@ -1,0 +1,100 @@
+"""What a step logs beyond TRL's own metrics, and the rollouts kept for a person to read."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd_vl.core import Source
+from dopd_vl.core.fused_loss import SampledScores
+from dopd_vl.evaluation.verifiers import VERIFIERS
+from dopd_vl.objectives import Decision
+
+
+class TokenSums:
+    """Sums over response tokens between two logs, as one vector that ranks can add up."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+
+    def add_loss(self, token_loss: Tensor, mask: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Add one slice: `token_loss`, `mask` and every part `[B, N]`."""
+        self._sums["tokens"] += mask.sum().item()
+        self._sums["loss"] += token_loss.sum().item()
+        for name, part in parts.items():
+            self._sums[f"tokens/{name}"] += part.sum().item()
+            self._sums[f"loss/{name}"] += token_loss[part].sum().item()
+
+    def add(self, name: str, total: float) -> None:
+        """Add to a quantity whose mean per response token is logged as `name`."""
+        self._sums[f"mean/{name}"] += total
+
+    def vector(self) -> tuple[list[str], list[float]]:
+        """Names (the same on every rank that saw the same parts) and sums."""
+        names = sorted(self._sums)
+        return names, [self._sums[name] for name in names]
+
+    def clear(self) -> None:
+        self._sums.clear()
+
+
+def token_metrics(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
+    """Shares of tokens and of loss per part, and means per token, from summed `TokenSums`."""
+    total = dict(zip(names, sums, strict=True))
+    tokens, loss = total.get("tokens", 0.0), total.get("loss", 0.0)
+    metrics: dict[str, float] = {}
+    for name, value in total.items():
+        kind, _, part = name.partition("/")
+        if not part:
+            continue
+        if kind == "tokens":
+            metrics[f"token_share/{part}"] = value / tokens if tokens else 0.0
+        elif kind == "loss":
+            metrics[f"loss_share/{part}"] = value / loss if loss else 0.0
+        else:
+            metrics[part] = value / tokens if tokens else 0.0
+    if tokens:
+        metrics["token_loss"] = loss / tokens
+    return metrics
+
+
+def is_correct(example: Mapping[str, Any], response: str) -> bool | None:
+    """The verdict of the example's verifier, None where its task has none."""
+    verifier = VERIFIERS.get(str(example.get("task")))
+    return None if verifier is None else bool(verifier(response, str(example["answer"])))
+
+
+def rollout_records(
+    examples: Sequence[Mapping[str, Any]],
+    responses: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    correct: Sequence[bool | None],
+    policies: Mapping[Source, SampledScores],
+    decision: Decision,
+    tokenizer: Any,
+    count: int,
+) -> list[dict[str, Any]]:
+    """The first `count` rollouts of a batch with everything that was decided about each of their tokens."""
+    records = []
+    for b in range(min(count, len(responses))):
+        length = len(responses[b])
+
+        def row(values: Tensor, b: int = b, length: int = length) -> list[float]:
+            kept = values[b, :length].tolist()
+            return [round(v, 4) if isinstance(v, float) else v for v in kept]
+
+        records.append(
+            {
+                "id": str(examples[b]["id"]),
+                "response": texts[b],
+                "correct": correct[b],
+                "answer": examples[b].get("answer"),
+                "tokens": [tokenizer.decode([token]) for token in responses[b]],
+                "logp": {str(source): row(scores.logp) for source, scores in policies.items()},
+                **{name: row(values) for name, values in decision.per_token.items()},
+                "weight": row(torch.stack([term.weight for term in decision.plan.terms]).sum(0)),
+            }
+        )
+    return records

@@ -1,0 +1,146 @@
+"""What can be known to be wrong before a model is loaded or a step is run: one clear line each."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from dopd_vl.configuration import settings_of
+from dopd_vl.errors import ConfigurationError, UserError
+from dopd_vl.evaluation.verifiers import VERIFIERS
+from dopd_vl.objectives import OBJECTIVES, Objective
+from dopd_vl.resources import find_model
+from dopd_vl.training.config import ModelSettings, TrainConfig
+from dopd_vl.training.config import DEFAULT_VARIANT
+from dopd_vl.views import VISION_PROCESSORS
+from privileged import VARIANTS
+
+
+def load_config(name: str, key: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a model folder or hub id.
+
+    Raises:
+        UserError: it cannot be found or read; the message names the setting.
+    """
+    path = find_model(name)
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise UserError(f"{key}: no folder {path}")
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{key}: {name!r} is neither a model folder nor a model that can be fetched ({reason})"
+        ) from error
+
+
+def build_objective(config: TrainConfig) -> Objective:
+    """The objective that the configuration names, with its settings checked."""
+    name = config.objective.name
+    if name not in OBJECTIVES:
+        raise ConfigurationError(f"objective.name: unknown objective {name!r}, {_nearest(name, OBJECTIVES)}")
+    return settings_of(OBJECTIVES[name], config.objective.settings, "objective.settings")
+
+
+def check_models(settings: ModelSettings) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """Configurations of student and teacher, which must share vocabulary and token ids."""
+    student = load_config(settings.student, "model.student", settings.trust_remote_code)
+    teacher = load_config(settings.teacher, "model.teacher", settings.trust_remote_code)
+    sizes = [config.get_text_config().vocab_size for config in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"model.teacher: its vocabulary has {sizes[1]} entries, the student's {sizes[0]}; distillation compares whole "
+            "distributions, so both must be equal (some families pad the vocabulary differently from size to size)"
+        )
+    ids = [_token_ids(find_model(name), settings.trust_remote_code) for name in (settings.student, settings.teacher)]
+    if ids[0] is not None and ids[1] is not None and ids[0] != ids[1]:
+        raise UserError("model.teacher: its tokenizer gives tokens other ids than the student's; they must be the same")
+    return student, teacher
+
+
+def check_data(dataset: Dataset, key: str, configs: Mapping[str, PreTrainedConfig]) -> None:
+    """The data must be readable by both models and scorable."""
+    if len(dataset) == 0:
+        raise UserError(f"{key}: the data set is empty")
+    unknown = sorted(set(dataset.unique("task")) - set(VERIFIERS))
+    if unknown:
+        raise UserError(f"{key}: no verifier for task {unknown[0]!r}, known: {', '.join(VERIFIERS)}")
+    with_images = _first_with_images(dataset)
+    for role, config in configs.items():
+        if with_images is not None and config.model_type not in VISION_PROCESSORS:
+            raise UserError(
+                f"{key}: example {with_images!r} has images, but model.{role} is a text-only model "
+                f"({config.model_type}); use a vision-language model or a text data set"
+            )
+
+
+def check_variants(config: TrainConfig) -> None:
+    """Every variant named in the configuration must exist."""
+    named = {
+        "privilege.teacher_variant": [config.privilege.teacher_variant],
+        "privilege.student_variant": [config.privilege.student_variant],
+        "training.eval_variants": config.training.eval_variants,
+    }
+    for key, variants in named.items():
+        for variant in variants:
+            if variant != DEFAULT_VARIANT and variant not in VARIANTS:
+                known = [DEFAULT_VARIANT, *VARIANTS]
+                raise ConfigurationError(f"{key}: unknown variant {variant!r}, {_nearest(variant, known)}")
+
+
+def check_device(config: TrainConfig) -> None:
+    """Settings that only a GPU has are refused on a CPU."""
+    wants = {
+        "training.use_vllm": config.training.use_vllm and config.trl.get("vllm_mode", "colocate") == "colocate",
+        "training.bf16": bool(config.training.bf16),
+        "trl.fp16": bool(config.trl.get("fp16")),
+        "model.attn_implementation": str(config.model.attn_implementation or "").startswith("flash"),
+        "trl.optim": "8bit" in str(config.trl.get("optim", "")) or "paged" in str(config.trl.get("optim", "")),
+    }
+    if not torch.cuda.is_available():
+        for key, wanted in wants.items():
+            if wanted:
+                raise UserError(f"{key}: needs a GPU, and none is visible here")
+    if config.training.use_vllm and importlib.util.find_spec("vllm") is None:
+        raise UserError("training.use_vllm: vLLM is not installed; pip install 'dopd-vl[vllm]'")
+
+
+def check_trl_fields(fields: Mapping[str, Any], own: Iterable[str], known: type) -> None:
+    """`trl:` takes fields of TRL's configuration that have no key of their own here."""
+    names = [f.name for f in dataclasses.fields(known) if f.init]
+    for name in fields:
+        if name in own:
+            raise ConfigurationError(f"trl.{name}: has a key of its own in this configuration; set it there")
+        if name not in names:
+            raise ConfigurationError(f"trl.{name}: unknown field of trl.DistillationConfig, {_nearest(name, names)}")
+
+
+def _first_with_images(dataset: Dataset) -> str | None:
+    """The id of the first example with an image, without decoding any."""
+    if "images" not in dataset.column_names:
+        return None
+    table = dataset.select_columns(["id", "images"]).with_format("arrow")
+    for batch in table.iter(batch_size=1000):
+        counts = batch["images"].combine_chunks().value_lengths().to_pylist()
+        for identifier, count in zip(batch["id"].to_pylist(), counts, strict=True):
+            if count:
+                return str(identifier)
+    return None
+
+
+def _token_ids(name: str, trust_remote_code: bool) -> dict[str, int] | None:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code).get_vocab()
+    except (OSError, ValueError):  # a teacher folder without a tokenizer: its vocabulary size was compared
+        return None
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

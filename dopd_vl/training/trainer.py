@@ -1,0 +1,387 @@
+"""The trainer: TRL's distillation trainer with views, scoring before learning, and any plan. The only file that knows TRL.
+
+What is TRL's stays TRL's: the loop, rollouts (transformers or vLLM), DDP / FSDP2 / DeepSpeed, LoRA, checkpoints, loggers.
+Overridden seams, each pinned by a test:
+
+    _set_signature_columns_if_needed   keep every column of a privileged data set
+    _get_train_sampler                 n rollouts of a prompt side by side
+    _tokenize_prompts                  the rollout's prompt is the plain view, not a second rendering of it
+    _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
+    _compute_loss                      one slice of it: the student's forward pass against the plan
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl import DistillationConfig, DistillationTrainer
+from trl.trainer.utils import RepeatSampler
+
+from dopd_vl.core import Plan, Projection, Source, fused_plan_loss, item_count, score_sampled, token_scale
+from dopd_vl.core.fused_loss import DEFAULT_CHUNK_SIZE, SampledScores
+from dopd_vl.evaluation.accuracy import forget_image_positions, image_token_ids, predict, summarise, to_device
+from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
+from dopd_vl.training.metrics import TokenSums, is_correct, rollout_records, token_metrics
+from dopd_vl.training.config import DEFAULT_VARIANT
+from dopd_vl.training.rollouts import Refusal, ViewRenderer, pad_responses, render_batch
+from dopd_vl.views import View, ViewProcessor, processor_for
+
+PLAIN_STUDENT = Source("student", "plain")
+
+
+@dataclass
+class DopdConfig(DistillationConfig):
+    """TRL's `DistillationConfig` with what privileged distillation adds.
+
+    `beta` has no effect: the divergence is the objective's. `temperature` is that of sampling alone; distributions are
+    compared at temperature 1. `bf16` defaults to on where there is a GPU and off elsewhere.
+    """
+
+    num_generations: int = field(default=1, metadata={"help": "Rollouts per prompt."})
+    teacher_variant: str = field(
+        default=DEFAULT_VARIANT, metadata={"help": "Variant of the privileged input that the teacher sees."}
+    )
+    student_variant: str = field(
+        default=DEFAULT_VARIANT, metadata={"help": "Variant of the privileged input that the privileged student sees."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Longest prompt in tokens, of any view; a longer one is refused, never cut."}
+    )
+    scoring_batch_size: int | None = field(
+        default=None, metadata={"help": "Sequences per scoring forward pass. Default: per_device_train_batch_size."}
+    )
+    logits_chunk_size: int = field(
+        default=DEFAULT_CHUNK_SIZE, metadata={"help": "Response tokens projected to the vocabulary at a time."}
+    )
+    logged_top_k: int = field(default=128, metadata={"help": "K of the logged Top-K mass of the student."})
+    rollouts_to_keep: int = field(default=8, metadata={"help": "Rollouts kept, with their routing, at each log."})
+    eval_variants: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "What the student sees in evaluations; the first one's accuracy is `eval_accuracy`."},
+    )
+    eval_max_completion_length: int | None = field(
+        default=None, metadata={"help": "Longest response in evaluations, tokens. Default: max_completion_length."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
+        if self.num_generations < 1:
+            raise ValueError(f"num_generations={self.num_generations} must be at least 1")
+        rollouts = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if rollouts % self.num_generations:
+            raise ValueError(
+                f"num_generations={self.num_generations} does not divide the {rollouts} rollouts of a step on one device "
+                "(per_device_train_batch_size * gradient_accumulation_steps)"
+            )
+        super().__post_init__()
+
+
+class DopdTrainer(DistillationTrainer):
+    """Distils a teacher into a student on the student's own rollouts, by any objective.
+
+    Args:
+        model: the student, as TRL takes it: a folder, a hub id or a model.
+        teacher_model: the larger, frozen teacher, likewise. Its vocabulary must be the student's.
+        args: a `DopdConfig`.
+        train_dataset: a privileged data set (columns `id`, `prompt`, `images`, `answer`, `task`, `privileged`, ...).
+        eval_dataset: another, scored by its tasks' verifiers at each evaluation.
+        objective: what is taught; default `Dopd()`. Any object with `sources` and `decide`.
+        view_processor: renders examples for these models; default: chosen by the student's own config.
+
+    Everything else is passed to `trl.DistillationTrainer`.
+    """
+
+    _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - TRL's own form
+    _name = "DOPD"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        teacher_model: str | PreTrainedModel | None = None,
+        args: DopdConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        objective: Objective | None = None,
+        view_processor: ViewProcessor | None = None,
+        **kwargs: Any,
+    ):
+        args = args or DopdConfig("dopd-output")
+        if processing_class is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            processing_class = AutoProcessor.from_pretrained(
+                name, padding_side="left", trust_remote_code=args.trust_remote_code
+            )
+        self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
+        super().__init__(
+            model=model,
+            teacher_model=teacher_model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        config = self.accelerator.unwrap_model(self.model).config
+        self.views = view_processor or processor_for(
+            config, processing_class, args.max_prompt_length, args.chat_template_kwargs
+        )
+        self.renderer = ViewRenderer(self.views, {"teacher": args.teacher_variant, "student": args.student_variant})
+        self._forbid_tokens(image_token_ids(config))
+        for policy in ("student", "teacher"):
+            _refuse_scaled_logits(self._policy(policy)[1].config, policy)
+        self.refusals: list[Refusal] = []
+        self.kept_rollouts: list[dict[str, Any]] = []
+        self._decision: Decision | None = None
+        self._sums = TokenSums()
+
+    # ---- one optimizer step: views, rollouts, scores, plan ----------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        siblings = self.args.num_generations
+        sources = self.objective.sources()
+        rendered = render_batch(self.renderer, inputs, [PLAIN_STUDENT, *sources], siblings)
+        self.refusals += rendered.refusals
+        plain_views = rendered.views[PLAIN_STUDENT]
+        forget_image_positions(self.accelerator.unwrap_model(self.model))
+        _, responses, _, _, _ = self._generate(plain_views)
+        device = self.accelerator.device
+        response_ids, response_mask = (t.to(device) for t in pad_responses(responses, self._tokenizer.pad_token_id))
+        response_mask &= rendered.usable.to(device)[:, None]
+
+        policies: dict[Source, SampledScores] = {}
+        hidden: dict[Source, Tensor] = {}
+        for source in sources:
+            hidden[source] = self._response_hidden_states(source.policy, rendered.views[source], responses)
+            policies[source] = score_sampled(
+                self._projection(source, hidden[source]),
+                response_ids,
+                response_mask,
+                self.args.logged_top_k,
+                self.args.logits_chunk_size,
+            )
+        group = torch.arange(len(inputs), device=device) // siblings
+        decision = self.objective.decide(Scores(policies, response_ids, response_mask, group))
+        self._decision = decision
+        self._log_rollouts(inputs, responses, policies, decision, rendered.usable)
+
+        reduction = decision.plan.reduction
+        count = self.accelerator.gather(item_count(response_mask, reduction)).sum()
+        return {
+            "completion_ids": response_ids,
+            "completion_mask": response_mask,
+            "views": plain_views,
+            "token_scale": token_scale(response_mask, reduction),
+            "weights": torch.stack([term.weight for term in decision.plan.terms], dim=1),
+            "parts": torch.stack(list(decision.parts.values()), dim=1) if decision.parts else None,
+            **{f"hidden/{source}": hidden[source] for source in decision.plan.sources()},
+            "num_items_in_batch": count,
+        }
+
+    @torch.no_grad()
+    def _response_hidden_states(self, policy: str, views: Sequence[View], responses: list[list[int]]) -> Tensor:
+        """Hidden states `[B, N, H]` that predict the response tokens, of a policy as a constant (dropout off)."""
+        wrapped, unwrapped = self._policy(policy)
+        was_training = wrapped.training
+        wrapped.eval()
+        size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
+        length = max(len(ids) for ids in responses)
+        # Sequences of like length share a forward pass, so that little of it is padding.
+        order = sorted(range(len(views)), key=lambda b: len(views[b].prompt_ids) + len(responses[b]))
+        result: Tensor | None = None
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            with self.compute_loss_context_manager():
+                hidden = self._forward_redirection(
+                    wrapped,
+                    unwrapped,
+                    self._hidden_states,
+                    unwrapped,
+                    [views[b] for b in rows],
+                    [responses[b] for b in rows],
+                )
+            if result is None:
+                result = hidden.new_zeros(len(views), length, hidden.shape[-1])
+            result[torch.tensor(rows, device=result.device), : hidden.shape[1]] = hidden
+        wrapped.train(was_training)
+        assert result is not None
+        return result
+
+    def _hidden_states(
+        self, unwrapped: PreTrainedModel, views: Sequence[View], responses: Sequence[Sequence[int]]
+    ) -> Tensor:
+        batch = self.views.collate(views, responses, self._tokenizer.pad_token_id)
+        inputs = to_device(batch, self.accelerator.device)
+        length = max(len(ids) for ids in responses)
+        return self._get_last_hidden_state(unwrapped, logits_to_keep=length, **inputs)
+
+    # ---- one slice of it: learning ----------------------------------------------------------------------------------
+
+    def _compute_loss(
+        self, unwrapped_student: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Tensor | int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert self._decision is not None
+        # Columns that only other slices' responses reach are not computed; a refused example keeps one masked token.
+        lengths = inputs["completion_mask"].sum(-1).clamp(min=1).tolist()
+        longest = max(lengths)
+        ids, mask = inputs["completion_ids"][:, :longest], inputs["completion_mask"][:, :longest]
+        responses = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+        hidden = self._hidden_states(unwrapped_student, inputs["views"], responses)
+        student = self._projection(PLAIN_STUDENT, hidden, constant=False)
+        template = self._decision.plan
+        terms = zip(template.terms, inputs["weights"].unbind(1), strict=True)
+        plan = Plan(tuple(replace(term, weight=weight[:, :longest]) for term, weight in terms), template.reduction)
+        sources = {s: self._projection(s, inputs[f"hidden/{s}"][:, :longest]) for s in plan.sources()}
+        token_loss = fused_plan_loss(plan, student, sources, ids, mask, self.args.logits_chunk_size)
+        loss = (token_loss * inputs["token_scale"][:, :longest]).sum() / num_items_in_batch
+
+        scores = score_sampled(
+            Projection(*(t if t is None else t.detach() for t in student)),
+            ids,
+            mask,
+            self.args.logged_top_k,
+            self.args.logits_chunk_size,
+        )
+        parts = inputs["parts"][:, :, :longest].unbind(1) if inputs["parts"] is not None else ()
+        self._sums.add_loss(token_loss.detach(), mask, dict(zip(self._decision.parts, parts, strict=True)))
+        self._sums.add(f"top_{self.args.logged_top_k}_mass/student", scores.top_k_mass.sum().item())
+        return loss, scores.entropy.sum(), mask.sum()
+
+    def _projection(self, source: Source, hidden: Tensor, constant: bool = True) -> Projection:
+        head = self._policy(source.policy)[1].get_output_embeddings()
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if constant:
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        return Projection(hidden, weight, bias)
+
+    def _policy(self, policy: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """The wrapped and the bare model of a policy."""
+        if policy == "student":
+            wrapped = self.model_wrapped
+        elif self.teacher_model is None:
+            raise ValueError(f"objective {self.objective.name!r} needs a teacher_model")
+        else:
+            wrapped = self.teacher_model
+        return wrapped, self.accelerator.unwrap_model(wrapped)
+
+    # ---- logging and evaluation -------------------------------------------------------------------------------------
+
+    def _log_rollouts(
+        self,
+        inputs: list[dict[str, Any]],
+        responses: list[list[int]],
+        policies: dict[Source, SampledScores],
+        decision: Decision,
+        usable: Tensor,
+    ) -> None:
+        metrics = self._metrics["train"]
+        for name, value in decision.values.items():
+            metrics[name].append(value)
+        tokens = max(1, sum(len(ids) for ids in responses))
+        for source, scores in policies.items():
+            metrics[f"entropy/{source}"].append(scores.entropy.sum().item() / tokens)
+            metrics[f"top_{self.args.logged_top_k}_mass/{source}"].append(scores.top_k_mass.sum().item() / tokens)
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        correct = [is_correct(example, text) for example, text in zip(inputs, texts, strict=True)]
+        judged = [verdict for verdict, use in zip(correct, usable.tolist(), strict=True) if use and verdict is not None]
+        if judged:
+            metrics["rollout_accuracy"].append(sum(judged) / len(judged))
+        metrics["refused_examples"].append(float(len(self.refusals)))
+        self.kept_rollouts = rollout_records(
+            inputs, responses, texts, correct, policies, decision, self._tokenizer, self.args.rollouts_to_keep
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            names, sums = self._sums.vector()
+            if names:
+                total = self.accelerator.reduce(torch.tensor(sums, device=self.accelerator.device), reduction="sum")
+                logs = {**logs, **token_metrics(names, total.tolist())}
+            self._sums.clear()
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Greedy accuracy by the tasks' verifiers, on every variant of `eval_variants`; examples are shared among ranks."""
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        model = self.accelerator.unwrap_model(self.model)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = [dataset[i] for i in range(rank, len(dataset), world)]
+        length = self.args.eval_max_completion_length or self.max_completion_length
+        metrics: dict[str, float] = {}
+        for number, variant in enumerate(self.args.eval_variants):
+            predictions, refused = predict(
+                model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
+            )
+            total = summarise(gather_object(predictions), len(gather_object(refused)))
+            prefix = metric_key_prefix if number == 0 else f"{metric_key_prefix}_{variant}"
+            metrics |= {
+                f"{prefix}_accuracy": total.accuracy,
+                f"{prefix}_entropy": total.entropy,
+                f"{prefix}_mean_tokens": total.mean_tokens,
+                f"{prefix}_clipped": total.clipped,
+                **{f"{prefix}_accuracy/{source}": value for source, value in total.by_source.items()},
+            }
+        model.eval()
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- seams of TRL -----------------------------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["id", "prompt", "images", "answer", "task", "source", "privileged"]
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        args = self.args
+        rollouts = args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
+        return RepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=args.num_generations,
+            batch_size=rollouts // args.num_generations,
+            repeat_count=args.gradient_accumulation_steps,
+            shuffle=self.shuffle_dataset,
+            seed=args.seed,
+        )
+
+    def _tokenize_prompts(self, prompts: list[View]) -> tuple[list[list[int]], list | None, dict[str, Any]]:
+        """The plain views' own ids and image features, for `_generate`."""
+        prompt_ids = [view.prompt_ids for view in prompts]
+        batch = self.views.collate(prompts, [[] for _ in prompts], self._tokenizer.pad_token_id)
+        fields: dict[str, Any] = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
+        if "mm_token_type_ids" in fields:
+            fields["mm_token_type_ids"] = [view.mm_token_type_ids or [0] * len(view.prompt_ids) for view in prompts]
+        images = [view.images or None for view in prompts]
+        return prompt_ids, images if any(images) else None, fields
+
+    def _forbid_tokens(self, ids: list[int]) -> None:
+        if not ids:
+            return
+        if self.use_vllm:
+            # vLLM has no suppress_tokens; a bias of -100 is as good.
+            self.vllm_generation.generation_kwargs = {
+                **(self.vllm_generation.generation_kwargs or {}),
+                "logit_bias": {token: -100.0 for token in ids},
+            }
+        else:
+            self.generation_kwargs["suppress_tokens"] = ids
+            self.generation_config.suppress_tokens = ids
+
+
+def _refuse_scaled_logits(config: Any, policy: str) -> None:
+    """The losses read logits as `hidden @ head.T`: a family that scales or caps them would be taught wrongly."""
+    text_config = config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(text_config, name, None)
+        if value is not None and value != 1:
+            raise ValueError(f"the {policy} scales its logits ({name}={value}), which is not supported")

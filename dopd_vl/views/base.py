@@ -1,0 +1,141 @@
+"""What one policy sees: an example and a variant of its privileged input, rendered into model inputs.
+
+Every view ends in the same response tokens, copied by id: `collate` joins prompts and responses without tokenising again.
+To teach the toolkit a new model family, subclass `ViewProcessor` and implement `_encode`; docs/views.md adds one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+
+from dopd_vl.views.messages import split_content
+from privileged import VARIANTS
+from privileged.images import load_image
+
+
+class ViewError(ValueError):
+    """An example cannot be shown to a model; the message names the example and the reason."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One rendered prompt, on the CPU, not padded."""
+
+    prompt_ids: list[int]
+    images: list[Any] = field(default_factory=list)
+    """PIL images as the model's image processor received them, in the order of the prompt"""
+    mm_token_type_ids: list[int] | None = None
+    """per prompt token: 0 text, 1 image"""
+    pixel_values: Tensor | None = None
+    """`[patches, channels * temporal * patch * patch]`"""
+    image_grid_thw: Tensor | None = None
+    """`[images, 3]`, patches along time, height and width"""
+
+
+class ViewProcessor(ABC):
+    """Renders examples for one model family.
+
+    Args:
+        config: the model's own configuration.
+        processing_class: its tokenizer, or processor where it sees images.
+        max_prompt_length: longest prompt in tokens. A longer one is refused, never cut.
+        chat_template_kwargs: passed to the chat template of every view alike, e.g. `{"enable_thinking": False}`; were
+            they to differ between views, the first response token would show a gap that is not there.
+    """
+
+    reads_images = False
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        max_prompt_length: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ):
+        self.config = config
+        self.processing_class = processing_class
+        self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self.max_prompt_length = max_prompt_length
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self._control_tokens = [
+            token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special
+        ]
+
+    def view(self, example: Mapping[str, Any], variant: str = "none") -> View:
+        """Render `example` (columns of a privileged dataset) with the named variant of its privileged input.
+
+        Raises:
+            ViewError: an image cannot be read or is not read by this model, image markers and images differ in number,
+                the prompt holds one of the tokenizer's control tokens, or is longer than `max_prompt_length`.
+            MissingPrivilege: the example lacks what the variant shows (a ValueError too).
+        """
+        name = f"example {example['id']!r}"
+        try:
+            images = [load_image(image).image for image in example.get("images") or []]
+        except ValueError as error:
+            raise ViewError(f"{name}: {error}") from error
+        rendered = VARIANTS[variant].render({**example, "images": images})
+        if rendered.images and not self.reads_images:
+            raise ViewError(
+                f"{name} has {len(rendered.images)} image(s), but a {self.config.model_type} model reads text only: "
+                "use a vision-language model or a data set without images"
+            )
+        for message in rendered.messages:
+            for token in self._control_tokens:
+                if token in message["content"]:
+                    raise ViewError(f"{name}: its prompt holds the control token {token}")
+        try:
+            messages = split_content(rendered.messages, len(rendered.images))
+        except ValueError as error:
+            raise ViewError(f"{name}: {error}") from error
+        view = self._encode(messages, rendered.images)
+        if self.max_prompt_length is not None and len(view.prompt_ids) > self.max_prompt_length:
+            raise ViewError(
+                f"{name}: its prompt in variant {variant!r} has {len(view.prompt_ids)} tokens, more than "
+                f"max_prompt_length={self.max_prompt_length}"
+            )
+        return view
+
+    @abstractmethod
+    def _encode(self, messages: list[dict[str, Any]], images: list[Any]) -> View:
+        """Tokenise messages whose content is a list of `{"type": "text", "text": ...}` and `{"type": "image"}` parts."""
+
+    def collate(
+        self, views: Sequence[View], response_ids: Sequence[Sequence[int]], pad_token_id: int
+    ) -> dict[str, Tensor]:
+        """Model inputs for `views[b]` followed by `response_ids[b]`: prompts left-padded, responses right-padded.
+
+        Response tokens start at the same column in every row: `input_ids.shape[1] - max(len(r) for r in response_ids)`.
+        """
+        if len(views) != len(response_ids):
+            raise ValueError(f"{len(views)} views but {len(response_ids)} responses")
+        prompt_length = max(len(view.prompt_ids) for view in views)
+        response_length = max((len(ids) for ids in response_ids), default=0)
+
+        def padded(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], fill: int) -> Tensor:
+            return torch.tensor(
+                [
+                    [fill] * (prompt_length - len(prompt))
+                    + list(prompt)
+                    + list(response)
+                    + [fill] * (response_length - len(response))
+                    for prompt, response in zip(prompts, responses, strict=True)
+                ],
+                dtype=torch.long,
+            )
+
+        prompts = [view.prompt_ids for view in views]
+        ones = ([[1] * len(prompt) for prompt in prompts], [[1] * len(ids) for ids in response_ids])
+        batch = {"input_ids": padded(prompts, response_ids, pad_token_id), "attention_mask": padded(*ones, fill=0)}
+        pixel_values = [view.pixel_values for view in views if view.pixel_values is not None]
+        if pixel_values:
+            kinds = [view.mm_token_type_ids or [0] * len(view.prompt_ids) for view in views]
+            batch["mm_token_type_ids"] = padded(kinds, [[0] * len(ids) for ids in response_ids], fill=0)
+            batch["pixel_values"] = torch.cat(pixel_values)
+            batch["image_grid_thw"] = torch.cat([v.image_grid_thw for v in views if v.image_grid_thw is not None])
+        return batch

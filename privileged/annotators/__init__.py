@@ -1,0 +1,23 @@
+"""Annotators: what adds privileged information to a raw record.
+
+Here is the interface, and `own`, which takes over the annotations that a source already carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Annotator(Protocol):
+    """Gives the privileged part for a raw record (see `privileged.schema.Privileged`; parts may be left out)."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """Changes whenever the annotations would."""
+        ...
+
+    def annotate(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The privileged struct for one raw record. RecordError when the record cannot be annotated."""
+        ...

@@ -1,0 +1,182 @@
+"""The audit: what is wrong with a record, how grave that is, and the counts of a whole dataset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .boxes import is_empty
+from .errors import ConfigError, nearest
+from .leaks import answer_leaks, executed_step, same_answer
+from .records import Finding, Record, message_texts
+from .variants import VARIANTS
+
+Severity = Literal["reject", "warn", "ignore"]
+
+SEVERITIES: dict[str, Severity] = {
+    "duplicate_record": "reject",
+    "box_empty": "reject",
+    "box_out_of_range": "warn",
+    "box_whole_image": "warn",
+    "box_duplicated": "warn",
+    "box_unlabelled": "warn",
+    "answer_in_hint": "reject",
+    "answer_in_hint_summary": "warn",
+    "answer_in_wrong_hint": "warn",
+    "executed_step_in_hint": "warn",
+    "final_answer_differs": "warn",
+    "no_privilege": "warn",
+}
+"""Every finding and what it leads to by default: the record is set aside, kept and counted, or not looked at."""
+
+DESCRIPTIONS: dict[str, str] = {
+    "duplicate_record": "the same prompt and pixels as an earlier record",
+    "box_empty": "a box has no area, or lies outside its image (when kept, the box is dropped)",
+    "box_out_of_range": "a box sticks out of its image by more than a pixel (it is clipped)",
+    "box_whole_image": "a box covers nearly all of its image, and so points at nothing",
+    "box_duplicated": "two boxes of a record have the same label and place",
+    "box_unlabelled": "a box has no label: variants with labels cannot be rendered",
+    "answer_in_hint": "an unexecuted hint gives the answer away",
+    "answer_in_hint_summary": "the summarised hint gives the answer away",
+    "answer_in_wrong_hint": "the wrong hint states the right answer",
+    "executed_step_in_hint": "an unexecuted hint holds a worked-out step",
+    "final_answer_differs": "privileged.final_answer is not the answer",
+    "no_privilege": "no privileged information beyond the final answer",
+}
+
+WHOLE_IMAGE_SHARE = 0.98
+EXAMPLES_KEPT = 5
+
+
+@dataclass
+class AuditConfig:
+    """What the audit does with what it finds.
+
+    Args:
+        severity: For any finding, "reject" (set the record aside), "warn" (keep and count it) or "ignore". What is not
+            named keeps its default, see `SEVERITIES`.
+    """
+
+    severity: dict[str, str] = field(default_factory=dict)
+
+    def resolved(self) -> dict[str, Severity]:
+        """The severity of every finding; ConfigError for an unknown name or value."""
+        table = dict(SEVERITIES)
+        for code, severity in self.severity.items():
+            if code not in SEVERITIES:
+                raise ConfigError(f"audit.severity: unknown finding {code!r}; {nearest(code, SEVERITIES)}")
+            if severity not in ("reject", "warn", "ignore"):
+                raise ConfigError(f"audit.severity.{code}: {severity!r} is none of reject, warn, ignore")
+            table[code] = severity  # type: ignore[assignment]
+        return table
+
+
+def check_record(record: Record) -> list[Finding]:
+    """Everything noticed about one record, what parsing noticed included. Duplicates are for `prepare` to see."""
+    return [*record.findings, *_check_boxes(record), *_check_text(record)]
+
+
+def judge(findings: Iterable[Finding], severity: Mapping[str, Severity]) -> tuple[str | None, list[Finding]]:
+    """The reason to set a record aside (None to keep it), and the findings to count."""
+    counted = [finding for finding in findings if severity[finding.code] != "ignore"]
+    reasons = [f"{finding.code}: {finding.detail}" for finding in counted if severity[finding.code] == "reject"]
+    return ("; ".join(reasons) or None), counted
+
+
+def _check_boxes(record: Record) -> Iterable[Finding]:
+    seen: dict[tuple[Any, ...], int] = {}
+    for number, box in enumerate(record.privileged["boxes"]):
+        assert not is_empty(box["bbox"]), "parsing drops empty boxes"
+        width, height = record.images[box["image"]].size
+        x1, y1, x2, y2 = box["bbox"]
+        if (x2 - x1) * (y2 - y1) >= WHOLE_IMAGE_SHARE * width * height:
+            yield Finding("box_whole_image", f"box {number} covers all of its {width} x {height} image")
+        if not box["label"]:
+            yield Finding("box_unlabelled", f"box {number} has no label")
+        key = (box["image"], box["label"], *(round(value, 1) for value in box["bbox"]))
+        if key in seen:
+            yield Finding("box_duplicated", f"box {number} repeats box {seen[key]} ({box['label']!r})")
+        seen.setdefault(key, number)
+
+
+def _check_text(record: Record) -> Iterable[Finding]:
+    privileged, prompt = record.privileged, message_texts(record.prompt)
+    if hint := answer_leaks(record.answer, privileged["hints"], prompt):
+        yield Finding("answer_in_hint", f"the answer {record.answer!r} is in the hint {hint!r}")
+    if hint := executed_step(privileged["hints"], prompt):
+        yield Finding("executed_step_in_hint", f"the hint {hint!r} holds a worked-out step")
+    summary = privileged["hint_summary"]
+    if summary and answer_leaks(record.answer, [summary], prompt):
+        yield Finding("answer_in_hint_summary", f"the answer {record.answer!r} is in the summary {summary!r}")
+    wrong = privileged["wrong_hint"]
+    if wrong and answer_leaks(record.answer, [wrong], prompt):
+        yield Finding("answer_in_wrong_hint", f"the wrong hint {wrong!r} states the right answer")
+    final = privileged["final_answer"]
+    if final is not None and not same_answer(final, record.answer):
+        yield Finding("final_answer_differs", f"final_answer is {final!r}, the answer {record.answer!r}")
+    if not any(privileged[key] for key in ("hints", "hints_executed", "hint_summary", "caption", "boxes")):
+        yield Finding("no_privilege", "it has neither hints, caption nor boxes")
+
+
+@dataclass
+class Tally:
+    """Counts over records, of fixed size however many there are. Tallies of parts add up to that of the whole."""
+
+    records: int = 0
+    rejected: int = 0
+    images: int = 0
+    boxes: int = 0
+    tasks: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
+    variants: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def keep(self, record: Record) -> None:
+        example = record.example()
+        self.records += 1
+        self.images += len(record.images)
+        self.boxes += len(record.privileged["boxes"])
+        self.tasks[record.task] += 1
+        self.sources[record.source] += 1
+        self.variants.update(name for name, variant in VARIANTS.items() if variant.missing(example) is None)
+
+    def note(self, record_id: str, findings: Iterable[Finding]) -> None:
+        """Count findings, each once a record."""
+        for code in {finding.code for finding in findings}:
+            self.findings[code] += 1
+            examples = self.examples.setdefault(code, [])
+            if len(examples) < EXAMPLES_KEPT:
+                examples.append(record_id)
+
+    def reject(self, stage: str) -> None:
+        self.rejected += 1
+        self.stages[stage] += 1
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Add a part, as `to_dict` gave it."""
+        for name in ("records", "rejected", "images", "boxes"):
+            setattr(self, name, getattr(self, name) + other[name])
+        for name in ("tasks", "sources", "variants", "findings", "stages"):
+            getattr(self, name).update(other[name])
+        for code, ids in other["examples"].items():
+            kept = self.examples.setdefault(code, [])
+            kept.extend(ids[: EXAMPLES_KEPT - len(kept)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, in an order that depends on nothing but the counts."""
+        counters = {
+            name: dict(sorted(getattr(self, name).items()))
+            for name in ("tasks", "sources", "variants", "findings", "stages")
+        }
+        return {
+            "records": self.records,
+            "rejected": self.rejected,
+            "images": self.images,
+            "boxes": self.boxes,
+            **counters,
+            "examples": {code: list(ids) for code, ids in sorted(self.examples.items())},
+        }

@@ -1,0 +1,117 @@
+"""What a privileged dataset holds: the columns, their types, and the features that datasets reads them with.
+
+A dataset keeps every raw annotation. Which of them a policy gets to see (the variant) is chosen at training time,
+see `privileged.variants`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from datasets import Features
+    from PIL import Image
+
+IMAGE_MARKER = "<image>"
+"""Where an image stands in the text of a message. Images are taken in the order of the `images` column."""
+
+ROLES = ("system", "user", "assistant")
+TASKS = ("exact", "number", "choice", "math")
+"""Names of the verifiers that score an answer."""
+
+
+class Message(TypedDict):
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+class Box(TypedDict):
+    """One labelled object: `bbox` is [x1, y1, x2, y2] in pixels of the stored (upright) image number `image`."""
+
+    label: str
+    bbox: list[float]
+    caption: str | None
+    image: int
+
+
+class Privileged(TypedDict):
+    """Everything that a teacher may see and the deployed student never will. Each part may be absent."""
+
+    final_answer: str | None
+    hints: list[str]
+    hints_executed: list[str]
+    hint_summary: str | None
+    caption: str | None
+    boxes: list[Box]
+    wrong_hint: str | None
+    provenance: str | None
+
+
+class Example(TypedDict):
+    """One row, images decoded."""
+
+    id: str
+    prompt: list[Message]
+    images: list[Image.Image]
+    answer: str
+    task: str
+    source: str
+    privileged: Privileged
+
+
+COLUMNS = tuple(Example.__annotations__)
+PRIVILEGED_KEYS = tuple(Privileged.__annotations__)
+BOX_KEYS = tuple(Box.__annotations__)
+
+
+def empty_privileged() -> Privileged:
+    """The privileged part of a record that carries none."""
+    return Privileged(
+        final_answer=None,
+        hints=[],
+        hints_executed=[],
+        hint_summary=None,
+        caption=None,
+        boxes=[],
+        wrong_hint=None,
+        provenance=None,
+    )
+
+
+@functools.cache
+def features() -> Features:
+    """The columns as `datasets.Features`. A function, because importing datasets takes seconds."""
+    from datasets import Features, Image, List, Value
+
+    text = Value("string")
+    box = {"label": text, "bbox": List(Value("float64")), "caption": text, "image": Value("int32")}
+    return Features(
+        {
+            "id": text,
+            "prompt": List({"role": text, "content": text}),
+            "images": List(Image(mode="RGB")),
+            "answer": text,
+            "task": text,
+            "source": text,
+            "privileged": {
+                "final_answer": text,
+                "hints": List(text),
+                "hints_executed": List(text),
+                "hint_summary": text,
+                "caption": text,
+                "boxes": List(box),
+                "wrong_hint": text,
+                "provenance": text,
+            },
+        }
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """`FEATURES` is `features()`, made when first asked for."""
+    if name == "FEATURES":
+        return features()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
