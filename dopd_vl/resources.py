@@ -1,4 +1,4 @@
-"""Files that ship with the toolkit, found alike in a checkout (beside the package) and in an installed copy (inside it)."""
+"""Files that ship with the toolkit: beside the package in a checkout, inside it in an installed copy."""
 
 from pathlib import Path
 

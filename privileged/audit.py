@@ -11,7 +11,6 @@ from .boxes import is_empty
 from .errors import ConfigError, nearest
 from .leaks import answer_leaks, executed_step, same_answer
 from .records import Finding, Record, message_texts
-from .variants import VARIANTS
 
 Severity = Literal["reject", "warn", "ignore"]
 
@@ -124,10 +123,7 @@ def _check_text(record: Record) -> Iterable[Finding]:
 class Tally:
     """Counts over records, of fixed size however many there are. Tallies of parts add up to that of the whole."""
 
-    records: int = 0
-    rejected: int = 0
-    images: int = 0
-    boxes: int = 0
+    numbers: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
     variants: Counter[str] = field(default_factory=Counter)
@@ -135,14 +131,19 @@ class Tally:
     stages: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def keep(self, record: Record) -> None:
-        example = record.example()
-        self.records += 1
-        self.images += len(record.images)
-        self.boxes += len(record.privileged["boxes"])
-        self.tasks[record.task] += 1
-        self.sources[record.source] += 1
-        self.variants.update(name for name, variant in VARIANTS.items() if variant.missing(example) is None)
+    @property
+    def records(self) -> int:
+        return self.numbers["records"]
+
+    @property
+    def rejected(self) -> int:
+        return self.numbers["rejected"]
+
+    def keep(self, row: Mapping[str, Any], variants: Iterable[str]) -> None:
+        self.numbers.update(records=1, images=len(row["images"]), boxes=len(row["privileged"]["boxes"]))
+        self.tasks[row["task"]] += 1
+        self.sources[row["source"]] += 1
+        self.variants.update(variants)
 
     def note(self, record_id: str, findings: Iterable[Finding]) -> None:
         """Count findings, each once a record."""
@@ -153,30 +154,28 @@ class Tally:
                 examples.append(record_id)
 
     def reject(self, stage: str) -> None:
-        self.rejected += 1
+        self.numbers["rejected"] += 1
         self.stages[stage] += 1
 
     def add(self, other: Mapping[str, Any]) -> None:
         """Add a part, as `to_dict` gave it."""
-        for name in ("records", "rejected", "images", "boxes"):
-            setattr(self, name, getattr(self, name) + other[name])
-        for name in ("tasks", "sources", "variants", "findings", "stages"):
-            getattr(self, name).update(other[name])
+        for name, counter in self._counters().items():
+            counter.update(other[name])
         for code, ids in other["examples"].items():
             kept = self.examples.setdefault(code, [])
             kept.extend(ids[: EXAMPLES_KEPT - len(kept)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in an order that depends on nothing but the counts."""
-        counters = {
-            name: dict(sorted(getattr(self, name).items()))
-            for name in ("tasks", "sources", "variants", "findings", "stages")
-        }
+        counts = {name: dict(sorted(counter.items())) for name, counter in self._counters().items()}
+        return {**counts, "examples": {code: list(ids) for code, ids in sorted(self.examples.items())}}
+
+    def _counters(self) -> dict[str, Counter[str]]:
         return {
-            "records": self.records,
-            "rejected": self.rejected,
-            "images": self.images,
-            "boxes": self.boxes,
-            **counters,
-            "examples": {code: list(ids) for code, ids in sorted(self.examples.items())},
+            "numbers": self.numbers,
+            "tasks": self.tasks,
+            "sources": self.sources,
+            "variants": self.variants,
+            "findings": self.findings,
+            "stages": self.stages,
         }

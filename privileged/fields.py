@@ -12,7 +12,7 @@ import numpy as np
 
 from .boxes import MAX_COORDINATE
 from .errors import RecordError, nearest
-from .schema import IMAGE_MARKER
+from .schema import IMAGE_MARKER, ROLES, Message
 
 MAX_TEXT = 200_000
 MAX_ID = 256
@@ -41,10 +41,10 @@ def number_list(value: Any, count: int, where: str) -> list[float]:
 
 
 def _coordinate(item: Any, where: str) -> float:
-    if isinstance(item, numbers.Real) and not isinstance(item, bool):
-        # False for NaN as well; an integer too large for a float compares rightly.
-        if -MAX_COORDINATE <= item <= MAX_COORDINATE:  # type: ignore[operator]
-            return float(item)
+    usable = isinstance(item, numbers.Real) and not isinstance(item, bool)
+    # The comparison is false for NaN too, and right for integers too large for a float.
+    if usable and -MAX_COORDINATE <= item <= MAX_COORDINATE:
+        return float(item)
     raise RecordError(f"{where} holds {reprlib.repr(item)}, no usable number")
 
 
@@ -93,3 +93,27 @@ def without_marker(text: str, where: str) -> str:
     if IMAGE_MARKER in text:
         raise RecordError(f"{where} holds the image marker {IMAGE_MARKER}")
     return text
+
+
+def chat_message(item: Any, number: int) -> Message:
+    where = f"prompt[{number}]"
+    if not isinstance(item, Mapping):
+        raise RecordError(f"{where} must be a mapping with role and content, not {type(item).__name__}")
+    role = item.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise RecordError(f"{where}.role is {reprlib.repr(role)}; known: {', '.join(ROLES)}")
+    if role == "system" and number > 0:
+        raise RecordError(f"{where} is a system message; only the first may be one")
+    content = item.get("content")
+    if not isinstance(content, str):
+        content = "".join(_part(part, where) for part in item_list(content, f"{where}.content"))
+    return Message(role=role, content=required_text(content, f"{where}.content"))
+
+
+def _part(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text":
+        return required_text(part.get("text"), f"{where}.content")
+    if kind == "image":
+        return IMAGE_MARKER
+    raise RecordError(f"{where}.content holds a part that is neither text nor image")

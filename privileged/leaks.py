@@ -5,7 +5,7 @@ The checks keep false alarms low at the price of some misses, since a hint that 
 - A number of two or more digits leaks when it stands in a hint as a number of its own, however it is written ("1,250",
   "1250.0", "one thousand two hundred fifty"), unless the prompt holds it too: then it may be a given quantity.
 - A number of one digit, one that the prompt holds, an option letter, a common word (yes, left) or a word that the
-  prompt offers leaks only when it is stated: "the answer is 7", "= 7", "which gives 7", "choose (B)", "option B is correct".
+  prompt offers leaks only when it is stated: "the answer is 7", "= 7", "which gives 7", "choose (B)", "B is correct".
 - An equation that the prompt holds is restated, not leaked.
 """
 

@@ -19,6 +19,7 @@ from .boxes import clip, is_empty, to_pixels
 from .errors import ImageError, RecordError, nearest
 from .fields import (
     MAX_ID,
+    chat_message,
     check_keys,
     item_list,
     number_list,
@@ -33,7 +34,6 @@ from .schema import (
     BOX_KEYS,
     IMAGE_MARKER,
     PRIVILEGED_KEYS,
-    ROLES,
     TASKS,
     Box,
     Example,
@@ -139,9 +139,14 @@ def parse_record(
     return record
 
 
+def default_id(source: str, index: int) -> str:
+    """The id of a record that has none."""
+    return f"{source}-{index:08d}"
+
+
 def _id(value: Any, source: str, index: int) -> str:
     if value is None:
-        return f"{source}-{index:08d}"
+        return default_id(source, index)
     if isinstance(value, int) and not isinstance(value, bool):
         value = number_text(value)
     text = required_text(value, "id").strip()
@@ -153,7 +158,7 @@ def _id(value: Any, source: str, index: int) -> str:
 def _prompt(value: Any, image_count: int) -> list[Message]:
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
-    messages = [_message(item, number) for number, item in enumerate(item_list(value, "prompt"))]
+    messages = [chat_message(item, number) for number, item in enumerate(item_list(value, "prompt"))]
     if not messages or messages[-1]["role"] != "user":
         raise RecordError("the prompt must end with a user message")
     if not messages[-1]["content"].replace(IMAGE_MARKER, "").strip():
@@ -162,30 +167,6 @@ def _prompt(value: Any, image_count: int) -> list[Message]:
     if markers and markers != image_count:
         raise RecordError(f"the prompt has {markers} {IMAGE_MARKER} markers, but the record has {image_count} images")
     return messages
-
-
-def _message(item: Any, number: int) -> Message:
-    where = f"prompt[{number}]"
-    if not isinstance(item, Mapping):
-        raise RecordError(f"{where} must be a mapping with role and content, not {type(item).__name__}")
-    role = item.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise RecordError(f"{where}.role is {reprlib.repr(role)}; known: {', '.join(ROLES)}")
-    if role == "system" and number > 0:
-        raise RecordError(f"{where} is a system message; only the first may be one")
-    content = item.get("content")
-    if not isinstance(content, str):
-        content = "".join(_part(part, where) for part in item_list(content, f"{where}.content"))
-    return Message(role=role, content=required_text(content, f"{where}.content"))
-
-
-def _part(part: Any, where: str) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text":
-        return required_text(part.get("text"), f"{where}.content")
-    if kind == "image":
-        return IMAGE_MARKER
-    raise RecordError(f"{where}.content holds a part that is neither text nor image")
 
 
 def _images(value: Any, root: Path | None, limits: ImageLimits | None) -> list[StoredImage]:

@@ -15,6 +15,7 @@ from dopd_vl.errors import ConfigurationError
 def main(argv: Sequence[str]) -> int:
     from dopd_vl.evaluation.run import EvaluateConfig, evaluate_model
     from dopd_vl.files import write_json, write_jsonl
+    from dopd_vl.terminal import quiet_libraries
     from dopd_vl.training.run import load_examples
     from privileged import VARIANTS
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigurationError("data: no data set given; `dopd-vl prepare` writes one")
     if config.variant not in VARIANTS:
         raise ConfigurationError(f"variant: unknown variant {config.variant!r}, known: {', '.join(VARIANTS)}")
+    quiet_libraries()
     console = Console()
     scores, predictions, refused = evaluate_model(
         config.model,

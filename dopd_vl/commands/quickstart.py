@@ -1,7 +1,7 @@
 """`dopd-vl quickstart`: privileged data in, a better student out, on a laptop.
 
-The same parts as on a GPU box, one after another: prepare two privileged data sets, score student and teacher, train the
-student by each method, and compare. Stopped at any point, the same command goes on from there.
+The same parts as on a GPU box, one after another: prepare two privileged data sets, score student and teacher, train
+the student by each method, and compare. Stopped at any point, the same command goes on from there.
 """
 
 import json

@@ -10,8 +10,10 @@ from dopd_vl.training.config import TrainConfig
 
 def main(argv: Sequence[str]) -> int:
     config = read_config(TrainConfig, argv, "dopd-vl train")
+    from dopd_vl.terminal import quiet_libraries
     from dopd_vl.training.run import run_training  # torch and TRL: only once the configuration is sound
 
+    quiet_libraries()
     console = Console()
     result = run_training(config, console=console)
     scores = [row["eval_accuracy"] for row in result.metrics if "eval_accuracy" in row]

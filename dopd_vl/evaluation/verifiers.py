@@ -11,7 +11,7 @@ _OPTION = re.compile(r"(?<![A-Za-z])\(?([A-Za-z])\)?(?![A-Za-z])")
 
 
 def final_answer(response: str) -> str:
-    """What a response gives as its answer: the last `\\boxed{...}`, else what follows the last "Answer:", else its last line.
+    """The answer that a response gives: its last `\\boxed{...}`, else what follows "Answer:", else its last line.
 
     >>> final_answer("I read 3 and 5. 3+5=8. Answer: 8")
     '8'

@@ -1,49 +1,44 @@
-"""How often a nano model answers right, decoded greedily."""
+"""How often a nano model answers right on held-out digits or problems, decoded greedily."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel
 
-from dopd_vl.views import ViewProcessor
+from dopd_vl.evaluation.accuracy import predict, summarise
+from dopd_vl.nano.source import WORLDS, NanoSource
+from dopd_vl.views import ViewProcessor, processor_for
 
-MAX_RESPONSE = 64
+MAX_RESPONSE = 64  # tokens; the longest reference response has about 40
 
 
-@torch.no_grad()
-def respond(
-    model: PreTrainedModel, views: ViewProcessor, examples: Sequence[dict[str, Any]], variant: str, batch: int = 64
-) -> list[str]:
-    """Each example's greedy response when shown in a variant."""
-    was_training = model.training
-    model.eval()
-    shown = [views.view(example, variant) for example in examples]
-    order = sorted(range(len(shown)), key=lambda row: len(shown[row].prompt_ids))
-    responses = [""] * len(shown)
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        inputs = views.collate([shown[row] for row in rows], [[]] * len(rows), views.tokenizer.pad_token_id)
-        ids = model.generate(**inputs, max_new_tokens=MAX_RESPONSE, do_sample=False)
-        texts = views.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for row, text in zip(rows, texts, strict=True):
-            responses[row] = text
-    model.train(was_training)
-    return responses
+def load(folder: Path) -> tuple[PreTrainedModel, ViewProcessor]:
+    """A saved nano model and its views. The classes are found as for any model folder."""
+    if (folder / "preprocessor_config.json").exists() or (folder / "processor_config.json").exists():
+        model = AutoModelForImageTextToText.from_pretrained(folder)
+        return model, processor_for(model.config, AutoProcessor.from_pretrained(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return model, processor_for(model.config, AutoTokenizer.from_pretrained(folder))
+
+
+def heldout(world: str, size: int, seed: int = 0) -> NanoSource:
+    return NanoSource({"world": world, "split": "heldout", "size": size, "seed": seed})
 
 
 def accuracy(
-    model: PreTrainedModel, views: ViewProcessor, examples: Sequence[dict[str, Any]], variant: str
+    model: PreTrainedModel, views: ViewProcessor, examples: Sequence[Mapping[str, Any]], variant: str
 ) -> dict[str, float]:
-    """The share of right answers: "all", then each task kind by name."""
-    right: dict[str, list[bool]] = defaultdict(list)
-    for example, response in zip(examples, respond(model, views, examples, variant), strict=True):
-        verdict = is_right(response, example)
-        right["all"].append(verdict)
-        right[example["source"].partition("/")[2]].append(verdict)
-    return {name: sum(verdicts) / len(verdicts) for name, verdicts in right.items()}
+    """The share of right answers, 0 to 1: "all", then each task kind by name."""
+    predictions, refused = predict(model, views, examples, variant, max_new_tokens=MAX_RESPONSE, batch_size=60)
+    if refused:
+        raise ValueError(f"example {refused[0][0]!r} could not be shown in variant {variant!r}: {refused[0][1]}")
+    summary = summarise(predictions)
+    by_kind = {source.partition("/")[2]: share for source, share in summary.by_source.items()}
+    return {name: round(share, 4) for name, share in {"all": summary.accuracy, **by_kind}.items()}
 
 
-def is_right(response: str, example: dict[str, Any]) -> bool:
-    return response.partition("Answer:")[2].strip() == example["answer"]
+def score(model: PreTrainedModel, views: ViewProcessor, world: str, size: int) -> dict[str, dict[str, float]]:
+    """Accuracy without privilege and with the world's default variant, on the first `size` held-out records."""
+    examples = list(heldout(world, size))
+    return {name: accuracy(model, views, examples, name) for name in ("none", WORLDS[world].default_variant)}

@@ -46,7 +46,6 @@ class Recipe:
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
     warmup: int = 50
-    micro_batch: int = 16
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def train(
     for number, batch in enumerate(_batches(rows, recipe, seed), start=1):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * schedule(number, recipe)
-        loss = sum(_backward(model, micro, tokens, views) for micro, tokens in _micro_batches(batch, recipe))
+        loss = sum(_backward(model, micro, tokens, views) for micro, tokens in _micro_batches(batch))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -134,12 +133,16 @@ def _shuffled(rows: Sequence[Row], batch: int, steps: int, rng: random.Random) -
         yield [rows[queue.pop()] for _ in range(batch)]
 
 
-def _micro_batches(batch: list[Row], recipe: Recipe) -> Iterator[tuple[list[Row], int]]:
-    """Rows of like length together, since a prompt with boxes is five times as long as one without."""
+def _micro_batches(batch: list[Row]) -> Iterator[tuple[list[Row], int]]:
+    """(rows of like length, response tokens of the whole batch): a prompt with boxes is five times as long as one without."""
     tokens = sum(len(ids) for _, ids in batch)
-    batch = sorted(batch, key=lambda row: len(row[0].prompt_ids))
-    for start in range(0, len(batch), recipe.micro_batch):
-        yield batch[start : start + recipe.micro_batch], tokens
+    micro: list[Row] = []
+    for row in sorted(batch, key=lambda row: len(row[0].prompt_ids)):
+        if micro and len(row[0].prompt_ids) > 1.5 * len(micro[0][0].prompt_ids):
+            yield micro, tokens
+            micro = []
+        micro.append(row)
+    yield micro, tokens
 
 
 def _backward(model: PreTrainedModel, micro: Sequence[Row], batch_tokens: int, views: ViewProcessor) -> float:

@@ -33,7 +33,7 @@ class Decision:
 
     plan: Plan
     parts: Mapping[str, Tensor] = field(default_factory=dict)
-    """name -> bool `[B, N]`: the kinds of token the objective tells apart; their shares of tokens and loss are logged"""
+    """name -> bool `[B, N]`: kinds of token that the objective tells apart; their share of tokens and loss is logged"""
     values: Mapping[str, float] = field(default_factory=dict)
     """name -> number to log, e.g. thresholds"""
     per_token: Mapping[str, Tensor] = field(default_factory=dict)

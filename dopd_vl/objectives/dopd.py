@@ -1,7 +1,8 @@
 """DOPD (arXiv 2606.30626): the teacher is a larger, frozen model that sees x and p; so does a copy of the student.
 
-The copy has the student's current weights and no gradient. Where the two agree, or where the student's copy is the surer
-one, there is nothing for the teacher's strong signal to add beyond what p reveals; where the teacher is surer, there is.
+The copy has the student's current weights and no gradient. Where the two agree, or where the student's copy is the
+surer one, there is nothing for the teacher's strong signal to add beyond what p reveals; where the teacher is surer,
+there is.
 `dopd_vl.core.dopd` has the regimes and what each is taught.
 """
 

@@ -1,8 +1,9 @@
 """Vanilla on-policy distillation (arXiv 2306.13649; Thinking Machines 2025).
 
-The teacher is a larger, frozen model. It sees what the student sees (`teacher_view: plain`), and every response token is
-taught alike: a divergence from the teacher's distribution at the student's own prefix. With `teacher_view: privileged`
-the teacher sees the privileged input too: uniform privileged distillation, the baseline that DOPD's routing must beat.
+The teacher is a larger, frozen model. It sees what the student sees (`teacher_view: plain`), and every response token
+is taught alike: a divergence from the teacher's distribution at the student's own prefix. With `teacher_view:
+privileged` the teacher sees the privileged input too: uniform privileged distillation, the baseline that DOPD's routing
+must beat.
 """
 
 from dataclasses import dataclass

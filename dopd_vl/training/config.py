@@ -69,8 +69,8 @@ class ObjectiveSettings:
 
 @dataclass
 class LoopSettings:
-    """The training loop. A step is one optimizer step: per_device_train_batch_size * gradient_accumulation_steps rollouts
-    on each device."""
+    """The training loop. A step is one optimizer step: per_device_train_batch_size * gradient_accumulation_steps
+    rollouts on each device."""
 
     max_steps: int = 200
     learning_rate: float = 5e-6

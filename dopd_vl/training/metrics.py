@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopd_vl.core import Source
-from dopd_vl.core.fused_loss import SampledScores
 from dopd_vl.evaluation.verifiers import VERIFIERS
-from dopd_vl.objectives import Decision
+from dopd_vl.objectives import Decision, Scores
 
 
 class TokenSums:
@@ -66,35 +64,51 @@ def is_correct(example: Mapping[str, Any], response: str) -> bool | None:
     return None if verifier is None else bool(verifier(response, str(example["answer"])))
 
 
+def rollout_metrics(scores: Scores, decision: Decision, correct: Sequence[bool | None], top_k: int) -> dict[str, float]:
+    """Numbers of one generation batch: the objective's own, accuracy of the rollouts, how sure each policy is."""
+    metrics = dict(decision.values)
+    tokens = max(1.0, scores.response_mask.sum().item())
+    for source, policy in scores.policies.items():
+        metrics[f"entropy/{source}"] = policy.entropy.sum().item() / tokens
+        metrics[f"top_{top_k}_mass/{source}"] = policy.top_k_mass.sum().item() / tokens
+    scored = scores.response_mask.any(dim=-1).tolist()
+    judged = [verdict for verdict, use in zip(correct, scored, strict=True) if use and verdict is not None]
+    if judged:
+        metrics["rollout_accuracy"] = sum(judged) / len(judged)
+    return metrics
+
+
 def rollout_records(
     examples: Sequence[Mapping[str, Any]],
     responses: Sequence[Sequence[int]],
     texts: Sequence[str],
     correct: Sequence[bool | None],
-    policies: Mapping[Source, SampledScores],
+    scores: Scores,
     decision: Decision,
     tokenizer: Any,
-    count: int,
 ) -> list[dict[str, Any]]:
-    """The first `count` rollouts of a batch with everything that was decided about each of their tokens."""
+    """The first rollouts of a batch, one for each of `examples`, with what was decided about each of their tokens."""
+    weight = torch.stack([term.weight for term in decision.plan.terms]).sum(0)
+    columns = {
+        **{f"logp/{source}": policy.logp for source, policy in scores.policies.items()},
+        **decision.per_token,
+        "weight": weight,
+    }
     records = []
-    for b in range(min(count, len(responses))):
+    for b, example in enumerate(examples):
         length = len(responses[b])
-
-        def row(values: Tensor, b: int = b, length: int = length) -> list[float]:
-            kept = values[b, :length].tolist()
-            return [round(v, 4) if isinstance(v, float) else v for v in kept]
-
         records.append(
             {
-                "id": str(examples[b]["id"]),
+                "id": str(example["id"]),
                 "response": texts[b],
                 "correct": correct[b],
-                "answer": examples[b].get("answer"),
+                "answer": example.get("answer"),
                 "tokens": [tokenizer.decode([token]) for token in responses[b]],
-                "logp": {str(source): row(scores.logp) for source, scores in policies.items()},
-                **{name: row(values) for name, values in decision.per_token.items()},
-                "weight": row(torch.stack([term.weight for term in decision.plan.terms]).sum(0)),
+                **{name: _rounded(values[b, :length].tolist()) for name, values in columns.items()},
             }
         )
     return records
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, 4) if isinstance(value, float) else value for value in values]

@@ -16,8 +16,7 @@ from dopd_vl.errors import ConfigurationError, UserError
 from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.objectives import OBJECTIVES, Objective
 from dopd_vl.resources import find_model
-from dopd_vl.training.config import ModelSettings, TrainConfig
-from dopd_vl.training.config import DEFAULT_VARIANT
+from dopd_vl.training.config import DEFAULT_VARIANT, ModelSettings, TrainConfig
 from dopd_vl.views import VISION_PROCESSORS
 from privileged import VARIANTS
 
@@ -55,8 +54,8 @@ def check_models(settings: ModelSettings) -> tuple[PreTrainedConfig, PreTrainedC
     sizes = [config.get_text_config().vocab_size for config in (student, teacher)]
     if sizes[0] != sizes[1]:
         raise UserError(
-            f"model.teacher: its vocabulary has {sizes[1]} entries, the student's {sizes[0]}; distillation compares whole "
-            "distributions, so both must be equal (some families pad the vocabulary differently from size to size)"
+            f"model.teacher: its vocabulary has {sizes[1]} entries, the student's {sizes[0]}; distillation compares "
+            "whole distributions, so both must be equal (some families pad it differently from size to size)"
         )
     ids = [_token_ids(find_model(name), settings.trust_remote_code) for name in (settings.student, settings.teacher)]
     if ids[0] is not None and ids[1] is not None and ids[0] != ids[1]:

@@ -1,4 +1,4 @@
-"""The rollouts of one optimizer step on one rank: views, responses, and how examples that cannot be shown are passed over."""
+"""The rollouts of one optimizer step on one rank: what every policy sees, and which examples are passed over."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -182,8 +182,8 @@ def _check_same_run(folder: Path, config: TrainConfig, fingerprint: dict[str, st
     if changed:
         key = changed[0]
         raise UserError(
-            f"resume: {key} was {before.get(key)!r} in {folder / CONFIG_FILE} and is {now.get(key)!r} now; a run goes on "
-            "with the settings that it began with"
+            f"resume: {key} was {before.get(key)!r} in {folder / CONFIG_FILE} and is {now.get(key)!r} now; a run goes "
+            "on with the settings that it began with"
         )
     saved = json.loads((folder / FINGERPRINT_FILE).read_text(encoding="utf-8"))
     for key, digest in fingerprint.items():

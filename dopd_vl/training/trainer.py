@@ -1,6 +1,7 @@
-"""The trainer: TRL's distillation trainer with views, scoring before learning, and any plan. The only file that knows TRL.
+"""The trainer: TRL's distillation trainer with views, scoring before learning, and any plan.
 
-What is TRL's stays TRL's: the loop, rollouts (transformers or vLLM), DDP / FSDP2 / DeepSpeed, LoRA, checkpoints, loggers.
+The only file that knows TRL. What is TRL's stays TRL's: the loop, rollouts (transformers or vLLM), DDP / FSDP2 /
+DeepSpeed, LoRA, checkpoints, loggers.
 Overridden seams, each pinned by a test:
 
     _set_signature_columns_if_needed   keep every column of a privileged data set
@@ -26,9 +27,10 @@ from dopd_vl.core import Plan, Projection, Source, fused_plan_loss, item_count, 
 from dopd_vl.core.fused_loss import DEFAULT_CHUNK_SIZE, SampledScores
 from dopd_vl.evaluation.accuracy import forget_image_positions, image_token_ids, predict, summarise, to_device
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
-from dopd_vl.training.metrics import TokenSums, is_correct, rollout_records, token_metrics
 from dopd_vl.training.config import DEFAULT_VARIANT
+from dopd_vl.training.metrics import TokenSums, is_correct, rollout_metrics, rollout_records, token_metrics
 from dopd_vl.training.rollouts import Refusal, ViewRenderer, pad_responses, render_batch
+from dopd_vl.training.scoring import hidden_states
 from dopd_vl.views import View, ViewProcessor, processor_for
 
 PLAIN_STUDENT = Source("student", "plain")
@@ -76,8 +78,8 @@ class DopdConfig(DistillationConfig):
         rollouts = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if rollouts % self.num_generations:
             raise ValueError(
-                f"num_generations={self.num_generations} does not divide the {rollouts} rollouts of a step on one device "
-                "(per_device_train_batch_size * gradient_accumulation_steps)"
+                f"num_generations={self.num_generations} does not divide the {rollouts} rollouts of a step on one "
+                "device (per_device_train_batch_size * gradient_accumulation_steps)"
             )
         super().__post_init__()
 
@@ -96,6 +98,9 @@ class DopdTrainer(DistillationTrainer):
 
     Everything else is passed to `trl.DistillationTrainer`.
     """
+
+    args: DopdConfig
+    model: PreTrainedModel
 
     _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - TRL's own form
     _name = "DOPD"
@@ -158,7 +163,7 @@ class DopdTrainer(DistillationTrainer):
         policies: dict[Source, SampledScores] = {}
         hidden: dict[Source, Tensor] = {}
         for source in sources:
-            hidden[source] = self._response_hidden_states(source.policy, rendered.views[source], responses)
+            hidden[source] = self._score(source.policy, rendered.views[source], responses)
             policies[source] = score_sampled(
                 self._projection(source, hidden[source]),
                 response_ids,
@@ -167,9 +172,9 @@ class DopdTrainer(DistillationTrainer):
                 self.args.logits_chunk_size,
             )
         group = torch.arange(len(inputs), device=device) // siblings
-        decision = self.objective.decide(Scores(policies, response_ids, response_mask, group))
-        self._decision = decision
-        self._log_rollouts(inputs, responses, policies, decision, rendered.usable)
+        scores = Scores(policies, response_ids, response_mask, group)
+        self._decision = decision = self.objective.decide(scores)
+        self._log_rollouts(inputs, responses, scores)
 
         reduction = decision.plan.reduction
         count = self.accelerator.gather(item_count(response_mask, reduction)).sum()
@@ -184,34 +189,23 @@ class DopdTrainer(DistillationTrainer):
             "num_items_in_batch": count,
         }
 
-    @torch.no_grad()
-    def _response_hidden_states(self, policy: str, views: Sequence[View], responses: list[list[int]]) -> Tensor:
+    def _score(self, policy: str, views: Sequence[View], responses: list[list[int]]) -> Tensor:
         """Hidden states `[B, N, H]` that predict the response tokens, of a policy as a constant (dropout off)."""
         wrapped, unwrapped = self._policy(policy)
+
+        def forward(some_views: list[View], some_responses: list[list[int]]) -> Tensor:
+            with self.compute_loss_context_manager():
+                return self._forward_redirection(
+                    wrapped, unwrapped, self._hidden_states, unwrapped, some_views, some_responses
+                )
+
         was_training = wrapped.training
         wrapped.eval()
         size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
-        length = max(len(ids) for ids in responses)
-        # Sequences of like length share a forward pass, so that little of it is padding.
-        order = sorted(range(len(views)), key=lambda b: len(views[b].prompt_ids) + len(responses[b]))
-        result: Tensor | None = None
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            with self.compute_loss_context_manager():
-                hidden = self._forward_redirection(
-                    wrapped,
-                    unwrapped,
-                    self._hidden_states,
-                    unwrapped,
-                    [views[b] for b in rows],
-                    [responses[b] for b in rows],
-                )
-            if result is None:
-                result = hidden.new_zeros(len(views), length, hidden.shape[-1])
-            result[torch.tensor(rows, device=result.device), : hidden.shape[1]] = hidden
-        wrapped.train(was_training)
-        assert result is not None
-        return result
+        try:
+            return hidden_states(forward, views, responses, size)
+        finally:
+            wrapped.train(was_training)
 
     def _hidden_states(
         self, unwrapped: PreTrainedModel, views: Sequence[View], responses: Sequence[Sequence[int]]
@@ -241,13 +235,8 @@ class DopdTrainer(DistillationTrainer):
         token_loss = fused_plan_loss(plan, student, sources, ids, mask, self.args.logits_chunk_size)
         loss = (token_loss * inputs["token_scale"][:, :longest]).sum() / num_items_in_batch
 
-        scores = score_sampled(
-            Projection(*(t if t is None else t.detach() for t in student)),
-            ids,
-            mask,
-            self.args.logged_top_k,
-            self.args.logits_chunk_size,
-        )
+        constant = self._projection(PLAIN_STUDENT, hidden.detach())
+        scores = score_sampled(constant, ids, mask, self.args.logged_top_k, self.args.logits_chunk_size)
         parts = inputs["parts"][:, :, :longest].unbind(1) if inputs["parts"] is not None else ()
         self._sums.add_loss(token_loss.detach(), mask, dict(zip(self._decision.parts, parts, strict=True)))
         self._sums.add(f"top_{self.args.logged_top_k}_mass/student", scores.top_k_mass.sum().item())
@@ -272,29 +261,16 @@ class DopdTrainer(DistillationTrainer):
 
     # ---- logging and evaluation -------------------------------------------------------------------------------------
 
-    def _log_rollouts(
-        self,
-        inputs: list[dict[str, Any]],
-        responses: list[list[int]],
-        policies: dict[Source, SampledScores],
-        decision: Decision,
-        usable: Tensor,
-    ) -> None:
-        metrics = self._metrics["train"]
-        for name, value in decision.values.items():
-            metrics[name].append(value)
-        tokens = max(1, sum(len(ids) for ids in responses))
-        for source, scores in policies.items():
-            metrics[f"entropy/{source}"].append(scores.entropy.sum().item() / tokens)
-            metrics[f"top_{self.args.logged_top_k}_mass/{source}"].append(scores.top_k_mass.sum().item() / tokens)
+    def _log_rollouts(self, inputs: list[dict[str, Any]], responses: list[list[int]], scores: Scores) -> None:
+        assert self._decision is not None
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
         correct = [is_correct(example, text) for example, text in zip(inputs, texts, strict=True)]
-        judged = [verdict for verdict, use in zip(correct, usable.tolist(), strict=True) if use and verdict is not None]
-        if judged:
-            metrics["rollout_accuracy"].append(sum(judged) / len(judged))
-        metrics["refused_examples"].append(float(len(self.refusals)))
+        values = rollout_metrics(scores, self._decision, correct, self.args.logged_top_k)
+        for name, value in {**values, "refused_examples": float(len(self.refusals))}.items():
+            self._metrics["train"][name].append(value)
+        count = self.args.rollouts_to_keep
         self.kept_rollouts = rollout_records(
-            inputs, responses, texts, correct, policies, decision, self._tokenizer, self.args.rollouts_to_keep
+            inputs[:count], responses, texts, correct, scores, self._decision, self._tokenizer
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -309,7 +285,7 @@ class DopdTrainer(DistillationTrainer):
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Greedy accuracy by the tasks' verifiers, on every variant of `eval_variants`; examples are shared among ranks."""
+        """Greedy accuracy by the tasks' verifiers on every variant of `eval_variants`, shared among ranks."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset")

@@ -1,6 +1,7 @@
 """What one policy sees: an example and a variant of its privileged input, rendered into model inputs.
 
-Every view ends in the same response tokens, copied by id: `collate` joins prompts and responses without tokenising again.
+Every view ends in the same response tokens, copied by id: `collate` joins prompts and responses without tokenising
+again.
 To teach the toolkit a new model family, subclass `ViewProcessor` and implement `_encode`; docs/views.md adds one.
 """
 
@@ -103,7 +104,7 @@ class ViewProcessor(ABC):
 
     @abstractmethod
     def _encode(self, messages: list[dict[str, Any]], images: list[Any]) -> View:
-        """Tokenise messages whose content is a list of `{"type": "text", "text": ...}` and `{"type": "image"}` parts."""
+        """Tokenise messages whose content is a list of `{"type": "text", "text": ..}` and `{"type": "image"}` parts."""
 
     def collate(
         self, views: Sequence[View], response_ids: Sequence[Sequence[int]], pad_token_id: int

@@ -1,6 +1,6 @@
 """DOPD once more, from the paper's equations, in NumPy and loops: slow, and sharing no line with dopd_vl.core.
 
-`dopd_loss` is pinned to this. It is written token by token, on probabilities rather than logits, so that a silent change
+`dopd_loss` is pinned to this. It is written token by token, on probabilities, not logits, so that a silent change
 of the routing (which tokens the means leave out, which side a tie falls on), of the supervision (which policy, which
 divergence, whose K tokens, what becomes of the rest) or of the average (sequences, not tokens) shows.
 """

@@ -46,7 +46,7 @@ def measure(
     return divergence(name, coarsen(student_logp, chosen, tail), coarsen(target_logp, chosen, tail))
 
 
-# ---- values by hand -------------------------------------------------------------------------------------------------
+# ---- values by hand --------------------------------------------------------------------------------------------------
 
 
 def test_values_on_two_entries():
@@ -148,7 +148,7 @@ def test_entropy_and_sampled_logp_by_hand():
     assert sampled_logp(logp, torch.tensor(2)).item() == pytest.approx(-log(4))
 
 
-# ---- properties -----------------------------------------------------------------------------------------------------
+# ---- properties ------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -192,7 +192,7 @@ def test_top_k_of_the_whole_vocabulary_is_full(pair, name, tail):
     assert whole == pytest.approx(divergence(name, S, T).item(), abs=1e-12)
 
 
-# ---- gradients ------------------------------------------------------------------------------------------------------
+# ---- gradients -------------------------------------------------------------------------------------------------------
 
 S_LOGITS = torch.tensor([[0.3, -1.2, 0.9, 0.1], [2.0, 0.4, -0.7, -1.5]], dtype=torch.float64)
 T_LOGITS = torch.tensor([[-0.5, 0.8, 0.2, -1.1], [0.6, 1.4, -2.0, 0.0]], dtype=torch.float64)
@@ -224,7 +224,7 @@ def test_gradients_by_hand():
         assert logits.grad.tolist() == pytest.approx([first, -first], abs=1e-12)
 
 
-# ---- impossible tokens and narrow types -------------------------------------------------------------------------------
+# ---- impossible tokens and narrow types ------------------------------------------------------------------------------
 
 IMPOSSIBLE = {
     "student": ([0.0, -INF, 1.0], [0.5, 0.2, 0.1]),
@@ -271,7 +271,7 @@ def test_log_softmax_is_at_least_single_precision():
     assert log_softmax(torch.zeros(3, dtype=torch.float64)).dtype == torch.float64
 
 
-# ---- mistakes -------------------------------------------------------------------------------------------------------
+# ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_names_and_a_top_k_beyond_the_vocabulary_are_named():

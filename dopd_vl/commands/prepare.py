@@ -1,0 +1,21 @@
+"""`dopd-vl prepare`: turn source records into a checked privileged data set."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from dopd_vl.configuration import read_config
+from privileged.config import PrepareConfig
+
+
+def main(argv: Sequence[str]) -> int:
+    config = read_config(PrepareConfig, argv, "dopd-vl prepare")
+    from dopd_vl.nano.source import NanoSource
+    from dopd_vl.terminal import quiet_libraries
+    from privileged.prepare import prepare
+
+    quiet_libraries()
+    result = prepare(config, {"nano": NanoSource}, Console(stderr=True))
+    done = "was complete already" if result.was_complete else "is complete"
+    print(f"{result.output} {done}: {result.records} records, {result.rejected} set aside")
+    return 0

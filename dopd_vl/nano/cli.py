@@ -1,0 +1,41 @@
+"""`dopd-vl nano build`: train the CPU-size models again."""
+
+import argparse
+from collections.abc import Sequence
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="dopd-vl nano", description="The CPU-size world: its models.")
+    commands = top.add_subparsers(dest="command", required=True)
+    build = commands.add_parser(
+        "build", help="train the nano teachers and students and save them as Hugging Face folders"
+    )
+    build.add_argument("--output", required=True, metavar="DIR", help="where the model folders go")
+    build.add_argument("--family", choices=("all", "vision", "text"), default="all")
+    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--steps", type=_positive, help="training steps of every model, for a quick trial")
+    build.add_argument("--rows", type=_positive, help="training rows of every model, for a quick trial")
+    build.add_argument("--scored", type=_positive, help="held-out records to measure the final scores on")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `dopd-vl nano ...`; the exit status. A wrong argument exits with status 2, as argparse does."""
+    arguments = parser().parse_args(argv)
+    from dopd_vl.nano.build import SCORED, build  # here: torch takes seconds to import
+
+    build(
+        arguments.output,
+        family=arguments.family,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        rows=arguments.rows,
+        scored=arguments.scored or SCORED,
+    )
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

@@ -1,0 +1,190 @@
+"""COCO annotations as questions: templates make the prompt and the answer, the annotated boxes are the privilege."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import check_choice, read_options
+from .errors import ConfigError, RecordError
+from .schema import TASKS
+
+FIELDS = {
+    "category": ("label", "count"),
+    "image": ("labels", "kinds", "total"),
+}
+"""What a template may name: for each category of an image its label and the count of its boxes; for a whole image the
+labels in it (alphabetic, comma-separated), how many different ones, and the count of all boxes."""
+
+
+@dataclass
+class CocoOptions:
+    """COCO object annotations and the folder of their images.
+
+    Args:
+        annotations: The JSON file.
+        images: The folder that its file names are relative to.
+        questions: A list of `CocoQuestion` settings.
+        crowd: Keep categories that an image marks as a crowd; left out by default, since their count is not exact.
+    """
+
+    annotations: str
+    images: str
+    questions: list[Any]
+    crowd: bool = False
+
+
+@dataclass
+class CocoQuestion:
+    """One question to ask of every image, or of every category in every image.
+
+    Args:
+        question: Template of the prompt, e.g. "How many {label} are there?".
+        answer: Template of the answer, e.g. "{count}".
+        task: The verifier of the answer.
+        per: "category" or "image".
+        hints: Templates of step-wise hints.
+    """
+
+    question: str
+    answer: str
+    task: str = "exact"
+    per: str = "category"
+    hints: list[str] = field(default_factory=list)
+
+
+class CocoSource:
+    """A record for each question and image (or category of an image). The annotation file is held in memory."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self._options = read_options(options, CocoOptions)
+        self._path = Path(self._options.annotations)
+        if not self._path.is_file():
+            raise ConfigError(f"source.options.annotations: no file {self._options.annotations!r}")
+        self.image_root: Path | None = Path(self._options.images)
+        if not self.image_root.is_dir():
+            raise ConfigError(f"source.options.images: no folder {self._options.images!r}")
+        self.name = self._path.stem
+        self._questions = _read_questions(self._options.questions)
+        data = self._path.read_bytes()
+        self._digest = hashlib.sha256(data).hexdigest()
+        self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        where = f"source.options.annotations: {self._path}"
+        try:
+            coco = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where} is no JSON: {error}") from error
+        for key in ("images", "annotations", "categories"):
+            entries = coco.get(key) if isinstance(coco, dict) else None
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                raise ConfigError(f"{where} has no list {key!r} of mappings: it is no COCO file")
+        self._labels = {_key(entry, "id"): str(entry.get("name", "")) for entry in coco["categories"]}
+        self._images = {_key(entry, "id"): entry for entry in coco["images"]}
+        self._boxes: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
+        crowds: set[tuple[Any, Any]] = set()
+        # An item is (question, image, category or None), or the reason why an annotation belongs to no image.
+        self._items: list[tuple[int, Any, Any] | str] = []
+        for number, entry in enumerate(coco["annotations"]):
+            image, category = _key(entry, "image_id"), _key(entry, "category_id")
+            if image not in self._images or category not in self._labels:
+                self._items.append(f"annotation {number}: no such image {image!r} or category {category!r}")
+            elif entry.get("iscrowd") and not self._options.crowd:
+                crowds.add((image, category))
+            else:
+                self._boxes[image][category].append(entry.get("bbox"))
+        for image, category in crowds:
+            self._boxes[image].pop(category, None)
+        for image in self._images:
+            for number, question in enumerate(self._questions):
+                if question.per == "image":
+                    crowded = any((image, category) in crowds for category in self._labels)
+                    self._items += [] if crowded or not self._boxes[image] else [(number, image, None)]
+                else:
+                    self._items += [(number, image, category) for category in self._boxes[image]]
+
+    def fingerprint(self) -> str:
+        return f"coco:{self._digest}"
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        item = self._items[index]
+        if isinstance(item, str):
+            raise RecordError(item)
+        number, image_id, category = item
+        question, entry = self._questions[number], self._images[image_id]
+        categories = self._boxes[image_id] if category is None else {category: self._boxes[image_id][category]}
+        boxes = [
+            {"label": self._labels[key], "bbox": _xyxy(bbox)} for key, bboxes in categories.items() for bbox in bboxes
+        ]
+        labels = sorted({self._labels[key] for key in categories})
+        values = {
+            "label": labels[0],
+            "labels": ", ".join(labels),
+            "kinds": len(labels),
+            "count": len(boxes),
+            "total": len(boxes),
+        }
+        raw: dict[str, Any] = {
+            "id": "-".join(str(part) for part in (self.name, image_id, category, number) if part is not None),
+            "prompt": question.question.format(**values),
+            "images": [entry.get("file_name")],
+            "answer": question.answer.format(**values),
+            "task": question.task,
+            "privileged": {"boxes": boxes, "hints": [hint.format(**values) for hint in question.hints]},
+        }
+        if "width" in entry and "height" in entry:
+            raw["image_sizes"] = [[entry["width"], entry["height"]]]
+        return raw
+
+
+def _key(entry: Mapping[str, Any], name: str) -> Any:
+    value = entry.get(name)
+    return value if isinstance(value, int | str) else None
+
+
+def _xyxy(bbox: Any) -> Any:
+    """COCO gives [x, y, width, height]. What is no such list is passed on for `parse_record` to refuse."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
+        return bbox
+    x, y, width, height = bbox
+    return [x, y, x + width, y + height]
+
+
+def _read_questions(settings: list[Any]) -> list[CocoQuestion]:
+    if not settings:
+        raise ConfigError("source.options.questions: give at least one question")
+    questions = []
+    for number, item in enumerate(settings):
+        where = f"source.options.questions[{number}]"
+        question = read_options(item, CocoQuestion, where)
+        check_choice(question.per, tuple(FIELDS), f"{where}.per")
+        check_choice(question.task, TASKS, f"{where}.task")
+        for key, template in (
+            ("question", question.question),
+            ("answer", question.answer),
+            *(("hints", hint) for hint in question.hints),
+        ):
+            _check_template(template, FIELDS[question.per], f"{where}.{key}")
+        questions.append(question)
+    return questions
+
+
+def _check_template(template: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(template, str):
+        raise ConfigError(f"{where}: must be text, not {template!r}")
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error} (write a brace as {{{{ or }}}})") from error
+    for name in names:
+        check_choice(name, known, f"{where}: the field")

@@ -1,0 +1,128 @@
+"""The settings of a preparation, as dataclasses that a YAML file fills."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from .audit import AuditConfig
+from .boxes import BOX_FORMATS
+from .errors import ConfigError, nearest
+from .images import ImageLimits
+from .schema import TASKS
+
+Options = TypeVar("Options")
+
+
+@dataclass
+class SourceConfig:
+    """Where the records come from.
+
+    Args:
+        kind: "jsonl", "dataset", "coco", or "nano".
+        options: What this kind needs; see `sources.py` and docs/data.md.
+        name: Value of the column `source` for records that have none. Default: the source's own name.
+        default_task: The verifier for records that name none: exact, number, choice or math.
+        box_format: How boxes are given: xyxy or xywh in pixels, xyxy_1 or xywh_1 as shares of the image, or xyxy_1000.
+    """
+
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    default_task: str | None = None
+    box_format: str = "xyxy"
+
+
+@dataclass
+class PrepareConfig:
+    """A preparation: source records in, a privileged dataset out.
+
+    Args:
+        source: Where the records come from.
+        output: The folder to make.
+        shard_size: Source records to a parquet file. A killed run repeats at most the file that it was writing.
+        max_rejected_share: More rejected records than this share (0 to 1) is an error.
+        limit: Only so many records.
+        shuffle: Take the records in an order drawn from `seed`; with `limit`, a random sample.
+        seed: Seed of the shuffle.
+        workers: Processes that read and check records; 0 does it in this one. The result is the same.
+        overwrite: Replace a dataset that was prepared from other settings or another source.
+        audit: What the audit does with what it finds.
+        images: Which images are accepted.
+    """
+
+    source: SourceConfig
+    output: str
+    shard_size: int = 1000
+    max_rejected_share: float = 0.05
+    limit: int | None = None
+    shuffle: bool = False
+    seed: int = 0
+    workers: int = 0
+    overwrite: bool = False
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    images: ImageLimits = field(default_factory=ImageLimits)
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the key, when a value cannot be used."""
+        if not self.output:
+            raise ConfigError("output: name the folder to make")
+        if self.shard_size < 1:
+            raise ConfigError(f"shard_size: {self.shard_size} is less than 1")
+        if not 0 <= self.max_rejected_share <= 1:
+            raise ConfigError(f"max_rejected_share: {self.max_rejected_share} is not between 0 and 1")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit: {self.limit} is less than 1")
+        if self.workers < 0:
+            raise ConfigError(f"workers: {self.workers} is negative")
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed} is negative")
+        for key in ("max_pixels", "max_bytes"):
+            if getattr(self.images, key) < 1:
+                raise ConfigError(f"images.{key}: {getattr(self.images, key)} is less than 1")
+        if self.images.max_aspect < 1:
+            raise ConfigError(f"images.max_aspect: {self.images.max_aspect} is less than 1")
+        check_choice(self.source.box_format, BOX_FORMATS, "source.box_format")
+        if self.source.default_task is not None:
+            check_choice(self.source.default_task, TASKS, "source.default_task")
+        self.audit.resolved()
+
+
+def check_choice(value: str, known: tuple[str, ...], key: str) -> None:
+    if value not in known:
+        raise ConfigError(f"{key}: {value!r} is unknown; {nearest(value, known)}")
+
+
+def read_options(options: Mapping[str, Any], cls: type[Options], where: str = "source.options") -> Options:
+    """A source's options as its own dataclass, names and plain types checked."""
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{where}: must be a mapping, not {type(options).__name__}")
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in options.items():
+        if key not in fields:
+            raise ConfigError(f"{where}.{key}: unknown; {nearest(str(key), fields)}")
+        _check_type(value, str(fields[key].type), f"{where}.{key}")
+    for item in fields.values():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in options:
+            raise ConfigError(f"{where}.{item.name}: missing")
+    return cls(**options)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "list": (list, tuple),
+    "dict": (dict,),
+    "None": (type(None),),
+}
+
+
+def _check_type(value: Any, annotation: str, where: str) -> None:
+    names = [part.strip().partition("[")[0] for part in annotation.split("|")]
+    allowed = tuple(kind for name in names for kind in _TYPES[name])
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise ConfigError(f"{where}: must be {' or '.join(names)}, not {value!r}")

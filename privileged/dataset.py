@@ -1,0 +1,85 @@
+"""A prepared folder, as a `datasets.Dataset`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import PrepareError
+from .schema import features
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FORMAT = "privileged-dataset-1"
+DATA_FOLDER = "data"
+AUDIT_FILE = "audit.json"
+CARD_FILE = "README.md"
+INFO_FILE = "dataset_info.json"
+REJECTED_FILE = "rejected.jsonl"
+WORK_FOLDER = ".prepare"
+PREPARE_COMMAND = "dopd-vl prepare --config ..."
+
+
+def read_audit(folder: Path) -> dict[str, Any] | None:
+    """The audit of a complete folder; None when the folder is not a complete one.
+
+    The card and the audit are written last, so both together are the sign of completeness.
+    """
+    if not (folder / CARD_FILE).is_file() or not (folder / AUDIT_FILE).is_file():
+        return None
+    try:
+        audit = json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return audit if isinstance(audit, dict) and audit.get("format") == FORMAT else None
+
+
+def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset:
+    """The rows of a folder that `prepare` finished, images as the Image feature.
+
+    datasets keeps a memory-mapped copy in its cache (`cache_dir`, or the environment's HF_HOME).
+
+    Raises:
+        PrepareError: there is no such folder, it is unfinished, files are missing, or its columns are not ours.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PrepareError(f"{folder}: no such folder; make it with `{PREPARE_COMMAND}`")
+    audit = read_audit(folder)
+    if audit is None:
+        if (folder / WORK_FOLDER).is_dir():
+            raise PrepareError(f"{folder}: its preparation is unfinished; run the same `{PREPARE_COMMAND}` again")
+        raise PrepareError(f"{folder}: no privileged dataset ({AUDIT_FILE} or {CARD_FILE} missing or not ours)")
+    files = [folder / DATA_FOLDER / name for name in audit["files"]]
+    for file in files:
+        if not file.is_file():
+            raise PrepareError(f"{file}: missing; prepare the dataset again with overwrite: true")
+        _check_columns(file)
+
+    from datasets import Dataset
+
+    dataset = Dataset.from_parquet([str(file) for file in files], features=features(), cache_dir=cache_dir)
+    assert isinstance(dataset, Dataset)
+    if len(dataset) != audit["records"]:
+        raise PrepareError(
+            f"{folder}: holds {len(dataset)} rows, its audit counted {audit['records']}; prepare it again with "
+            "overwrite: true"
+        )
+    return dataset
+
+
+def _check_columns(file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    expected = features().arrow_schema
+    try:
+        found = pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        raise PrepareError(f"{file}: cannot be read ({error}); prepare it again with overwrite: true") from error
+    if not found.equals(expected):
+        missing = sorted(set(expected.names) - set(found.names))
+        what = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
+        raise PrepareError(f"{file}: {what}; it is no privileged dataset of this version")

@@ -1,0 +1,282 @@
+"""From source records to a privileged dataset: `prepare` reads, checks, audits and writes, and can be killed anywhere.
+
+    source record --read--> raw --annotate, parse--> record --audit--> row --> parquet shard
+                      |                  |                     |
+                      +------------------+---------------------+--> rejected.jsonl (id, index, stage, reason)
+
+Shard k holds the source records [k * shard_size, (k + 1) * shard_size) that were kept, so a rerun goes on at the first
+shard that was not committed, and ends with the very bytes that an undisturbed run writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .annotators.own import OwnAnnotator
+from .audit import Tally, judge
+from .card import card, dataset_info
+from .config import PrepareConfig, SourceConfig
+from .dataset import AUDIT_FILE, CARD_FILE, FORMAT, INFO_FILE, REJECTED_FILE, WORK_FOLDER, load_privileged, read_audit
+from .errors import ConfigError, PrepareError, PrivilegedError, nearest
+from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, commit_file, dumps, exclusive, write_atomically
+from .outcomes import Outcome, SourceFactory, outcomes
+from .progress import PrepareProgress
+from .records import Finding
+from .shards import ShardWriter
+from .sources import SOURCES, Source
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["PrepareConfig", "PrepareResult", "SourceConfig", "load_privileged", "prepare"]
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What a preparation made: the folder, and its audit (the content of audit.json)."""
+
+    output: Path
+    records: int
+    rejected: int
+    audit: dict[str, Any]
+    was_complete: bool
+    """Whether the folder was finished before, so that nothing was done."""
+
+
+def prepare(
+    config: PrepareConfig,
+    extra_sources: Mapping[str, SourceFactory] | None = None,
+    console: Console | None = None,
+) -> PrepareResult:
+    """Make a privileged dataset, or finish one that an earlier run was stopped in.
+
+    Args:
+        extra_sources: More kinds of sources, each a factory from options to a Source. With workers they must be
+            importable functions or classes.
+        console: Where progress goes; standard error by default.
+
+    Raises:
+        ConfigError: a setting is wrong; nothing was written.
+        PrepareError: the preparation cannot go on; what was done is kept.
+    """
+    config.check()
+    if console is None:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+    factories = {**SOURCES, **(extra_sources or {})}
+    if config.source.kind not in factories:
+        raise ConfigError(f"source.kind: {config.source.kind!r} is unknown; {nearest(config.source.kind, factories)}")
+    factory = factories[config.source.kind]
+    source = _open_source(config.source, factory)
+    if len(source) == 0:
+        raise ConfigError(f"source.options: the source {source.name!r} holds no records")
+    output = _output_folder(config)
+    with exclusive(output):
+        return _Preparation(config, source, factory, output, console).run()
+
+
+def _open_source(settings: SourceConfig, factory: SourceFactory) -> Source:
+    try:
+        return factory(settings.options)
+    except PrivilegedError:
+        raise
+    except ValueError as error:  # a factory from outside need not know our errors
+        raise ConfigError(f"source.options: {error}") from error
+
+
+def _output_folder(config: PrepareConfig) -> Path:
+    output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output: {output} is a file")
+    if output.is_dir() and read_audit(output) is None and Journal(output).fingerprint() is None:
+        foreign = sorted(path.name for path in output.iterdir() if path.name != WORK_FOLDER)
+        if foreign:
+            raise ConfigError(f"output: {output} holds other files ({foreign[0]}, ...); name an empty or new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+class _Preparation:
+    def __init__(self, config: PrepareConfig, source: Source, factory: SourceFactory, output: Path, console: Console):
+        self.config, self.source, self.factory, self.output, self.console = config, source, factory, output, console
+        self.severity = config.audit.resolved()
+        self.journal = Journal(output)
+        self.fingerprint = _fingerprint(config, source)
+        self.order = _order(len(source), config)
+        self.total = len(self.order)
+        self.shard_count = -(-self.total // config.shard_size)
+        self.allowed = int(config.max_rejected_share * self.total + 1e-9)
+
+    def run(self) -> PrepareResult:
+        audit = read_audit(self.output)
+        started_for = audit["fingerprint"] if audit is not None else self.journal.fingerprint()
+        if started_for is not None and started_for != self.fingerprint:
+            if not self.config.overwrite:
+                raise PrepareError(
+                    f"{self.output}: was prepared from other settings or another source; set overwrite: true to "
+                    "replace it, or name another output"
+                )
+            audit, started_for = None, None
+        if audit is not None:
+            self.journal.remove()
+            self.console.print(
+                f"{self.output}: already prepared, {audit['records']} records", highlight=False, soft_wrap=True
+            )
+            return PrepareResult(self.output, audit["records"], audit["rejected"], audit, was_complete=True)
+        if started_for is None or not self.journal.has_begun():
+            self.journal.begin(self.fingerprint)
+        tally = self._shards()
+        return self._finish(tally)
+
+    def _shards(self) -> Tally:
+        """Write every shard that is not committed, in order; the counts of all."""
+        committed = self.journal.committed()
+        tally = Tally()
+        for shard in range(committed):
+            note = self.journal.read_shard(shard)
+            assert note is not None
+            tally.add(note["tally"])
+        if tally.rejected > self.allowed:
+            self._give_up(tally, committed, [])
+        done = min(committed * self.config.shard_size, self.total)
+        seen = Seen(self.journal.folder / "seen.sqlite", committed)
+        stream = outcomes(self.config, self.source, self.factory, self.order[done:])
+        try:
+            with PrepareProgress(self.console, self.total, done, tally.rejected) as progress:
+                for shard in range(committed, self.shard_count):
+                    self._shard(shard, islice(stream, self.config.shard_size), seen, tally, progress)
+        finally:
+            stream.close()
+            seen.close()
+        return tally
+
+    def _shard(
+        self, shard: int, stream: Iterator[Outcome], seen: Seen, tally: Tally, progress: PrepareProgress
+    ) -> None:
+        part, rejected = Tally(), []
+        temporary = self.journal.folder / f"shard-{shard:05d}.parquet"
+        with ShardWriter(temporary) as writer:
+            for outcome in stream:
+                self._find_duplicates(outcome, seen, shard)
+                part.note(outcome.id, outcome.findings)
+                if outcome.row is not None:
+                    part.keep(outcome.row, outcome.variants)
+                    writer.add(outcome.row)
+                else:
+                    part.reject(str(outcome.stage))
+                    rejected.append(
+                        {"id": outcome.id, "index": outcome.index, "stage": outcome.stage, "reason": outcome.reason}
+                    )
+                progress.advance(rejected=outcome.row is None)
+                if tally.rejected + part.rejected > self.allowed:
+                    tally.add(part.to_dict())
+                    self._give_up(tally, shard, rejected)
+        name = f"train-{shard:05d}-of-{self.shard_count:05d}.parquet"
+        self.journal.commit_shard(shard, temporary, name, {"tally": part.to_dict(), "rejected": rejected}, seen)
+        tally.add(part.to_dict())
+
+    def _find_duplicates(self, outcome: Outcome, seen: Seen, shard: int) -> None:
+        if outcome.row is None:
+            return
+        id_key = b"id:" + hashlib.blake2b(outcome.id.encode(), digest_size=16).digest()
+        content_key = b"content:" + outcome.digest
+        if seen.find(id_key) is not None:
+            outcome.set_aside("duplicate", f"the id {outcome.id!r} was used by an earlier record")
+            return
+        if (earlier := seen.find(content_key)) is not None:
+            finding = Finding("duplicate_record", f"same prompt and images as {earlier!r}")
+            reason, counted = judge([finding], self.severity)
+            outcome.findings += counted
+            if reason is not None:
+                outcome.set_aside("duplicate", reason)
+                return
+        seen.add(id_key, outcome.id, shard)
+        seen.add(content_key, outcome.id, shard)
+
+    def _give_up(self, tally: Tally, shard: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
+        """Too many records were rejected: keep what was seen, and say which reason was the most frequent."""
+        self._write_rejected(shard, unfinished)
+        write_atomically(self.output / PARTIAL_AUDIT_FILE, dumps(self._audit(tally)))
+        stages = ", ".join(f"{count} at stage {stage}" for stage, count in tally.stages.most_common())
+        first = next(self._rejected(shard, unfinished))
+        raise PrepareError(
+            f"{self.output}: {tally.rejected} of the first {tally.records + tally.rejected} records were rejected "
+            f"({stages}), more than the share of {self.config.max_rejected_share:g} of all {self.total} allows; the "
+            f"first was {first['id']}: {first['reason']}. All are in {REJECTED_FILE} there; mend the source or raise "
+            "max_rejected_share, and run again"
+        )
+
+    def _finish(self, tally: Tally) -> PrepareResult:
+        if tally.records == 0:
+            raise PrepareError(f"{self.output}: every record was rejected; see {REJECTED_FILE} there")
+        notes = [self.journal.read_shard(shard) for shard in range(self.shard_count)]
+        files = [note["file"] for note in notes if note is not None]
+        audit = {**self._audit(tally), "files": files}
+        self._write_rejected(self.shard_count, [])
+        size = sum(note["bytes"] for note in notes if note is not None)
+        write_atomically(self.output / INFO_FILE, dataset_info(audit, size))
+        (self.output / PARTIAL_AUDIT_FILE).unlink(missing_ok=True)
+        write_atomically(self.output / AUDIT_FILE, dumps(audit))
+        write_atomically(self.output / CARD_FILE, card(audit))
+        self.journal.remove()
+        self._report(audit)
+        return PrepareResult(self.output, tally.records, tally.rejected, audit, was_complete=False)
+
+    def _audit(self, tally: Tally) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "records": tally.records,
+            "rejected": tally.rejected,
+            "source": {**dataclasses.asdict(self.config.source), "fingerprint": self.source.fingerprint()},
+            "severity": self.severity,
+            "counts": tally.to_dict(),
+        }
+
+    def _rejected(self, shards: int, unfinished: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        for shard in range(shards):
+            note = self.journal.read_shard(shard)
+            yield from note["rejected"] if note is not None else []
+        yield from unfinished
+
+    def _write_rejected(self, shards: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
+        temporary = self.journal.folder / REJECTED_FILE
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in self._rejected(shards, unfinished))
+        commit_file(temporary, self.output / REJECTED_FILE)
+
+    def _report(self, audit: Mapping[str, Any]) -> None:
+        findings = ", ".join(f"{count} {code}" for code, count in audit["counts"]["findings"].items())
+        self.console.print(
+            f"{self.output}: {audit['records']} records prepared, {audit['rejected']} rejected; "
+            f"audit: {findings or 'nothing found'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _fingerprint(config: PrepareConfig, source: Source) -> str:
+    """Of everything that decides what the dataset holds; not of how it is made (workers) or judged (the share)."""
+    settings = dataclasses.asdict(config)
+    for key in ("output", "workers", "max_rejected_share", "overwrite"):
+        del settings[key]
+    settings["audit"] = config.audit.resolved()
+    parts = [FORMAT, source.name, source.fingerprint(), OwnAnnotator().fingerprint(), settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _order(count: int, config: PrepareConfig) -> Sequence[int]:
+    order: Sequence[int] = range(count)
+    if config.shuffle:
+        import numpy as np
+
+        order = np.random.default_rng(config.seed).permutation(count).tolist()
+    return order[: config.limit]

@@ -1,0 +1,47 @@
+"""Rows to a parquet file, a row group at a time, so that memory holds a group and not a shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .schema import features
+
+ROWS_IN_GROUP = 100
+BYTES_IN_GROUP = 32 * 1024 * 1024
+
+
+class ShardWriter:
+    """Writes one parquet file that datasets reads with the Image feature. The file is whole once the writer closed."""
+
+    def __init__(self, path: Path):
+        import pyarrow.parquet as pq
+
+        self._schema = features().arrow_schema
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self._bytes += sum(len(image["bytes"]) for image in row["images"])
+        if len(self._rows) >= ROWS_IN_GROUP or self._bytes >= BYTES_IN_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._bytes = [], 0

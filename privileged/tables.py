@@ -1,0 +1,104 @@
+"""Rows of tables on disk, by number: datasets written by `save_to_disk`, and parquet files. Images stay encoded."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+FOOTER_BYTES = 64 * 1024
+
+
+class SavedRows:
+    """A dataset written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, memory-mapped."""
+
+    def __init__(self, path: Path, split: str | None):
+        from datasets import DatasetDict, load_from_disk
+
+        try:
+            loaded = load_from_disk(str(path))
+        except Exception as error:  # whatever datasets, arrow or the file system make of a damaged folder
+            raise ConfigError(f"source.options.path: {path} is no readable saved dataset ({error})") from error
+        if isinstance(loaded, DatasetDict):
+            names = list(loaded)
+            if split is None and len(names) == 1:
+                split = str(names[0])
+            if split not in names:
+                raise ConfigError(
+                    f"source.options.split: {split!r} is not among the splits {', '.join(map(str, names))}"
+                )
+            loaded = loaded[split]
+        elif split is not None:
+            raise ConfigError(f"source.options.split: {path} has no splits; leave it out")
+        self._fingerprint = loaded._fingerprint
+        # The arrow format hands out what is stored: images as bytes and path, not decoded.
+        self._rows = loaded.with_format("arrow")
+
+    def fingerprint(self) -> str:
+        return f"saved:{self._fingerprint}:{len(self)}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self._rows[index : index + 1].to_pylist()[0]
+        return row
+
+
+class ParquetRows:
+    """Parquet files in the order of their names. One row group is held in memory."""
+
+    def __init__(self, path: Path, split: str | None):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        paths = [path] if path.is_file() else sorted(path.rglob("[!.]*.parquet"))
+        if split is not None:
+            paths = [p for p in paths if p.stem == split or p.name.startswith(f"{split}-") or p.parent.name == split]
+        if not paths:
+            raise ConfigError(
+                f"source.options.path: {path} holds no parquet file{f' of split {split!r}' if split else ''}"
+            )
+        self._files: list[pq.ParquetFile] = []
+        self._groups: list[tuple[int, int]] = []  # (file, row group) in order
+        self._starts: list[int] = []  # first row of each group
+        self._count = 0
+        digest = hashlib.sha256()
+        for number, file_path in enumerate(paths):
+            try:
+                file = pq.ParquetFile(file_path)
+            except (OSError, pa.ArrowException) as error:
+                raise ConfigError(f"source.options.path: {file_path} is no readable parquet file ({error})") from error
+            self._files.append(file)
+            for group in range(file.num_row_groups):
+                self._groups.append((number, group))
+                self._starts.append(self._count)
+                self._count += file.metadata.row_group(group).num_rows
+            digest.update(f"{file_path.name}:{file_path.stat().st_size}:".encode() + _footer(file_path))
+        self._digest = digest.hexdigest()
+        self._loaded: tuple[int, Any] = (-1, None)
+
+    def fingerprint(self) -> str:
+        return f"parquet:{self._digest}"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = bisect_right(self._starts, index) - 1
+        if self._loaded[0] != number:
+            file, group = self._groups[number]
+            self._loaded = (number, self._files[file].read_row_group(group))
+        offset = index - self._starts[number]
+        row: dict[str, Any] = self._loaded[1].slice(offset, 1).to_pylist()[0]
+        return row
+
+
+def _footer(path: Path) -> bytes:
+    """The end of the file, where parquet keeps sizes, offsets and statistics: it changes with the content."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
+        return file.read()
