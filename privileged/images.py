@@ -19,8 +19,8 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is read. Not here: formats that run or call other programs (EPS), documents, and rarities."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What is read (phones' MPO files come under JPEG). Not here: formats that run or call other programs (EPS), documents, and rarities."""
 
 KEPT_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
 """Files in these formats are stored byte for byte when they decode to plain colour or grey as they are."""
@@ -132,6 +132,7 @@ def _bytes_of(value: Any, root: Path | None, limits: ImageLimits) -> bytes:
 
 
 def _decode(data: bytes, limits: ImageLimits) -> StoredImage:
+    Image.init()  # all formats: Pillow knows only the commonest at first
     with _strict_pillow():
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:

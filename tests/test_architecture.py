@@ -1,4 +1,4 @@
-"""Imports point one way: `privileged` knows nothing of `dopd_vl`, `core` nothing of the rest, and TRL stays in one file."""
+"""Imports point one way: `privileged` knows nothing of `dopd_vl`, `core` nothing of the rest; one file knows TRL."""
 
 import ast
 import sys

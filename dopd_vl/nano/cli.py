@@ -13,8 +13,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--output", required=True, metavar="DIR", help="where the model folders go")
     build.add_argument("--family", choices=("all", "vision", "text"), default="all")
     build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--steps", type=_positive, help="training steps of every model, for a quick trial")
-    build.add_argument("--rows", type=_positive, help="training rows of every model, for a quick trial")
+    build.add_argument("--shrink", type=_positive, default=1, help="divide steps and rows by this, for a quick trial")
     build.add_argument("--scored", type=_positive, help="held-out records to measure the final scores on")
     return top
 
@@ -28,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.output,
         family=arguments.family,
         seed=arguments.seed,
-        steps=arguments.steps,
-        rows=arguments.rows,
+        shrink=arguments.shrink,
         scored=arguments.scored or SCORED,
     )
     return 0

@@ -95,15 +95,13 @@ def _vision_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen3VLC
         "spatial_merge_size": MERGE_SIZE,
         "temporal_patch_size": 2,
         "num_position_embeddings": (SIZE // PATCH_SIZE) ** 2,
-        "deepstack_visual_indexes": [0],  # after the first layer of the tower, into the first layer of the language model
+        "deepstack_visual_indexes": [
+            0
+        ],  # after the first layer of the tower, into the first layer of the language model
         "initializer_range": INIT_STD,
     }
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-        for name, token in (
-            ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"), ("vision_end", "vision_end")
-        )  # fmt: skip
-    }
+    marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()}
     # mRoPE: 16 frequency pairs of a 32-wide head shared out between time, height and width.
     rope = _rope(mrope_section=[6, 5, 5], mrope_interleaved=True)
     return Qwen3VLConfig(

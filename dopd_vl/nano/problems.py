@@ -1,4 +1,4 @@
-"""What a nano task returns: a question, its answer, worked privileged hints, and the reference response for training."""
+"""What a nano task returns: a question, its answer, privileged hints, and the reference response for training."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -19,7 +19,9 @@ class Problem:
     hint_summary: str
     wrong_hint: str
     related: tuple[int, ...] = ()  # vision: the cells that the question needs, in reading order
-    facts: tuple[Any, ...] = field(default=(), repr=False)  # text: what makes this problem itself, whatever its phrasing
+    facts: tuple[Any, ...] = field(
+        default=(), repr=False
+    )  # text: what makes this problem itself, whatever its phrasing
 
     @property
     def response(self) -> str:

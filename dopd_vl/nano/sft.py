@@ -1,10 +1,10 @@
-"""Supervised training of the nano families: prompts exactly as `dopd_vl.views` shows them, loss on the response alone."""
+"""Supervised training of the nano families: prompts as `dopd_vl.views` shows them, loss on the response alone."""
 
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,19 +13,18 @@ from transformers import PreTrainedModel
 
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.views import View, ViewProcessor
-from privileged import VARIANTS
 
-# What a training prompt shows. Never a wrong hint, which would teach to distrust hints, and never a degraded image, which
-# would teach to make digits up: those two are for controls.
+# What a training prompt shows. Never a wrong hint, which would teach to distrust hints, and never a degraded image,
+# which would teach to make digits up: those two are for controls.
 MIXTURES: dict[str, dict[str, float]] = {
     "vision": {
         "none": 0.45,
         "box_label": 0.25,
-        "box_caption": 0.03,
-        "box_only": 0.03,
+        "box_caption": 0.02,
+        "box_only": 0.02,
         "box_drawn": 0.05,
-        "evidence_crop": 0.03,
-        "caption": 0.04,
+        "evidence_crop": 0.04,
+        "caption": 0.05,
         "hints": 0.04,
         "hints_executed": 0.03,
         "hint_summary": 0.03,
@@ -36,16 +35,31 @@ MIXTURES: dict[str, dict[str, float]] = {
 
 
 @dataclass(frozen=True)
+class Phase:
+    """`steps` updates on `rows` records of some task kinds (None: all), shown in the variants of a mixture.
+
+    Rows are made once and shuffled anew for every epoch: to make a view takes as long as to train on it.
+    """
+
+    steps: int
+    rows: int
+    mixture: Mapping[str, float]
+    tasks: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One supervised run. A student is the same recipe with fewer steps."""
 
-    steps: int
-    rows: int = 16_000  # made once, then shuffled anew for every epoch: making a view takes as long as training on it
-    plain_share: float = 0.5  # looking is learnt slowly, from short prompts; reading boxes at once, from long ones
+    phases: tuple[Phase, ...]
     batch: int = 32
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: int = 50
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
 
 
 @dataclass(frozen=True)
@@ -62,20 +76,20 @@ Row = tuple[View, list[int]]
 
 
 def make_rows(
-    source: NanoSource, views: ViewProcessor, mixture: Mapping[str, float], seed: int, on_row: Callable[[], None] = lambda: None
-) -> tuple[list[Row], list[Row]]:
-    """Every record of a source in a variant drawn by (seed, its index): (rows without privilege, rows with some)."""
-    plain, privileged = [], []
+    phase: Phase, world: str, views: ViewProcessor, seed: int, on_row: Callable[[], None] = lambda: None
+) -> list[Row]:
+    """A phase's records of the train split, each in a variant drawn by (seed, its index), with its response's ids."""
+    tasks = None if phase.tasks is None else list(phase.tasks)
+    source = NanoSource({"world": world, "size": phase.rows, "seed": seed, "tasks": tasks})
+    rows = []
     for index in range(len(source)):
         record, response = source.record_and_response(index)
         rng = random.Random(f"{seed}/{index}")
-        variant = rng.choices(list(mixture), list(mixture.values()))[0]
-        if VARIANTS[variant].missing(record) is not None:
-            raise ValueError(f"record {record['id']!r} cannot be shown in variant {variant!r}: change the mixture")
-        row = views.view(record, variant), response_ids(response, views)
-        (plain if variant == "none" else privileged).append(row)
+        variant = rng.choices(list(phase.mixture), list(phase.mixture.values()))[0]
+        view = views.view(record, variant)
+        rows.append((replace(view, images=[]), response_ids(response, views)))  # the pictures are in pixel_values
         on_row()
-    return plain, privileged
+    return rows
 
 
 def response_ids(response: str, views: ViewProcessor) -> list[int]:
@@ -85,16 +99,13 @@ def response_ids(response: str, views: ViewProcessor) -> list[int]:
 
 def train(
     model: PreTrainedModel,
-    rows: tuple[list[Row], list[Row]],
     views: ViewProcessor,
     recipe: Recipe,
+    rows: Sequence[Sequence[Row]],
     seed: int,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> None:
-    """Train in place: AdamW, cosine to zero after a warm-up, gradients clipped to norm 1.
-
-    The first `plain_share` of the steps sees `rows[0]` alone, the others all rows.
-    """
+    """Train in place on each phase's rows in turn: AdamW, warm-up, one cosine to zero, gradients clipped to norm 1."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
@@ -118,10 +129,9 @@ def schedule(number: int, recipe: Recipe) -> float:
     return 0.5 * (1 + math.cos(math.pi * (number - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
 
 
-def _batches(rows: tuple[list[Row], list[Row]], recipe: Recipe, seed: int) -> Iterator[list[Row]]:
-    plain_steps = round(recipe.plain_share * recipe.steps)
-    yield from _shuffled(rows[0], recipe.batch, plain_steps, random.Random(f"plain/{seed}"))
-    yield from _shuffled([*rows[0], *rows[1]], recipe.batch, recipe.steps - plain_steps, random.Random(f"all/{seed}"))
+def _batches(rows: Sequence[Sequence[Row]], recipe: Recipe, seed: int) -> Iterator[list[Row]]:
+    for number, (phase, phase_rows) in enumerate(zip(recipe.phases, rows, strict=True)):
+        yield from _shuffled(phase_rows, recipe.batch, phase.steps, random.Random(f"{seed}/{number}"))
 
 
 def _shuffled(rows: Sequence[Row], batch: int, steps: int, rng: random.Random) -> Iterator[list[Row]]:
@@ -134,7 +144,7 @@ def _shuffled(rows: Sequence[Row], batch: int, steps: int, rng: random.Random) -
 
 
 def _micro_batches(batch: list[Row]) -> Iterator[tuple[list[Row], int]]:
-    """(rows of like length, response tokens of the whole batch): a prompt with boxes is five times as long as one without."""
+    """(rows of like length, response tokens of the whole batch): prompts with boxes are far longer than others."""
     tokens = sum(len(ids) for _, ids in batch)
     micro: list[Row] = []
     for row in sorted(batch, key=lambda row: len(row[0].prompt_ids)):

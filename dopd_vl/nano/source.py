@@ -15,17 +15,16 @@ WORLD_VERSION = 1  # raise it when the same options make other records
 
 @dataclass(frozen=True)
 class World:
-    """`record` and `problem` take (index, split, seed, tasks); the problem comes last in what `problem` returns."""
+    """`record` takes (index, split, seed, tasks) and returns a raw record and its reference response."""
 
     tasks: Mapping[str, Any]
-    record: Callable[..., dict[str, Any]]
-    problem: Callable[..., tuple[Any, ...]]
+    record: Callable[..., tuple[dict[str, Any], str]]
     default_variant: str
 
 
 WORLDS: dict[str, World] = {
-    "vision": World(vision_tasks.VISION_TASKS, vision_tasks.vision_record, vision_tasks.vision_problem, "box_label"),
-    "text": World(text_tasks.TEXT_TASKS, text_tasks.text_record, text_tasks.text_problem, "hints"),
+    "vision": World(vision_tasks.VISION_TASKS, vision_tasks.record_and_response, "box_label"),
+    "text": World(text_tasks.TEXT_TASKS, text_tasks.record_and_response, "hints"),
 }
 
 
@@ -65,12 +64,11 @@ class NanoSource(Sequence[dict[str, Any]]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self.world.record(*self._place(index))
+        return self.world.record(*self._place(index))[0]
 
     def record_and_response(self, index: int) -> tuple[dict[str, Any], str]:
         """A record with the reference response, which no privileged data set carries: students make their own."""
-        place = self._place(index)
-        return self.world.record(*place), self.world.problem(*place)[-1].response
+        return self.world.record(*self._place(index))
 
     def _place(self, index: int) -> tuple[int, Any, int, Any]:
         if not -len(self) <= index < len(self):

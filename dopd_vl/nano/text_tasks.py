@@ -8,6 +8,7 @@ import hashlib
 import random
 import string
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from dopd_vl.nano.digits import SPLITS, Split
@@ -39,8 +40,15 @@ def split_of(kind: str, problem: Problem) -> Split:
 
 def text_record(index: int, split: Split, seed: int, kinds: Sequence[str] | None = None) -> dict[str, Any]:
     """The raw record of a privileged data set (see docs/data.md), without images or boxes."""
+    return record_and_response(index, split, seed, kinds)[0]
+
+
+def record_and_response(
+    index: int, split: Split, seed: int, kinds: Sequence[str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """A raw record and the reference response, which no privileged data set carries: students make their own."""
     kind, problem = text_problem(index, split, seed, kinds)
-    return {
+    record = {
         "id": f"nano-text-{split}-{seed}-{index:06d}-{kind}",
         "prompt": [{"role": "user", "content": problem.question}],
         "images": [],
@@ -58,6 +66,7 @@ def text_record(index: int, split: Split, seed: int, kinds: Sequence[str] | None
             "provenance": "procedural",
         },
     }
+    return record, problem.response
 
 
 def chain(rng: random.Random) -> Problem:
@@ -68,19 +77,21 @@ def chain(rng: random.Random) -> Problem:
     values = {path[0]: rng.randint(1, 9)}
     equations = {path[0]: str(values[path[0]])}
     steps, executed = [], [f"{path[0]} is {values[path[0]]}."]
-    for before, name in zip(path, path[1:], strict=False):
+    for before, name in pairwise(path):
         equations[name], values[name], step = _derive(before, values[before], rng)
         steps.append(f"{name}={step}={values[name]}.")
         executed.append(f"{name}={step}={values[name]}.")
     for name in others:  # half of them hang off the chain, so that the first match is not always the right one
         before = rng.choice(list(values))
         given = rng.random() < 0.5
-        equations[name], values[name] = (str(n := rng.randint(1, 9)), n) if given else _derive(before, values[before], rng)[:2]
+        equations[name], values[name] = (
+            (str(n := rng.randint(1, 9)), n) if given else _derive(before, values[before], rng)[:2]
+        )
     answer = values[path[-1]]
     statements = [f"{name} = {equation}" for name, equation in equations.items()]
     rng.shuffle(statements)
     hints = [f"Start with {path[0]}, which is given."]
-    hints += [f"Use {before} to get {name}." for before, name in zip(path, path[1:], strict=False)]
+    hints += [f"Use {before} to get {name}." for before, name in pairwise(path)]
     wrong = rng.sample(letters, length)
     return Problem(
         question=f"{'; '.join(statements)}. What is {path[-1]}?",
@@ -154,9 +165,7 @@ def rules(rng: random.Random) -> Problem:
         task="exact",
         reasoning=" ".join(shown),
         hints=tuple(f"{letters[place]} means {listed[place]}." for place in applied),
-        hints_executed=tuple(
-            f"{listed[place]}: {_row(state)}." for place, state in zip(applied, states, strict=True)
-        ),
+        hints_executed=tuple(f"{listed[place]}: {_row(state)}." for place, state in zip(applied, states, strict=True)),
         hint_summary=f"First {listed[applied[0]]}, then {listed[applied[1]]}.",
         wrong_hint=f"First {wrong}, then {listed[applied[0]]}.",
         facts=(tuple(digits), tuple(listed[place] for place in applied), tuple(order)),

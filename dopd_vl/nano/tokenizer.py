@@ -1,4 +1,4 @@
-"""The nano tokenizer and processor: Qwen's own classes, pre-tokenisation, control tokens and chat template, a small vocabulary.
+"""The nano tokenizer and processor: Qwen's classes, pre-tokenisation, control tokens and template, a small vocabulary.
 
 Both families share one tokenizer. Its vocabulary is well above the Top-K of the objectives (128), so that Top-K and
 full-vocabulary supervision differ as they do on a real model.
@@ -75,11 +75,11 @@ def corpus(records: int, seed: int) -> Iterator[str]:
                 if variant.missing(record) is None:
                     for message in variant.render(record).messages:
                         yield f"{message['role']}\n{message['content'].replace(IMAGE_MARKER, '')}"
-                    yield response
+                    yield f"assistant\n{response}"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Qwen2Tokenizer:
-    """A byte-level BPE tokenizer: 256 bytes, merges learnt from `texts`, then the control tokens; ids are contiguous."""
+    """A byte-level BPE tokenizer: 256 bytes, merges learnt from `texts`, then control tokens; ids are contiguous."""
     learner = Tokenizer(models.BPE())
     frame = Qwen2Tokenizer().backend_tokenizer  # lends its normaliser and pre-tokenisation
     learner.normalizer, learner.pre_tokenizer = frame.normalizer, frame.pre_tokenizer

@@ -12,7 +12,9 @@ CELLS = range(GRID * GRID)
 Labels = dict[int, int]
 
 
-def vision_problem(index: int, split: Split, seed: int, kinds: Sequence[str] | None = None) -> tuple[str, Scene, Problem]:
+def vision_problem(
+    index: int, split: Split, seed: int, kinds: Sequence[str] | None = None
+) -> tuple[str, Scene, Problem]:
     """Problem `index` of a split, the same at every call: (kind, scene, problem)."""
     chosen = choose_kinds(kinds, VISION_TASKS, "vision")
     kind = chosen[index % len(chosen)]
@@ -22,7 +24,14 @@ def vision_problem(index: int, split: Split, seed: int, kinds: Sequence[str] | N
 
 
 def vision_record(index: int, split: Split, seed: int, kinds: Sequence[str] | None = None) -> dict[str, Any]:
-    """The raw record of a privileged data set (see docs/data.md); `images` holds one PIL image of 48 x 48."""
+    """The raw record of a privileged data set (see docs/data.md); its `images` are PIL images."""
+    return record_and_response(index, split, seed, kinds)[0]
+
+
+def record_and_response(
+    index: int, split: Split, seed: int, kinds: Sequence[str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """A raw record and the reference response, which no privileged data set carries: students make their own."""
     kind, scene, problem = vision_problem(index, split, seed, kinds)
     boxes = [
         {
@@ -33,7 +42,7 @@ def vision_record(index: int, split: Split, seed: int, kinds: Sequence[str] | No
         }
         for cell in problem.related
     ]
-    return {
+    record = {
         "id": f"nano-vision-{split}-{seed}-{index:06d}-{kind}",
         "prompt": [{"role": "user", "content": f"<image>{problem.question}"}],
         "images": [scene.image],
@@ -51,6 +60,7 @@ def vision_record(index: int, split: Split, seed: int, kinds: Sequence[str] | No
             "provenance": "composed",
         },
     }
+    return record, problem.response
 
 
 def read_all(rng: random.Random) -> tuple[Labels, Problem]:
@@ -118,10 +128,10 @@ def count(rng: random.Random) -> tuple[Labels, Problem]:
 
 
 def neighbour(rng: random.Random) -> tuple[Labels, Problem]:
-    side, (down, right) = rng.choice([("left of", (0, -1)), ("right of", (0, 1)), ("above", (-1, 0)), ("below", (1, 0))])
-    inside = [
-        cell for cell in CELLS if 0 <= cell // GRID + down < GRID and 0 <= cell % GRID + right < GRID
-    ]
+    side, (down, right) = rng.choice(
+        [("left of", (0, -1)), ("right of", (0, 1)), ("above", (-1, 0)), ("below", (1, 0))]
+    )
+    inside = [cell for cell in CELLS if 0 <= cell // GRID + down < GRID and 0 <= cell % GRID + right < GRID]
     anchor_cell = rng.choice(inside)
     found_cell = anchor_cell + GRID * down + right
     anchor = rng.randint(0, 9)
@@ -192,7 +202,11 @@ def compare(rng: random.Random) -> tuple[Labels, Problem]:
         answer=letter,
         task="choice",
         reasoning=f"A: {sum_steps(sides[0])}. B: {sum_steps(sides[1])}. {sign}.",
-        hints=(f"Add the digits of the {first_name}.", f"Add the digits of the {second_name}.", "Compare the two sums."),
+        hints=(
+            f"Add the digits of the {first_name}.",
+            f"Add the digits of the {second_name}.",
+            "Compare the two sums.",
+        ),
         hints_executed=(
             f"{first_name}: {sum_steps(sides[0])}.",
             f"{second_name}: {sum_steps(sides[1])}.",

@@ -1,4 +1,4 @@
-"""Make digits.png and digits.json from scikit-learn's copy of the UCI set. Run once; needs scikit-learn, unlike the toolkit.
+"""Make digits.png and digits.json from scikit-learn's copy of the UCI set. Run once; needs scikit-learn.
 
 python data/nano/digits/make_digits.py
 """
