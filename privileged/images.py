@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from .errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is read (phones' MPO files come under JPEG). Not here: formats that run or call other programs (EPS), documents, and rarities."""
+"""What is read; phones' MPO files come under JPEG. Not here: what runs other programs (EPS), documents, rarities."""
 
 KEPT_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
 """Files in these formats are stored byte for byte when they decode to plain colour or grey as they are."""

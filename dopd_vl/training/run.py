@@ -65,6 +65,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
 
     folder = Path(config.output_dir)
     checkpoint = _open_folder(folder, config, train)
+    arguments.eval_on_start = held_out is not None and checkpoint is None
     run_folder = RunFolder(folder)
     trainer = DopdTrainer(
         model=find_model(config.model.student),
@@ -115,7 +116,6 @@ def _trainer_arguments(config: TrainConfig) -> DopdConfig:
         "model_init_kwargs": {"dtype": "float32", **attention},
         "teacher_model_init_kwargs": {"dtype": teacher_dtype, **attention},
         "eval_strategy": "steps" if evaluates else "no",
-        "eval_on_start": evaluates,
         "save_strategy": "steps",
         "use_cpu": not on_gpu,
         "disable_tqdm": True,

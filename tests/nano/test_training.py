@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from dopd_vl.nano import build as building
 from dopd_vl.nano import cli
 from dopd_vl.nano.build import RECIPES, build, shrunk
 from dopd_vl.nano.models import SHAPES, build_model
@@ -67,13 +68,13 @@ def test_training_learns_a_few_rows_and_is_reproducible(tokenizer):
     losses = []
     for _ in range(2):
         model, views = views_of("text-student", tokenizer)
-        recipe = Recipe((Phase(40, 8, MIXTURES["text"]),), batch=8, learning_rate=3e-3, warmup=5)
+        recipe = Recipe((Phase(15, 4, MIXTURES["text"]),), batch=4, learning_rate=1e-2, warmup=3)
         rows = [make_rows(recipe.phases[0], "text", views, seed=0)]
         steps = []
         train(model, views, recipe, rows, seed=0, on_step=lambda step, steps=steps: steps.append(step.loss))
         losses.append(steps)
     assert losses[0] == losses[1]
-    assert losses[0][-1] < 0.2 * losses[0][0]
+    assert losses[0][-1] < 0.5 * losses[0][0]
 
 
 def test_the_learning_rate_rises_then_falls_to_zero():
@@ -84,9 +85,10 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert schedule(100, recipe) == pytest.approx(0)
 
 
-def test_build_makes_loadable_folders_with_scores(tmp_path):
+def test_build_makes_loadable_folders_with_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "CORPUS_RECORDS", 150)
     console = Console(file=open(tmp_path / "log", "w"), width=200)  # noqa: SIM115
-    scores = build(tmp_path, family="text", shrink=400, scored=8, console=console)
+    scores = build(tmp_path, family="text", shrink=400, scored=4, console=console)
     assert set(scores) == {"text-teacher", "text-student"}
     for name in scores:
         stated = json.loads((tmp_path / name / "scores.json").read_text())

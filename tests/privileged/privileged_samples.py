@@ -44,8 +44,9 @@ def jsonl_settings(root: Path, output: Path, **changes: Any) -> Any:
         "privileged.boxes": "objects",
     }
     options = {"path": str(root / "records.jsonl"), "images": str(root / "images"), "columns": columns}
-    settings: dict[str, Any] = {"shard_size": 9, "max_rejected_share": 0.2, **changes}
-    return PrepareConfig(SourceConfig("jsonl", options, default_task="number"), str(output), **settings)
+    source = SourceConfig("jsonl", options, default_task="number")
+    settings = {"source": source, "output": str(output), "shard_size": 9, "max_rejected_share": 0.2}
+    return PrepareConfig(**{**settings, **changes})
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

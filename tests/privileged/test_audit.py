@@ -59,7 +59,10 @@ def test_what_is_rejected_can_be_configured():
 
 @pytest.mark.parametrize(
     ("severity", "message"),
-    [({"box_outofrange": "warn"}, "did you mean 'box_out_of_range'"), ({"box_empty": "no"}, "audit.severity.box_empty")],
+    [
+        ({"box_outofrange": "warn"}, "did you mean 'box_out_of_range'"),
+        ({"box_empty": "no"}, "audit.severity.box_empty"),
+    ],
 )
 def test_wrong_settings_name_their_key(severity, message):
     with pytest.raises(ConfigError, match=message):

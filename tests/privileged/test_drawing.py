@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from privileged_samples import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from privileged_samples import noise
 
 from privileged.drawing import draw_boxes
 

@@ -76,7 +76,11 @@ def test_damaged_files_are_refused_with_a_reason():
         data = encoded(noise(64, 64), kind)
         with pytest.raises(ImageError):
             load_image(data[: len(data) // 2])
-    for data in (b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 99):
+    for data in (
+        b"not an image",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 99,
+    ):
         with pytest.raises(ImageError):
             load_image(data)
 

@@ -170,7 +170,10 @@ PARTS = st.dictionaries(st.sampled_from(PRIVILEGED_KEYS), ANYTHING, max_size=3) 
     {"boxes": st.lists(BOXES, max_size=3) | ANYTHING}
 )
 RAW = ANYTHING | st.fixed_dictionaries(
-    {"prompt": st.text(max_size=9) | st.lists(MESSAGES, max_size=3) | ANYTHING, "answer": st.text(max_size=9) | SCALARS},
+    {
+        "prompt": st.text(max_size=9) | st.lists(MESSAGES, max_size=3) | ANYTHING,
+        "answer": st.text(max_size=9) | SCALARS,
+    },
     optional={
         "id": ANYTHING,
         "images": st.just([noise(9, 9)]) | ANYTHING,
@@ -182,13 +185,12 @@ RAW = ANYTHING | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(RAW, st.sampled_from(["xyxy", "xywh", "xyxy_1", "xyxy_1000"]))
 def test_whatever_comes_in_only_a_sound_record_or_a_record_error_comes_out(raw, box_format):
     try:
         record = parse_record(raw, default_task="exact", box_format=box_format)
-    except RecordError as error:
-        assert str(error)
+    except RecordError:
         return
     for box in record.privileged["boxes"]:
         width, height = record.images[box["image"]].size

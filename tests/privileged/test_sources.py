@@ -14,7 +14,15 @@ from privileged.sources import SOURCES, DatasetSource, JsonlSource
 
 def test_jsonl_lines_are_found_by_number(tmp_path):
     path = tmp_path / "a.jsonl"
-    lines = ['\ufeff{"prompt": "ä"}', "", '{"prompt": "' + "x" * 3_000_000 + '"}', "  ", "[1]", "{", '{"prompt": "last"}']
+    lines = [
+        '\ufeff{"prompt": "ä"}',
+        "",
+        '{"prompt": "' + "x" * 3_000_000 + '"}',
+        "  ",
+        "[1]",
+        "{",
+        '{"prompt": "last"}',
+    ]
     path.write_bytes("\r\n".join(lines).encode())
     source = JsonlSource({"path": str(path)})
     assert len(source) == 5
@@ -175,7 +183,10 @@ def test_wrong_options_name_their_key(kind, options, message):
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ({"question": "a", "answer": "{cout}"}, r"questions\[0\]\.answer: the field: 'cout' is unknown; did you mean 'count'"),
+        (
+            {"question": "a", "answer": "{cout}"},
+            r"questions\[0\]\.answer: the field: 'cout' is unknown; did you mean 'count'",
+        ),
         ({"question": "{labels}", "answer": "a"}, r"questions\[0\]\.question"),
         ({"question": "{label.__class__}", "answer": "a"}, r"questions\[0\]\.question"),
         ({"question": "{", "answer": "a"}, r"questions\[0\]\.question"),

@@ -79,9 +79,7 @@ def test_privileged_text_goes_after_the_last_user_message_only():
 
 def test_boxes_of_several_images_name_their_image_and_are_scaled_by_its_size():
     boxes = [{"label": "a", "bbox": [10, 10, 20, 20], "image": 1}, {"label": "b", "bbox": [0, 0, 24, 16], "image": 0}]
-    many = example(
-        prompt="<image> and <image>?", images=[noise(48, 32), noise(100, 50)], privileged={"boxes": boxes}
-    )
+    many = example(prompt="<image> and <image>?", images=[noise(48, 32), noise(100, 50)], privileged={"boxes": boxes})
     text = last(VARIANTS["box_label"].render(many))
     # Image 2 is 100 x 50: 10/100 = 0.1, 10/50 = 0.2, 20/100 = 0.2, 20/50 = 0.4. Image 1 is 48 x 32.
     listed = json.loads(text.partition("```json\n")[2].removesuffix("\n```"))
