@@ -12,8 +12,8 @@ The checks keep false alarms low at the price of some misses, since a hint that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 
 _UNIT_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -29,12 +29,15 @@ COMMON_WORDS = (
 )  # fmt: skip
 """Answers that hints use in other senses."""
 
-_NUMBER_WORD = "|".join(sorted([*UNITS, *TENS, *SCALES], key=len, reverse=True))
-_WORDED_NUMBER = re.compile(rf"\b(?:{_NUMBER_WORD})(?:(?:[\s-]+|\s+and\s+)(?:{_NUMBER_WORD}))*\b", re.IGNORECASE)
+# "twenty-one", "two hundred and five", "three million": a number as one says it, not several in a row ("seven eight").
+_SMALL = rf"(?:(?:{'|'.join(TENS)})(?:[\s-]+(?:{'|'.join(_UNIT_WORDS[1:10])}))?|{'|'.join(reversed(_UNIT_WORDS))})"
+_SCALED = rf"(?:\s+(?:{'|'.join(SCALES)}))+"
+_WORDED_NUMBER = re.compile(rf"\b{_SMALL}(?:{_SCALED}(?:(?:\s+and)?\s+{_SMALL}\b)?){{0,4}}\b", re.IGNORECASE)
 # A number of its own: not a piece of a word, of a version (1.2.3), or of an ordinal (12th).
 _NUMBER = r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?![\w/]|[.,]\d)"
 _NUMBER_PATTERN = re.compile(_NUMBER)
 _STEP_NUMBER = re.compile(r"^\s*(?:step\s*\d+\s*[:.)-]?|\(?\d+[.):](?=\s))\s*", re.IGNORECASE)
+MAX_NESTING = 3
 _LATEX_WRAPPER = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 # How an answer is stated. Each is a prefix, the answer, and what must follow; words in any case, the answer as it is.
@@ -56,7 +59,8 @@ _CORRECT = (
     r"\)?(?i:\s+(?:is|must be|should be)\s+(?:the\s+)?(?:correct|right|true|answer|best))",
 )
 
-_EQUATION = re.compile(rf"(?P<left>[^\s=<>!]+)\s*=\s*(?P<right>{_NUMBER})")
+# Of the left side the last word, cut to a length that keeps the search linear.
+_EQUATION = re.compile(rf"[^\s=<>!]{{1,40}}\s?=\s?{_NUMBER}")
 _WORDED_RESULT = re.compile(
     rf"{_NUMBER}\s*(?:plus|minus|times|multiplied by|divided by|[-+*/×÷^])\s*{_NUMBER}\s*"
     rf"(?:is|are|equals?|makes?|gives?)\s*{_NUMBER}",
@@ -72,10 +76,10 @@ def clean(text: str) -> str:
     """
     text = text.replace("−", "-").replace("–", "-").replace("{,}", ",").replace("\\!", "").replace("\\,", " ")
     text = text.replace("$", "").replace("**", "").replace("\\left", "").replace("\\right", "")
-    while (shorter := _LATEX_WRAPPER.sub(r"\1", text)) != text:
-        text = shorter
-    text = _WORDED_NUMBER.sub(lambda match: str(_worded(match.group())), text)
-    return " ".join(text.split())
+    for _ in range(MAX_NESTING):
+        text = _LATEX_WRAPPER.sub(r"\1", text)
+    text = " ".join(text.split())
+    return _WORDED_NUMBER.sub(lambda match: str(_worded(match.group())), text)
 
 
 def _worded(words: str) -> int:
@@ -93,12 +97,15 @@ def _worded(words: str) -> int:
 def number_of(text: str) -> Decimal | None:
     """The value of a text that is one number: "1,250", "3/4", "12.50", "twelve", "45 %"; None for any other text."""
     text = clean(text).rstrip(".").removesuffix("%").strip()
-    if not _NUMBER_PATTERN.fullmatch(text):
-        return None
-    above, _, below = text.replace(",", "").partition("/")
+    return _value(text) if _NUMBER_PATTERN.fullmatch(text) else None
+
+
+def _value(number: str) -> Decimal | None:
+    """The value of what `_NUMBER` matches; None for a division by zero or beyond any use."""
+    above, _, below = number.replace(",", "").partition("/")
     try:
         return Decimal(above) / Decimal(below) if below else Decimal(above)
-    except (InvalidOperation, ZeroDivisionError):
+    except ArithmeticError:
         return None
 
 
@@ -123,46 +130,58 @@ def answer_leaks(answer: str, hints: Iterable[str], prompt: str) -> str | None:
     'Choose (B).'
     """
     prompt = clean(prompt)
-    value = number_of(answer)
-    for hint in hints:
-        text = clean(_STEP_NUMBER.sub("", hint))
-        leaks = _number_leaks(value, text, prompt) if value is not None else _text_leaks(answer, text, prompt)
-        if leaks:
-            return hint
-    return None
+    leaks = _number_check(number_of(answer), prompt) or _text_check(answer, prompt)
+    return next((hint for hint in hints if leaks(clean(_STEP_NUMBER.sub("", hint)))), None)
 
 
-def _number_leaks(value: Decimal, hint: str, prompt: str) -> bool:
-    given = any(number_of(match.group()) == value for match in _NUMBER_PATTERN.finditer(prompt))
-    only_stated = given or (abs(value) < 10 and value == value.to_integral_value())
-    if not only_stated:
-        return any(number_of(match.group()) == value for match in _NUMBER_PATTERN.finditer(hint))
-    forms = (_ANSWER_IS, _QUANTITY_IS, _DERIVED, _CHOSEN)
-    return any(number_of(found) == value for found in _stated(_NUMBER, forms, hint, prompt))
+Check = Callable[[str], bool]
 
 
-def _text_leaks(answer: str, hint: str, prompt: str) -> bool:
+def _number_check(answer: Decimal | None, prompt: str) -> Check | None:
+    """A check of one hint for a number; None when the answer is none."""
+    if answer is None:
+        return None
+    if answer in _values(prompt) or (abs(answer) < 10 and answer == answer.to_integral_value()):
+        stated = _stated(_NUMBER, (_ANSWER_IS, _QUANTITY_IS, _DERIVED, _CHOSEN), prompt)
+        return lambda hint: any(_value(found) == answer for found in stated(hint))
+    return lambda hint: answer in _values(hint)
+
+
+def _values(text: str) -> set[Decimal | None]:
+    return {_value(match.group()) for match in _NUMBER_PATTERN.finditer(text)}
+
+
+def _text_check(answer: str, prompt: str) -> Check:
     wanted = clean(answer).strip(" .\"'()")
     if not wanted:
-        return False
+        return lambda hint: False
+    forms = (_ANSWER_IS, _CHOSEN, _CORRECT)
     if len(wanted) == 1 and wanted.isalpha():
         # In upper case only: "a" is an article and "i" a pronoun.
-        return any(_stated(rf"{wanted.upper()}\b", (_ANSWER_IS, _CHOSEN, _CORRECT), hint, prompt))
-    phrase = rf"(?<!\w)(?i:{re.escape(wanted)})(?!\w)"
-    if len(wanted) > 3 and wanted.casefold() not in COMMON_WORDS and not re.search(phrase, prompt):
-        return re.search(phrase, hint) is not None
+        stated = _stated(rf"{re.escape(wanted.upper())}\b", forms, prompt)
+        return lambda hint: any(stated(hint))
+    phrase = re.compile(rf"(?<!\w)(?i:{re.escape(wanted)})(?!\w)")
+    if len(wanted) > 3 and wanted.casefold() not in COMMON_WORDS and not phrase.search(prompt):
+        return lambda hint: phrase.search(hint) is not None
     # "Check whether the result is equal to ..." does not state the answer "equal".
-    return any(_stated(rf"{phrase}(?!\s+(?:to|of|or)\b)", (_ANSWER_IS, _CHOSEN, _CORRECT), hint, prompt))
+    stated = _stated(rf"{phrase.pattern}(?!\s+(?:to|of|or)\b)", forms, prompt)
+    return lambda hint: any(stated(hint))
 
 
-def _stated(answer: str, forms: Iterable[tuple[str, str]], hint: str, prompt: str) -> Iterator[str]:
-    """What a hint states in one of `forms` and matches the pattern `answer`, save in an equation of the prompt."""
-    for before, after in forms:
-        for match in re.finditer(f"{before}(?P<answer>{answer}){after}", hint):
-            left = re.search(r"\S+\s*$", hint[: match.start()])
-            equation = f"{left.group() if left else ''}{match.group()}"
-            if not ("=" in match.group() and left and _squeeze(equation) in _squeeze(prompt)):
-                yield match.group("answer")
+def _stated(answer: str, forms: Iterable[tuple[str, str]], prompt: str) -> Callable[[str], Iterator[str]]:
+    """Finds what a hint states in one of `forms` and matches `answer`, save in an equation that the prompt holds."""
+    patterns = [re.compile(f"{before}(?P<answer>{answer}){after}") for before, after in forms]
+    squeezed_prompt = _squeeze(prompt)
+
+    def find(hint: str) -> Iterator[str]:
+        for pattern in patterns:
+            for match in pattern.finditer(hint):
+                left = hint[max(0, match.start() - 40) : match.start()].split()
+                given = "=" in match.group() and left and _squeeze(left[-1] + match.group()) in squeezed_prompt
+                if not given:
+                    yield match.group("answer")
+
+    return find
 
 
 def executed_step(hints: Iterable[str], prompt: str) -> str | None:

@@ -109,17 +109,18 @@ def route_tokens(
 def dopd_plan(regime: Tensor, settings: DopdSettings) -> Plan:
     """The plan that teaches each token by its regime `[B, N]`: one term per regime."""
 
-    def where(*regimes: Regime, weight: float) -> Tensor:
-        applies = torch.isin(regime, torch.tensor([int(r) for r in regimes], device=regime.device))
-        return applies.double() * weight  # float64: the loss of fp64 logits must not carry a weight rounded to fp32
+    def where(of: Regime, weight: float) -> Tensor:
+        return (regime == of).double() * weight  # float64: fp64 losses must not carry a weight rounded to fp32
 
-    top_k = {"top_k": settings.top_k, "top_k_source": settings.top_k_source, "tail": settings.tail}
+    def light(source: Source, weight: Tensor) -> Term:
+        return Term(source, "reverse_kl", "top_k", weight, settings.top_k, settings.top_k_source, settings.tail)
+
     return Plan(
         terms=(
-            Term(PRIVILEGED_TEACHER, "reverse_kl", "top_k", where(Regime.LH, weight=settings.beta_light), **top_k),
-            Term(PRIVILEGED_STUDENT, "reverse_kl", "top_k", where(Regime.LL, weight=settings.beta_weak), **top_k),
-            Term(PRIVILEGED_TEACHER, "js", "full", where(Regime.HT, weight=1.0)),
-            Term(PRIVILEGED_STUDENT, "reverse_kl", "top_k", where(Regime.HS, weight=settings.beta_light), **top_k),
+            light(PRIVILEGED_TEACHER, where(Regime.LH, settings.beta_light)),
+            light(PRIVILEGED_STUDENT, where(Regime.LL, settings.beta_weak)),
+            Term(PRIVILEGED_TEACHER, "js", "full", where(Regime.HT, 1.0)),
+            light(PRIVILEGED_STUDENT, where(Regime.HS, settings.beta_light)),
         )
     )
 
@@ -165,8 +166,8 @@ def dopd_loss(
     privileged_student_logp = _response_logp(privileged_student_logits, response_ids, mask)
     routing = route_tokens(teacher_logp, privileged_student_logp, mask, settings)
     plan = dopd_plan(routing.regime, settings)
-    logits = {PRIVILEGED_TEACHER: teacher_logits, PRIVILEGED_STUDENT: privileged_student_logits}
-    token_loss = execute_plan(plan, student_logits, logits, response_ids, mask)
+    sources = {PRIVILEGED_TEACHER: teacher_logits, PRIVILEGED_STUDENT: privileged_student_logits}
+    token_loss = execute_plan(plan, student_logits, sources, response_ids, mask)
     return DopdOutput(
         loss=reduce(token_loss, mask, plan.reduction),
         token_loss=token_loss,

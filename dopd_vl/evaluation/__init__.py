@@ -1,0 +1,1 @@
+"""Verifiers, accuracy, and scoring of a model on a privileged data set."""

@@ -112,7 +112,8 @@ def _predict_batch(
     end_ids = end_token_ids(model, tokenizer)
     inputs = to_device(views.collate([view for _, view in shown], [[] for _ in shown], pad_id), model.device)
     forget_image_positions(model)
-    generated = model.generate(
+    generate: Any = model.generate
+    generated = generate(
         **inputs,
         generation_config=GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -126,7 +127,7 @@ def _predict_batch(
     entropies = _response_entropies(model, views, [view for _, view in shown], responses, pad_id)
     predictions = []
     for (example, _), ids, entropy in zip(shown, responses, entropies, strict=True):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
         predictions.append(
             Prediction(
                 id=str(example["id"]),
@@ -174,7 +175,7 @@ def forget_image_positions(model: PreTrainedModel) -> None:
     """Clear the mRoPE offsets that a Qwen-VL model keeps from its last batch: a text-only batch would reuse them."""
     for module in model.modules():
         if hasattr(module, "rope_deltas"):
-            module.rope_deltas = None
+            module.rope_deltas = None  # type: ignore[assignment]
 
 
 def cut_at_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:

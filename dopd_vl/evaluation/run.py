@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -48,12 +48,12 @@ def load_model(
     if dtype == "auto":
         dtype = "bfloat16" if on_gpu else "float32"
     auto = AutoModelForImageTextToText if config.model_type in VISION_PROCESSORS else AutoModelForCausalLM
-    model = auto.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    model: Any = auto.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
     processing_class = AutoProcessor.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
     views = processor_for(config, processing_class)
     if views.tokenizer.pad_token is None:
         views.tokenizer.pad_token = views.tokenizer.eos_token
-    return model.to("cuda" if on_gpu else "cpu").eval(), views
+    return model.to(torch.device("cuda" if on_gpu else "cpu")).eval(), views
 
 
 def evaluate_model(

@@ -33,17 +33,21 @@ class Opd:
     tail: TailName = "bucket"
     """what becomes of the rest: "bucket", "renormalize" or "drop" """
 
+    @property
+    def _teacher(self) -> Source:
+        return Source("teacher", self.teacher_view)
+
     def sources(self) -> tuple[Source, ...]:
-        return (Source("teacher", self.teacher_view),)
+        return (self._teacher,)
 
     def decide(self, scores: Scores) -> Decision:
         term = Term(
-            *self.sources(),
-            divergence=self.divergence,
-            support=self.support,
-            weight=scores.response_mask.float(),
-            top_k=self.top_k,
-            top_k_source=self.top_k_source,
-            tail=self.tail,
+            self._teacher,
+            self.divergence,
+            self.support,
+            scores.response_mask.float(),
+            self.top_k,
+            self.top_k_source,
+            self.tail,
         )
         return Decision(Plan((term,)))

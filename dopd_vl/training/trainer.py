@@ -101,6 +101,7 @@ class DopdTrainer(DistillationTrainer):
 
     args: DopdConfig
     model: PreTrainedModel
+    objective: Objective
 
     _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - TRL's own form
     _name = "DOPD"
@@ -135,7 +136,7 @@ class DopdTrainer(DistillationTrainer):
         )
         config = self.accelerator.unwrap_model(self.model).config
         self.views = view_processor or processor_for(
-            config, processing_class, args.max_prompt_length, args.chat_template_kwargs
+            config, processing_class, args.max_prompt_length, dict(self.chat_template_kwargs)
         )
         self.renderer = ViewRenderer(self.views, {"teacher": args.teacher_variant, "student": args.student_variant})
         self._forbid_tokens(image_token_ids(config))
@@ -249,7 +250,7 @@ class DopdTrainer(DistillationTrainer):
             weight, bias = weight.detach(), None if bias is None else bias.detach()
         return Projection(hidden, weight, bias)
 
-    def _policy(self, policy: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    def _policy(self, policy: str) -> tuple[torch.nn.Module, PreTrainedModel]:
         """The wrapped and the bare model of a policy."""
         if policy == "student":
             wrapped = self.model_wrapped
@@ -282,17 +283,17 @@ class DopdTrainer(DistillationTrainer):
             self._sums.clear()
         super().log(logs, start_time)
 
-    def evaluate(
+    def evaluate(  # type: ignore[override]
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Greedy accuracy by the tasks' verifiers on every variant of `eval_variants`, shared among ranks."""
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset")
         model = self.accelerator.unwrap_model(self.model)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = [dataset[i] for i in range(rank, len(dataset), world)]
-        length = self.args.eval_max_completion_length or self.max_completion_length
+        length = self.args.eval_max_completion_length or self.args.max_completion_length or 512
         metrics: dict[str, float] = {}
         for number, variant in enumerate(self.args.eval_variants):
             predictions, refused = predict(
@@ -316,17 +317,18 @@ class DopdTrainer(DistillationTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["id", "prompt", "images", "answer", "task", "source", "privileged"]
+            self._signature_columns: Any = ["id", "prompt", "images", "answer", "task", "source", "privileged"]
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         args = self.args
+        source: Any = self.train_dataset if dataset is None else dataset
         rollouts = args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
         return RepeatSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
+            data_source=source,
             mini_repeat_count=args.num_generations,
             batch_size=rollouts // args.num_generations,
             repeat_count=args.gradient_accumulation_steps,
-            shuffle=self.shuffle_dataset,
+            shuffle=bool(self.shuffle_dataset),
             seed=args.seed,
         )
 

@@ -60,7 +60,7 @@ class ViewProcessor(ABC):
     ):
         self.config = config
         self.processing_class = processing_class
-        self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self.tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)
         self.max_prompt_length = max_prompt_length
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._control_tokens = [

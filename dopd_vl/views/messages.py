@@ -6,7 +6,7 @@ from typing import Any
 IMAGE_MARKER = "<image>"
 
 
-def split_content(messages: Sequence[Mapping[str, str]], image_count: int) -> list[dict[str, Any]]:
+def split_content(messages: Sequence[Mapping[str, Any]], image_count: int) -> list[dict[str, Any]]:
     """Turn each message's text into parts, an `{"type": "image"}` part at every marker.
 
     Without any marker, all images go before the text of the first user message.

@@ -1,8 +1,12 @@
 """The audit of hints. Each case is a sentence that an annotator could write."""
 
-import pytest
+import time
 
-from privileged.leaks import answer_leaks, clean, executed_step, number_of
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privileged.leaks import answer_leaks, clean, executed_step, number_of, same_answer
 
 LEAKS = [
     ("12", "The total is 12.", "What is 5 + 7?"),
@@ -85,7 +89,7 @@ def test_a_step_that_is_only_described_is_left_alone(hint):
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1,250", "1250"), ("3/4", "0.75"), ("12.50", "12.5"), ("twelve", "12"), ("45 %", "45"), ("2 apples", None),
-     ("two thousand and six", "2006"), ("1/0", None), ("", None), ("1,2", None), ("three million", "3000000")],
+     ("two thousand and six", "2006"), ("seven eight", None), ("1/0", None), ("", None), ("1,2", None), ("three million", "3000000")],
 )  # fmt: skip
 def test_numbers_are_read_however_they_are_written(text, value):
     found = number_of(text)
@@ -95,3 +99,47 @@ def test_numbers_are_read_however_they_are_written(text, value):
 def test_cleaning_twice_changes_nothing():
     text = r"\boxed{\text{one hundred}} − $5{,}000$"
     assert clean(clean(text)) == clean(text) == "100 - 5,000"
+
+
+WORDS = st.sampled_from(
+    [
+        "answer",
+        "is",
+        "=",
+        "7",
+        "-12",
+        "3/4",
+        "1,250",
+        "twenty",
+        "one",
+        "million",
+        "hundred",
+        "and",
+        "option",
+        "(B)",
+        "the",
+    ]
+    + ["choose", "\\boxed{", "}", "$", "left", ".", "\u0661", "1" * 5000, "x", "/0", "%"]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(WORDS, max_size=12).map(" ".join), st.lists(WORDS, max_size=12).map(" ".join), st.text(max_size=20))
+def test_no_text_breaks_the_checks(answer, hint, prompt):
+    for one, other in ((answer, hint), (hint, answer), (prompt, hint), (answer, prompt)):
+        assert answer_leaks(one, [other], prompt) in (None, other)
+        assert executed_step([other], prompt) in (None, other)
+        assert same_answer(one, one)
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 100_000, "1" * 100_000, "million " * 12_000, "answer is the " * 7_000, "\\boxed{" * 14_000, "= " * 50_000]
+    + ["twenty-" * 14_000, " " * 100_000, "1,1" * 30_000, "a=" * 50_000],
+    ids=lambda text: text[:14].strip() or "spaces",
+)  # fmt: skip
+def test_long_texts_take_no_long_time(text):
+    start = time.process_time()
+    for answer in ("7", "12", "B", "left", "photosynthesis", text):
+        answer_leaks(answer, [text], text)
+    executed_step([text], text)
+    assert time.process_time() - start < 5

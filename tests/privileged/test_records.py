@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from privileged_samples import noise, raw_record
 
+from privileged.audit import check_record
 from privileged.boxes import is_empty
 from privileged.errors import RecordError
 from privileged.records import parse_record
@@ -197,5 +198,6 @@ def test_whatever_comes_in_only_a_sound_record_or_a_record_error_comes_out(raw, 
         assert not is_empty(box["bbox"])
         assert 0 <= box["bbox"][0] < box["bbox"][2] <= width
         assert 0 <= box["bbox"][1] < box["bbox"][3] <= height
+    check_record(record)
     record.row()
     record.content_digest()

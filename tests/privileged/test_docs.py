@@ -1,0 +1,83 @@
+"""The configs that ship and the page that explains them say what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from privileged import VARIANTS
+from privileged.audit import SEVERITIES, AuditConfig
+from privileged.coco import CocoOptions, _read_questions
+from privileged.config import PrepareConfig, SourceConfig, read_options
+from privileged.sources import DatasetOptions, JsonlOptions, check_columns
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+SHIPPED = sorted((ROOT / "configs" / "prepare").glob("*.yaml"))
+OPTIONS = {"jsonl": JsonlOptions, "dataset": DatasetOptions, "coco": CocoOptions}
+EXAMPLE = {
+    "id": "add-0",
+    "answer": "9",
+    "prompt": [{"role": "user", "content": "Add the digits."}],
+    "images": [Image.new("RGB", (48, 48))],
+    "privileged": {
+        "final_answer": "9",
+        "hints": ["Find every digit.", "Add them."],
+        "hints_executed": ["The digits are 7 and 2.", "7 + 2 = 9."],
+        "hint_summary": "Read the digits, then add.",
+        "caption": "Two digits, 7 and 2.",
+        "boxes": [
+            {"label": "7", "bbox": [2, 2, 14, 14], "caption": "a slanted 7", "image": 0},
+            {"label": "2", "bbox": [34, 34, 46, 46], "caption": None, "image": 0},
+        ],
+        "wrong_hint": "Multiply the digits.",
+    },
+}
+
+
+def check_config(settings):
+    source = SourceConfig(**settings["source"])
+    audit = AuditConfig(**settings.get("audit", {}))
+    PrepareConfig(**{**settings, "source": source, "audit": audit}).check()
+    if source.kind != "nano":
+        options = read_options(source.options, OPTIONS[source.kind])
+        check_columns(getattr(options, "columns", {}))
+        if source.kind == "coco":
+            _read_questions(options.questions)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_hold_only_what_exists(path):
+    check_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_configs_on_the_page_hold_only_what_exists():
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
+    whole = [block for block in blocks if "source" in block]
+    assert len(whole) >= 3
+    for block in whole:
+        check_config(block)
+    AuditConfig(**next(block["audit"] for block in blocks if "audit" in block)).resolved()
+
+
+def test_commands_on_the_page_are_of_shipped_configs_or_the_page_own():
+    for config in re.findall(r"dopd-vl prepare --config (\S+)", PAGE):
+        assert config == "signs.yaml" or (ROOT / config).is_file()
+
+
+def test_prompts_on_the_page_are_what_the_variants_render():
+    fences = re.findall(r"^`(\w+)`[^\n]*\n(`{3,4})text\n(.*?)\n\2$", PAGE, re.DOTALL | re.MULTILINE)
+    shown = {name: text for name, _, text in fences}
+    assert set(VARIANTS) - set(shown) == {"none", "evidence_crop", "degraded"}
+    for name, variant in VARIANTS.items():
+        rendered = variant.render(EXAMPLE).messages[-1]["content"]
+        assert rendered == shown.get(name, "Add the digits.")
+
+
+def test_tables_on_the_page_name_every_variant_and_finding():
+    for name, variant in VARIANTS.items():
+        assert f"| `{name}` | {variant.modality} |" in PAGE
+    for code, severity in SEVERITIES.items():
+        assert f"| `{code}` | {severity} |" in PAGE
