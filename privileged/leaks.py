@@ -29,6 +29,8 @@ COMMON_WORDS = (
 )  # fmt: skip
 """Answers that hints use in other senses."""
 
+LONG_ANSWER = 200
+
 # "twenty-one", "two hundred and five", "three million": a number as one says it, not several in a row ("seven eight").
 _SMALL = rf"(?:(?:{'|'.join(TENS)})(?:[\s-]+(?:{'|'.join(_UNIT_WORDS[1:10])}))?|{'|'.join(reversed(_UNIT_WORDS))})"
 _SCALED = rf"(?:\s+(?:{'|'.join(SCALES)}))+"
@@ -160,6 +162,8 @@ def _text_check(answer: str, prompt: str) -> Check:
         # In upper case only: "a" is an article and "i" a pronoun.
         stated = _stated(rf"{re.escape(wanted.upper())}\b", forms, prompt)
         return lambda hint: any(stated(hint))
+    if len(wanted) > LONG_ANSWER:  # the words around it matter no more, and a pattern of it would be slow to build
+        return lambda hint: wanted.casefold() in hint.casefold()
     phrase = re.compile(rf"(?<!\w)(?i:{re.escape(wanted)})(?!\w)")
     if len(wanted) > 3 and wanted.casefold() not in COMMON_WORDS and not phrase.search(prompt):
         return lambda hint: phrase.search(hint) is not None

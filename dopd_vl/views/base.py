@@ -37,6 +37,10 @@ class View:
     image_grid_thw: Tensor | None = None
     """`[images, 3]`, patches along time, height and width"""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "View":
+        # TRL copies prompts before it generates; a view never changes, and its pixels are many.
+        return self
+
 
 class ViewProcessor(ABC):
     """Renders examples for one model family.

@@ -4,5 +4,5 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-settings.register_profile("core", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("core", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("core")

@@ -88,8 +88,11 @@ def test_a_step_that_is_only_described_is_left_alone(hint):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1,250", "1250"), ("3/4", "0.75"), ("12.50", "12.5"), ("twelve", "12"), ("45 %", "45"), ("2 apples", None),
-     ("two thousand and six", "2006"), ("seven eight", None), ("1/0", None), ("", None), ("1,2", None), ("three million", "3000000")],
+    [
+        ("1,250", "1250"), ("3/4", "0.75"), ("12.50", "12.5"), ("twelve", "12"), ("45 %", "45"), ("2 apples", None),
+        ("two thousand and six", "2006"), ("seven eight", None), ("1/0", None), ("", None), ("1,2", None),
+        ("three million", "3000000"),
+    ],
 )  # fmt: skip
 def test_numbers_are_read_however_they_are_written(text, value):
     found = number_of(text)
@@ -103,27 +106,13 @@ def test_cleaning_twice_changes_nothing():
 
 WORDS = st.sampled_from(
     [
-        "answer",
-        "is",
-        "=",
-        "7",
-        "-12",
-        "3/4",
-        "1,250",
-        "twenty",
-        "one",
-        "million",
-        "hundred",
-        "and",
-        "option",
-        "(B)",
-        "the",
+        "answer", "is", "=", "7", "-12", "3/4", "1,250", "twenty", "one", "million", "hundred", "and", "option", "(B)",
+        "the", "choose", "}", "$", "left", ".", "x", "/0", "%", "\u0661", "\\boxed{", "1" * 5000,
     ]
-    + ["choose", "\\boxed{", "}", "$", "left", ".", "\u0661", "1" * 5000, "x", "/0", "%"]
-)
+)  # fmt: skip
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(WORDS, max_size=12).map(" ".join), st.lists(WORDS, max_size=12).map(" ".join), st.text(max_size=20))
 def test_no_text_breaks_the_checks(answer, hint, prompt):
     for one, other in ((answer, hint), (hint, answer), (prompt, hint), (answer, prompt)):
@@ -132,14 +121,16 @@ def test_no_text_breaks_the_checks(answer, hint, prompt):
         assert same_answer(one, one)
 
 
-@pytest.mark.parametrize(
-    "text", ["x" * 100_000, "1" * 100_000, "million " * 12_000, "answer is the " * 7_000, "\\boxed{" * 14_000, "= " * 50_000]
-    + ["twenty-" * 14_000, " " * 100_000, "1,1" * 30_000, "a=" * 50_000],
-    ids=lambda text: text[:14].strip() or "spaces",
-)  # fmt: skip
+LONG = [
+    unit * (40_000 // len(unit))
+    for unit in ("x", "1", "million ", "answer is the ", "\\boxed{", "= ", "twenty-", " ", "1,1", "a=")
+]
+
+
+@pytest.mark.parametrize("text", LONG, ids=lambda text: text[:14].strip() or "spaces")
 def test_long_texts_take_no_long_time(text):
     start = time.process_time()
     for answer in ("7", "12", "B", "left", "photosynthesis", text):
         answer_leaks(answer, [text], text)
     executed_step([text], text)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 3

@@ -130,6 +130,7 @@ def test_killed_while_overwriting_it_ends_with_the_new_records_only(jsonl_world,
         assert files_of(output) == undisturbed[0], f"killed at step {step}"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks the processes up in /proc")
 def test_a_killed_run_leaves_no_worker_behind(jsonl_world, tmp_path):
     script = (
         "import json, sys\n"
@@ -142,7 +143,9 @@ def test_a_killed_run_leaves_no_worker_behind(jsonl_world, tmp_path):
     (tmp_path / "pipe.jsonl").write_text('{"prompt": "a?", "answer": "b"}\n' * 200_000)
     source = json.dumps({"kind": "jsonl", "options": {"path": str(tmp_path / "pipe.jsonl")}, "default_task": "exact"})
     command = [sys.executable, str(tmp_path / "slow.py"), source, str(tmp_path / "out")]
-    parent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, stderr=subprocess.DEVNULL
+    )
     try:
         workers = wait_for(lambda: [pid for pid in children(parent.pid) if b"spawn_main" in command_line(pid)])
         assert workers

@@ -186,7 +186,7 @@ RAW = ANYTHING | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(RAW, st.sampled_from(["xyxy", "xywh", "xyxy_1", "xyxy_1000"]))
 def test_whatever_comes_in_only_a_sound_record_or_a_record_error_comes_out(raw, box_format):
     try:

@@ -1,0 +1,1 @@
+"""What a run looked like, for a person to read."""

@@ -1,0 +1,79 @@
+"""One rollout as a Markdown table: who judged each token how, and what it was taught.
+
+    python -m dopd_vl.reporting.rollout runs/quickstart/dopd --step 1 --index 0
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dopd_vl.errors import UserError
+from dopd_vl.files import read_jsonl
+
+REGIME_NAMES = {0: "LH", 1: "LL", 2: "HT", 3: "HS"}
+SUPERVISION = {
+    0: "teacher, reverse KL, Top-K",
+    1: "itself with p, reverse KL, Top-K",
+    2: "teacher, JS, full vocabulary",
+    3: "itself with p, reverse KL, Top-K",
+}
+_TEACHER, _STUDENT = "logp/teacher/privileged", "logp/student/privileged"
+
+
+def rollout_table(record: Mapping[str, Any]) -> str:
+    """A Markdown table of a row of `rollouts.jsonl` that DOPD routed.
+
+    Raises:
+        UserError: the rollout was not routed (its objective is another).
+    """
+    if "regime" not in record:
+        raise UserError(f"rollout {record['id']!r} holds no regimes: only dopd routes its tokens")
+    columns = ("tokens", _TEACHER, _STUDENT, "gap", "regime", "weight")
+    rows = [
+        "| token | q_T | q_S | gap (nats) | regime | taught by | weight |",
+        "|---|---:|---:|---:|---|---|---:|",
+    ]
+    for token, teacher, student, gap, regime, weight in zip(*(record[c] for c in columns), strict=True):
+        rows.append(
+            f"| {_code(token)} | {math.exp(teacher):.3f} | {math.exp(student):.3f} | {gap:.2f} | {REGIME_NAMES[regime]} "
+            f"| {SUPERVISION[regime]} | {weight:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """The table with a line above it that says which rollout it is."""
+    verdict = {True: "right", False: "wrong", None: "not scored"}[record.get("correct")]
+    head = f"Step {record['step']}, example `{record['id']}`: {_code(record['response'])} ({verdict}; the answer is "
+    return f"{head}{_code(str(record['answer']))})\n\n{rollout_table(record)}"
+
+
+def _code(text: str) -> str:
+    """Inline code that no model output can break out of."""
+    shown = repr(text)[1:-1].replace("|", "\\|")
+    fence = "``" if "`" in shown else "`"
+    return f"{fence} {shown} {fence}" if "`" in shown or not shown.strip() else f"{fence}{shown}{fence}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="One rollout of a run as a Markdown table.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--step", type=int, default=None, help="default: the last logged step")
+    parser.add_argument("--index", type=int, default=0, help="which of the step's kept rollouts")
+    arguments = parser.parse_args(argv)
+    records = read_jsonl(arguments.run / "rollouts.jsonl")
+    if not records:
+        raise UserError(f"{arguments.run} holds no rollouts")
+    step = records[-1]["step"] if arguments.step is None else arguments.step
+    chosen = [record for record in records if record["step"] == step]
+    if not 0 <= arguments.index < len(chosen):
+        raise UserError(f"{arguments.run}: step {step} has {len(chosen)} kept rollouts, there is no {arguments.index}")
+    print(describe(chosen[arguments.index]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
