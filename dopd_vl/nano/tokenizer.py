@@ -4,6 +4,7 @@ Both families share one tokenizer. Its vocabulary is well above the Top-K of the
 full-vocabulary supervision differ as they do on a real model.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Iterator
 
@@ -112,7 +113,7 @@ def nano_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
     pixels = {"shortest_edge": MERGED, "longest_edge": MAX_IMAGE_TOKENS * MERGED}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, **patches, **normalisation),
-        tokenizer=tokenizer,
+        tokenizer=copy.deepcopy(tokenizer),  # a processor leaves its mark on the tokenizer that it saves
         video_processor=Qwen3VLVideoProcessor(size=pixels, **patches, **normalisation),
         chat_template=CHAT_TEMPLATE,
     )
