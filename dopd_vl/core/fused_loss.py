@@ -88,19 +88,24 @@ def fused_plan_loss(
     chunks = _chunks(mask, chunk_size)
     token_loss = student.hidden.new_zeros(mask.shape, dtype=dtype) + student.hidden[:0].sum()
     if not chunks:  # without a token the head still gets its gradient of zero
-        token_loss = token_loss + student.weight[:0].sum().to(dtype)
-    for rows in chunks:
+        return token_loss + student.weight[:0].sum().to(dtype)
+    # The chunks' gradients add up in fp32: in bf16 their sum would be biased towards the first ones.
+    weight, bias = (t if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in student[1:])
+    hidden_chunks = student.hidden[mask].split(chunk_size)
+    for rows, hidden in zip(chunks, hidden_chunks, strict=True):
 
         def chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: tuple[Tensor, ...] = rows) -> Tensor:
             chunk_plan = replace(plan, terms=tuple(replace(t, weight=t.weight[rows][None]) for t in plan.terms))
             needed = [t.source for t in chunk_plan.terms if (t.weight != 0).any()]
             with torch.no_grad():
                 source_logits = {source: sources[source].logits(rows)[None] for source in dict.fromkeys(needed)}
-            student_logits = Projection(hidden, weight, bias).logits(slice(None))[None]
+            head = student.weight.dtype
+            projection = Projection(hidden, weight.to(head), None if bias is None else bias.to(head))
+            student_logits = projection.logits(slice(None))[None]
             all_true = torch.ones_like(response_ids[rows][None], dtype=torch.bool)
             return execute_plan(chunk_plan, student_logits, source_logits, response_ids[rows][None], all_true)[0]
 
-        values = checkpoint(chunk_loss, student.hidden[rows], student.weight, student.bias, use_reentrant=False)
+        values = checkpoint(chunk_loss, hidden, weight, bias, use_reentrant=False)
         token_loss = token_loss.index_put(rows, values.to(dtype))
     return token_loss
 

@@ -165,13 +165,11 @@ class DopdTrainer(DistillationTrainer):
         hidden: dict[Source, Tensor] = {}
         for source in sources:
             hidden[source] = self._score(source.policy, rendered.views[source], responses)
-            policies[source] = score_sampled(
-                self._projection(source, hidden[source]),
-                response_ids,
-                response_mask,
-                self.args.logged_top_k,
-                self.args.logits_chunk_size,
-            )
+            projection = self._projection(source, hidden[source])
+            with self.compute_loss_context_manager():  # the same precision as in learning
+                policies[source] = score_sampled(
+                    projection, response_ids, response_mask, self.args.logged_top_k, self.args.logits_chunk_size
+                )
         group = torch.arange(len(inputs), device=device) // siblings
         scores = Scores(policies, response_ids, response_mask, group)
         self._decision = decision = self.objective.decide(scores)
