@@ -41,8 +41,8 @@ class Shape:
 SHAPES: dict[str, Shape] = {
     "vision-teacher": Shape("vision", 128, 4, 256, 96, 3),
     "vision-student": Shape("vision", 64, 2, 192, 64, 2),
-    "text-teacher": Shape("text", 128, 4, 384),
-    "text-student": Shape("text", 64, 3, 256),
+    "text-teacher": Shape("text", 128, 4, 256),
+    "text-student": Shape("text", 64, 3, 192),
 }
 
 

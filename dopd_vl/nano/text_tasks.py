@@ -92,12 +92,14 @@ def chain(rng: random.Random) -> Problem:
     rng.shuffle(statements)
     hints = [f"Start with {path[0]}, which is given."]
     hints += [f"Use {before} to get {name}." for before, name in pairwise(path)]
+    # Worked backwards first, from what is asked to what is given: the part that a hint makes easy.
+    search = [f"{name} needs {before}." for before, name in reversed(list(pairwise(path)))]
     wrong = rng.sample(letters, length)
     return Problem(
         question=f"{'; '.join(statements)}. What is {path[-1]}?",
         answer=str(answer),
         task="number",
-        reasoning=" ".join([f"First {path[0]}={values[path[0]]}.", *(f"Then {step}" for step in steps)]),
+        reasoning=" ".join([*search, f"{path[0]}={values[path[0]]}.", *steps]),
         hints=tuple(hints),
         hints_executed=tuple(executed),
         hint_summary=f"Go through {', then '.join(path)}.",
@@ -128,7 +130,7 @@ def story(rng: random.Random) -> Problem:
         changes.append((event, -number if losing else number))
         if event == "own":
             step = f"{total}{'-' if losing else '+'}{number}={has[person]}"
-            sums.append(f"{step}.")
+            sums.append(f"{verb} {number}: {step}.")
             executed.append(f"{asked} {verb} {number}: {step}.")
             hints.append(f"{'Take away' if losing else 'Add'} what {asked} {verb}.")
             total = has[person]
@@ -158,7 +160,10 @@ def rules(rng: random.Random) -> Problem:
     meanings = " ".join(f"{letter}: {meaning}." for letter, meaning in zip(letters, listed, strict=True))
     order = [letters[place] for place in applied]
     wrong = rng.choice([meaning for place, meaning in enumerate(listed) if place not in applied])
-    shown = [f"{letter}: {_row(state)}." for letter, state in zip(order, states, strict=True)]
+    shown = [
+        f"{letter}, {listed[place]}: {_row(state)}."
+        for letter, place, state in zip(order, applied, states, strict=True)
+    ]
     return Problem(
         question=f"{meanings} Start with {_row(digits)}. Apply {' then '.join(order)}.",
         answer=_row(state),

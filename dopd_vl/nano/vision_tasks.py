@@ -110,20 +110,20 @@ def count(rng: random.Random) -> tuple[Labels, Problem]:
     others = rng.randint(1 if matches == 1 else 0, 5 - matches)
     shown = [target] * matches + [rng.choice([d for d in range(10) if d != target]) for _ in range(others)]
     labels = _place(rng, shown)
-    cells = tuple(cell for cell, digit in labels.items() if digit == target)
-    places = ", ".join(cell_name(cell) for cell in cells)
+    digits = list(labels.values())
+    times = "time" if matches == 1 else "times"
     question = rng.choice([f"How many {target}s are there?", f"Count the {target}s in the picture."])
     return labels, Problem(
         question=question,
         answer=str(matches),
         task="number",
-        reasoning=f"I see {target} at {places}. That makes {matches}.",
+        reasoning=f"{_reading(digits)} {target} comes {matches} {times}.",
         # The digit asked for may equal the count: hints that name it would look as if they told the answer.
-        hints=("Look for every digit of the kind asked for.", "Note the place of each.", "Count the places."),
-        hints_executed=(f"The places with a {target} are {places}.", f"Counting the places gives {matches}."),
-        hint_summary="Mark the digits asked for and count the marks.",
+        hints=("Read every digit of the picture.", "Count those of the kind asked for."),
+        hints_executed=(f"The digits are {_spaced(digits)}.", f"{target} comes {matches} {times}."),
+        hint_summary="Read every digit and count the kind asked for.",
         wrong_hint=f"There are {rng.choice([n for n in range(1, 6) if n != matches])} of them.",
-        related=cells,
+        related=tuple(labels),
     )
 
 
