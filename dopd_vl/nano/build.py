@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
+from dopd_vl.nano.eyes import name_cells
 from dopd_vl.nano.models import SHAPES, build_model
 from dopd_vl.nano.progress import Progress
 from dopd_vl.nano.scoring import accuracy, heldout, load, score
@@ -20,30 +22,36 @@ from dopd_vl.views import ViewProcessor, processor_for
 
 FAMILIES = ("vision", "text")
 PLAIN = {"none": 1.0}
-# Looking is learnt slowly: first from reading alone, then from short prompts of every task. Reading boxes and hints out
-# of a prompt, which makes it five times as long, is learnt at once and comes last.
+# Short prompts of every task first; prompts with privilege, up to five times as long, come last.
 RECIPES: dict[str, Recipe] = {
     "vision-teacher": Recipe(
         (
-            Phase(400, 5000, PLAIN, ("read",)),
-            Phase(400, 8000, PLAIN),
-            Phase(600, 9000, MIXTURES["vision"]),
-        )
+            Phase(500, 10_000, PLAIN),
+            Phase(700, 9_000, MIXTURES["vision"]),
+        ),
+        sight_steps=600,
     ),
-    "vision-student": Recipe((Phase(400, 9000, MIXTURES["vision"]),)),
-    "text-teacher": Recipe((Phase(1200, 16000, MIXTURES["text"]),)),
-    "text-student": Recipe((Phase(600, 16000, MIXTURES["text"]),)),
+    "vision-student": Recipe(
+        (
+            Phase(250, 6_000, PLAIN),
+            Phase(450, 9_000, MIXTURES["vision"]),
+        ),
+        sight_steps=120,
+    ),
+    "text-teacher": Recipe((Phase(350, 10_000, PLAIN), Phase(450, 12_000, MIXTURES["text"]))),
+    "text-student": Recipe((Phase(250, 10_000, PLAIN), Phase(250, 12_000, MIXTURES["text"]))),
 }
 CORPUS_RECORDS = 600  # of each world, for the tokenizer
 SCORED = 600  # held-out records for scores.json
 WATCHED = 120  # held-out records for the accuracy shown while training
-WATCH_EVERY = 500  # steps
+WATCH_EVERY = 200  # steps
 
 
 def build(
     output: Path | str,
     family: str = "all",
     seed: int = 0,
+    model: str | None = None,
     shrink: int = 1,
     scored: int = SCORED,
     console: Console | None = None,
@@ -52,6 +60,7 @@ def build(
 
     Args:
         family: "vision", "text" or "all".
+        model: only this one of the four; the others do not change it.
         seed: of the weights, the records and their order; the tokenizer is the same for every seed.
         shrink: divides the steps and rows of every recipe, for a quick trial of the whole way.
         scored: held-out records that the final scores are measured on.
@@ -61,57 +70,66 @@ def build(
     """
     if family not in (*FAMILIES, "all"):
         raise ValueError(f"family {family!r}: use one of vision, text, all")
+    if model is not None and model not in SHAPES:
+        raise ValueError(f"model {model!r}: use one of {', '.join(SHAPES)}")
+    names = [name for name, shape in SHAPES.items() if family in ("all", shape.family) and model in (None, name)]
     console = console or Console()
     command = f"dopd-vl nano build --output DIR --family {family} --seed {seed}"
     command += f" --shrink {shrink}" if shrink > 1 else ""
     torch.set_num_threads(1)  # models this small lose more to the threads' coordination than they gain
     tokenizer = train_tokenizer(corpus(CORPUS_RECORDS, seed=0))
-    scores = {}
-    for world in FAMILIES if family == "all" else (family,):
-        scores |= _build_family(Path(output), world, tokenizer, seed, shrink, scored, command, console)
-    return scores
+    command += f" --model {model}" if model else ""
+    return {
+        name: _build_model(Path(output) / name, name, tokenizer, seed, shrink, scored, command, console)
+        for name in names
+    }
 
 
-def _build_family(
-    output: Path,
-    world: str,
+def _build_model(
+    folder: Path,
+    name: str,
     tokenizer: Qwen2Tokenizer,
     seed: int,
     shrink: int,
     scored: int,
     command: str,
     console: Console,
-) -> dict[str, dict[str, Any]]:
-    scores = {}
-    for name in (name for name, shape in SHAPES.items() if shape.family == world):
-        start = time.monotonic()
-        recipe = shrunk(RECIPES[name], shrink)
-        model = build_model(name, tokenizer, seed)
-        processing_class = nano_processor(tokenizer) if world == "vision" else tokenizer
-        views = processor_for(model.config, processing_class)
-        with Progress(console, f"{name}: prompts", sum(phase.rows for phase in recipe.phases), "rows") as progress:
-            rows = [make_rows(phase, world, views, seed, on_row=progress.advance) for phase in recipe.phases]
-        with Progress(console, name, recipe.steps, "steps") as progress:
-            watch = _Watch(model, views, world, progress, recipe)
-            train(model, views, recipe, rows, seed, on_step=watch)
-        save(model, processing_class, output / name)
-        reloaded, views = load(output / name)
-        measured = score(reloaded, views, world, scored)
-        scores[name] = {
-            "model": name,
-            "parameters": model.num_parameters(),
-            "accuracy": measured,
-            "heldout": {"size": scored, "seed": 0},
-            "seed": seed,
-            "command": command,
-            "recipe": asdict(recipe),
-            "curve": watch.curve,
-            "seconds": round(time.monotonic() - start),
-        }
-        (output / name / "scores.json").write_text(json.dumps(scores[name], indent=1) + "\n")
-        shown = ", ".join(f"{variant} {shares['all']:.1%}" for variant, shares in measured.items())
-        console.print(f"{name}: {shown} -> {output / name}", highlight=False)
+) -> dict[str, Any]:
+    start = time.monotonic()
+    world = SHAPES[name].family
+    recipe = shrunk(RECIPES[name], shrink)
+    model = build_model(name, tokenizer, seed)
+    processing_class = nano_processor(tokenizer) if world == "vision" else tokenizer
+    views = processor_for(model.config, processing_class)
+    with Progress(console, f"{name}: prompts", sum(phase.rows for phase in recipe.phases), "rows") as progress:
+        rows = [make_rows(phase, world, views, seed, on_row=progress.advance) for phase in recipe.phases]
+    if recipe.sight_steps:
+        with Progress(console, f"{name}: sight", recipe.sight_steps, "steps") as progress:
+            name_cells(model, processing_class, recipe.sight_steps, seed, on_step=partial(_tell_loss, progress))
+    with Progress(console, name, recipe.steps, "steps") as progress:
+        watch = _Watch(model, views, world, progress, recipe)
+        train(model, views, recipe, rows, seed, on_step=watch)
+    save(model, processing_class, folder)
+    reloaded, views = load(folder)
+    scores = {
+        "model": name,
+        "parameters": model.num_parameters(),
+        "accuracy": score(reloaded, views, world, scored),
+        "heldout": {"size": scored, "seed": 0},
+        "seed": seed,
+        "command": command,
+        "recipe": asdict(recipe),
+        "curve": watch.curve,
+        "seconds": round(time.monotonic() - start),
+    }
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    shown = ", ".join(f"{variant} {shares['all']:.1%}" for variant, shares in scores["accuracy"].items())
+    console.print(f"{name}: {shown} -> {folder}", highlight=False)
     return scores
+
+
+def _tell_loss(progress: Progress, step: int, loss: float) -> None:
+    progress.advance(f"loss {loss:.3f}")
 
 
 def shrunk(recipe: Recipe, divisor: int) -> Recipe:
@@ -120,7 +138,8 @@ def shrunk(recipe: Recipe, divisor: int) -> Recipe:
         replace(phase, steps=max(1, phase.steps // divisor), rows=max(recipe.batch, phase.rows // divisor))
         for phase in recipe.phases
     ]
-    return replace(recipe, phases=tuple(phases))
+    sight_steps = -(-recipe.sight_steps // divisor)
+    return replace(recipe, phases=tuple(phases), sight_steps=sight_steps)
 
 
 class _Watch:

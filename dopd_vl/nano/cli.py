@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+MODELS = ("vision-teacher", "vision-student", "text-teacher", "text-student")
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="dopd-vl nano", description="The CPU-size world: its models.")
@@ -12,6 +14,7 @@ def parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--output", required=True, metavar="DIR", help="where the model folders go")
     build.add_argument("--family", choices=("all", "vision", "text"), default="all")
+    build.add_argument("--model", choices=MODELS, help="only this model of the family")
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--shrink", type=_positive, default=1, help="divide steps and rows by this, for a quick trial")
     build.add_argument("--scored", type=_positive, help="held-out records to measure the final scores on")
@@ -27,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.output,
         family=arguments.family,
         seed=arguments.seed,
+        model=arguments.model,
         shrink=arguments.shrink,
         scored=arguments.scored or SCORED,
     )

@@ -18,6 +18,9 @@ SIZE = GRID * CELL
 INK = 14  # a digit's largest side in pixels, of the 16 of its cell
 INK_FLOOR = 0.12  # fainter ink is dropped, so that a box is the exact extent of what is drawn
 
+EMPTY = "~"
+"""Stands for an empty cell in a transcript."""
+
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
 
@@ -37,6 +40,15 @@ def cell_name(cell: int) -> str:
     ('top left', 'middle centre', 'middle right')
     """
     return f"{ROWS[cell // GRID]} {COLUMNS[cell % GRID]}"
+
+
+def transcript(labels: dict[int, int]) -> str:
+    """A scene as text, cell by cell in reading order.
+
+    >>> transcript({0: 3, 4: 7, 8: 1})
+    '3~~~7~~~1'
+    """
+    return "".join(str(labels.get(cell, EMPTY)) for cell in range(GRID * GRID))
 
 
 def compose(labels: dict[int, int], split: Split, rng: random.Random) -> Scene:

@@ -52,10 +52,11 @@ class Recipe:
     """One supervised run. A student is the same recipe with fewer steps."""
 
     phases: tuple[Phase, ...]
-    batch: int = 16
-    learning_rate: float = 1.5e-3
+    sight_steps: int = 0  # vision: updates of the tower alone beforehand, see eyes.py
+    batch: int = 32
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    warmup: int = 100
+    warmup: int = 50
 
     @property
     def steps(self) -> int:

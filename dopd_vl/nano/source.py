@@ -35,7 +35,7 @@ class NanoSource(Sequence[dict[str, Any]]):
     kinds (default: all of the world's, in turn).
 
     >>> NanoSource({"world": "text", "size": 8})[0]["id"]
-    'nano-text-train-0-000000-chain'
+    'nano-text-train-0-000000-steps'
 
     Raises:
         ValueError: an option that is unknown or has a value that cannot be; it names the option.

@@ -13,6 +13,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
+from dopd_vl.nano.scenes import EMPTY
 from dopd_vl.nano.source import WORLDS, NanoSource
 from privileged import VARIANTS
 from privileged.schema import IMAGE_MARKER
@@ -93,7 +94,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Qwen2
     if len(learned["vocab"]) != size:
         raise ValueError(f"the corpus gave {len(learned['vocab'])} vocabulary entries, not {size}: use more texts")
     vocab = {**learned["vocab"], **{token: size + place for place, token in enumerate(CONTROL_TOKENS)}}
-    return Qwen2Tokenizer(
+    tokenizer = Qwen2Tokenizer(
         vocab=vocab,
         merges=[tuple(merge) for merge in learned["merges"]],
         eos_token="<|im_end|>",
@@ -104,6 +105,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Qwen2
         model_max_length=MAX_LENGTH,
         padding_side="left",
     )
+    tokenizer.add_tokens(EMPTY)  # never merged with its like, so that a transcript has one token for each cell
+    return tokenizer
 
 
 def nano_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:

@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dopd_vl.nano.digits import Split
 from dopd_vl.nano.problems import Problem, choose_kinds, comparison, other_number, sum_steps
-from dopd_vl.nano.scenes import COLUMNS, GRID, ROWS, Scene, cell_name, compose
+from dopd_vl.nano.scenes import COLUMNS, GRID, ROWS, Scene, cell_name, compose, transcript
 
 CELLS = range(GRID * GRID)
 Labels = dict[int, int]
@@ -20,6 +21,8 @@ def vision_problem(
     kind = chosen[index % len(chosen)]
     rng = random.Random(f"vision/{split}/{seed}/{kind}/{index}")
     labels, problem = VISION_TASKS[kind](rng)
+    # Look first, then think: what is seen is written down cell by cell, and the reasoning goes on from there.
+    problem = replace(problem, reasoning=f"I see {transcript(labels)}. {problem.reasoning}".rstrip())
     return kind, compose(labels, split, rng), problem
 
 
@@ -77,7 +80,7 @@ def read_all(rng: random.Random) -> tuple[Labels, Problem]:
         question=question,
         answer=answer,
         task="exact",
-        reasoning=_reading(digits),
+        reasoning="",
         hints=("Go through the cells from top left to bottom right.", "Read each digit.", "Join the digits you read."),
         hints_executed=(f"The digits are {_spaced(digits)}.", f"Joined they are {answer}."),
         hint_summary="Read row by row and join the digits.",
@@ -95,7 +98,7 @@ def add(rng: random.Random) -> tuple[Labels, Problem]:
         question=question,
         answer=str(total),
         task="number",
-        reasoning=f"{_reading(digits)} {sum_steps(digits)}.",
+        reasoning=f"{sum_steps(digits)}.",
         hints=("Read every digit of the picture.", "Add them in turn."),
         hints_executed=(f"The digits are {_spaced(digits)}.", f"Add them: {sum_steps(digits)}."),
         hint_summary="Read every digit, then add them up.",
@@ -117,7 +120,7 @@ def count(rng: random.Random) -> tuple[Labels, Problem]:
         question=question,
         answer=str(matches),
         task="number",
-        reasoning=f"{_reading(digits)} {target} comes {matches} {times}.",
+        reasoning=f"{target} comes {matches} {times}.",
         # The digit asked for may equal the count: hints that name it would look as if they told the answer.
         hints=("Read every digit of the picture.", "Count those of the kind asked for."),
         hints_executed=(f"The digits are {_spaced(digits)}.", f"{target} comes {matches} {times}."),
@@ -146,7 +149,7 @@ def neighbour(rng: random.Random) -> tuple[Labels, Problem]:
         question=question,
         answer=str(found),
         task="number",
-        reasoning=f"The {anchor} is at {cell_name(anchor_cell)}. I see {found} at {cell_name(found_cell)}.",
+        reasoning=f"The {anchor} is at {cell_name(anchor_cell)}. At {cell_name(found_cell)} is {found}.",
         hints=(f"Find the cell that holds the {anchor}.", f"Move to the cell {side} it.", "Read the digit there."),
         hints_executed=(
             f"The {anchor} is at {cell_name(anchor_cell)}.",
@@ -170,7 +173,7 @@ def extreme(rng: random.Random) -> tuple[Labels, Problem]:
         question=question,
         answer=str(found),
         task="number",
-        reasoning=f"{_reading(digits)} The {word} is {found}.",
+        reasoning=f"The {word} is {found}.",
         hints=("Read every digit of the picture.", f"Keep the {word}."),
         hints_executed=(f"The digits are {_spaced(digits)}.", f"The {word} of them is {found}."),
         hint_summary=f"Read every digit and keep the {word}.",
@@ -243,10 +246,6 @@ def _region(position: int, across: bool) -> list[int]:
 
 def _spaced(digits: Sequence[int]) -> str:
     return " ".join(map(str, digits))
-
-
-def _reading(digits: Sequence[int]) -> str:
-    return f"I read {_spaced(digits)}."
 
 
 def _caption(labels: Labels) -> str:

@@ -1,6 +1,6 @@
 """One rollout as a Markdown table: who judged each token how, and what it was taught.
 
-    python -m dopd_vl.reporting.rollout runs/quickstart/dopd --step 1 --index 0
+python -m dopd_vl.reporting.rollout runs/quickstart/dopd --step 1 --index 0
 """
 
 import argparse
@@ -37,10 +37,16 @@ def rollout_table(record: Mapping[str, Any]) -> str:
         "|---|---:|---:|---:|---|---|---:|",
     ]
     for token, teacher, student, gap, regime, weight in zip(*(record[c] for c in columns), strict=True):
-        rows.append(
-            f"| {_code(token)} | {math.exp(teacher):.3f} | {math.exp(student):.3f} | {gap:.2f} | {REGIME_NAMES[regime]} "
-            f"| {SUPERVISION[regime]} | {weight:.1f} |"
+        cells = (
+            _code(token),
+            f"{math.exp(teacher):.3f}",
+            f"{math.exp(student):.3f}",
+            f"{gap:.2f}",
+            REGIME_NAMES[regime],
+            SUPERVISION[regime],
+            f"{weight:.1f}",
         )
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

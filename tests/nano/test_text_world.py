@@ -8,41 +8,31 @@ from dopd_vl.nano.text_tasks import TEXT_TASKS, split_of, text_problem, text_rec
 from privileged import VARIANTS
 
 INDEXES = range(150)
-RULES = {
-    "reverse": lambda row: list(reversed(row)),
-    "drop the first": lambda row: row[1:],
-    "drop the last": lambda row: row[: len(row) - 1],
-    "swap the ends": lambda row: row[-1:] + row[1:-1] + row[:1] if len(row) > 1 else row,
-    "move the first to the end": lambda row: row[1:] + row[:1],
-    "repeat the last": lambda row: row + row[-1:],
+MORE = {"add", "plus", "gain", "more", "buys", "finds", "wins", "gets", "sum", "total", "whole"}
+LESS = {"minus", "less", "drop", "cut", "loses", "sells", "uses", "gives", "difference", "gap", "rest"}
+SIGNS = {**dict.fromkeys(MORE, 1), **dict.fromkeys(LESS, -1)}
+ROWS = {
+    "reverse flip mirror": lambda row: list(reversed(row)),
+    "behead shift start-late": lambda row: row[1:],
+    "curtail trim stop-early": lambda row: row[: len(row) - 1],
+    "echo repeat extend": lambda row: row + row[-1:],
+    "rotate cycle roll": lambda row: row[1:] + row[:1],
 }
 
 
 def answer_of(kind, question):
     """The answer worked out anew from the question's words alone."""
-    if kind in ("chain", "compare"):
-        statements, asked = question.split(". ", 1)
-        rules = dict(statement.split(" = ") for statement in statements.split("; "))
-
-        def value(expression):
-            return sum(
-                (-1 if sign == "-" else 1) * (int(term) if term.isdigit() else value(rules[term]))
-                for sign, term in re.findall(r"([+-]?) ?(\w+)", expression)
-            )
-
-        if kind == "chain":
-            return str(value(re.fullmatch(r"What is (\w)\?", asked)[1]))
-        first, second = (value(side) for side in re.findall(r"\([AB]\) (\w [+-] \w)", asked))
+    if kind == "rules":
+        row, name = re.fullmatch(r"Start with ([\d ]+), then ([a-z ]+)\. What is left\?", question).groups()
+        (operation,) = [ROWS[names] for names in ROWS if name.replace(" ", "-") in names.split()]
+        return " ".join(operation(row.split()))
+    if kind == "compare":
+        found = re.findall(r"\([AB]\) (\w+) of (\d) and (\d)", question)
+        first, second = (int(a) + SIGNS[word] * int(b) for word, a, b in found)
         return "A" if first > second else "B" if first < second else "C"
-    if kind == "story":
-        asked = re.search(r"does (\w+) have", question)[1]
-        events = re.findall(rf"{asked} (has|buys|finds|loses|sells) (\d+)", question)
-        return str(sum(-int(n) if verb in ("loses", "sells") else int(n) for verb, n in events))
-    meanings = dict(re.findall(r"([A-Z]): ([a-z ]+)\.", question))
-    row = re.search(r"Start with ([\d ]+)\.", question)[1].split()
-    for letter in re.findall(r"[A-Z]", question.split("Apply")[1]):
-        row = RULES[meanings[letter]](row)
-    return " ".join(row)
+    start, *_ = re.findall(r"\d", question)
+    changes = re.findall(r"(\w+) (\d)", question)[1:]
+    return str(int(start) + sum(SIGNS[word] * int(number) for word, number in changes))
 
 
 @pytest.mark.parametrize("kind", TEXT_TASKS)
@@ -59,18 +49,13 @@ def test_unexecuted_hints_hold_no_number_and_no_result():
         assert not re.search(r"\d|=", " ".join((*problem.hints, problem.hint_summary)))
 
 
-def test_the_steps_of_a_chain_lead_from_a_given_quantity_to_the_one_asked_for():
+@pytest.mark.parametrize("kind", ["steps", "story"])
+def test_hints_say_plainly_which_way_every_change_goes(kind):
     for index in INDEXES:
-        _, problem = text_problem(index, "train", 0, ["chain"])
-        start = re.fullmatch(r"Start with (\w), which is given\.", problem.hints[0])[1]
-        assert re.search(rf"\b{start} = \d", problem.question)
-        reached = start
-        for hint in problem.hints[1:]:
-            before, after = re.fullmatch(r"Use (\w) to get (\w)\.", hint).groups()
-            assert before == reached
-            assert re.search(rf"\b{after} = {before} [+-] \d", problem.question)
-            reached = after
-        assert problem.question.endswith(f"What is {reached}?")
+        _, problem = text_problem(index, "train", 0, [kind])
+        words = [word for word, _ in re.findall(r"(\w+) (\d)", problem.question)[1:]]
+        told = [1 if hint.startswith("Add ") else -1 for hint in problem.hints[1:]]
+        assert told == [SIGNS[word] for word in words]
 
 
 def test_train_and_held_out_problems_are_disjoint():
@@ -95,5 +80,8 @@ def test_a_record_is_the_same_at_every_call_and_every_text_variant_can_show_it()
 def test_wrong_hints_do_not_end_in_the_answer():
     for index in INDEXES:
         kind, problem = text_problem(index, "train", 0)
-        if kind != "rules":
+        if kind == "rules":
+            told, true = problem.wrong_hint.split(" is to ")[1], problem.hint_summary.split(" is to ")[1]
+            assert told != true
+        else:
             assert problem.wrong_hint.rstrip(".").split()[-1] != problem.answer

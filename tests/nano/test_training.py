@@ -94,7 +94,7 @@ def test_build_makes_loadable_folders_with_scores(tmp_path, monkeypatch):
         stated = json.loads((tmp_path / name / "scores.json").read_text())
         assert stated["command"] == "dopd-vl nano build --output DIR --family text --seed 0 --shrink 400"
         assert set(stated["accuracy"]) == {"none", "hints"}
-        assert set(stated["accuracy"]["none"]) == {"all", "chain", "story", "rules", "compare"}
+        assert set(stated["accuracy"]["none"]) == {"all", "steps", "story", "rules", "compare"}
         model, _ = load(tmp_path / name)
         assert model.dtype == torch.float32
     assert "text-student" in (tmp_path / "log").read_text()
