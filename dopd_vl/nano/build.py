@@ -99,7 +99,7 @@ def _build_model(
     world = SHAPES[name].family
     recipe = shrunk(RECIPES[name], shrink)
     model = build_model(name, tokenizer, seed)
-    processing_class = nano_processor(tokenizer) if world == "vision" else tokenizer
+    processing_class: Any = nano_processor(tokenizer) if world == "vision" else tokenizer
     views = processor_for(model.config, processing_class)
     with Progress(console, f"{name}: prompts", sum(phase.rows for phase in recipe.phases), "rows") as progress:
         rows = [make_rows(phase, world, views, seed, on_row=progress.advance) for phase in recipe.phases]
@@ -111,7 +111,7 @@ def _build_model(
         train(model, views, recipe, rows, seed, on_step=watch)
     save(model, processing_class, folder)
     reloaded, views = load(folder)
-    scores = {
+    scores: dict[str, Any] = {
         "model": name,
         "parameters": model.num_parameters(),
         "accuracy": score(reloaded, views, world, scored),

@@ -7,6 +7,7 @@ names its digit, or the empty cell. A language model that starts from such featu
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,8 @@ def cells_named_right(model: PreTrainedModel, processor: Qwen3VLProcessor, split
 def cell_names(model: PreTrainedModel, processor: Qwen3VLProcessor) -> Tensor:
     """Embeddings of the tokens "0" to "9" and of the token that stands for an empty cell, `[11, H]`, constant."""
     ids = processor.tokenizer.convert_tokens_to_ids([*"0123456789", EMPTY])
-    return model.get_input_embeddings().weight[ids].detach().clone()
+    weight: Any = model.get_input_embeddings().weight
+    return weight[ids].detach().clone()
 
 
 def similarities(tower: torch.nn.Module, pixels: Tensor, grid: Tensor, names: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ interleaved mRoPE, a vision tower with a patch merger and DeepStack.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import (
     GenerationConfig,
@@ -51,7 +51,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Pre
     shape = SHAPES[name]
     set_seed(seed)
     if shape.family == "vision":
-        model = Qwen3VLForConditionalGeneration(_vision_config(shape, tokenizer))
+        model: PreTrainedModel = Qwen3VLForConditionalGeneration(_vision_config(shape, tokenizer))
     else:
         model = Qwen3ForCausalLM(Qwen3Config(**_language(shape, tokenizer), rope_parameters=_rope()))
     model.generation_config = GenerationConfig(
@@ -60,7 +60,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Pre
     return model
 
 
-def _language(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> dict:
+def _language(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     heads = shape.hidden // HEAD_DIM
     return {
         "vocab_size": len(tokenizer),
@@ -85,7 +85,7 @@ def _rope(**more) -> dict:
 
 
 def _vision_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
-    tower = {
+    tower: dict[str, Any] = {
         "depth": shape.vision_layers,
         "hidden_size": shape.vision_hidden,
         "intermediate_size": 2 * shape.vision_hidden,
@@ -101,7 +101,9 @@ def _vision_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen3VLC
         "initializer_range": INIT_STD,
     }
     marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()}
+    ids: dict[str, Any] = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in marks.items()
+    }
     # mRoPE: 16 frequency pairs of a 32-wide head shared out between time, height and width.
     rope = _rope(mrope_section=[6, 5, 5], mrope_interleaved=True)
     return Qwen3VLConfig(

@@ -7,6 +7,7 @@ full-vocabulary supervision differ as they do on a real model.
 import copy
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer, Qwen3VLProcessor
@@ -96,10 +97,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Qwen2
     vocab = {**learned["vocab"], **{token: size + place for place, token in enumerate(CONTROL_TOKENS)}}
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,
-        merges=[tuple(merge) for merge in learned["merges"]],
+        merges=[tuple(merge) for merge in learned["merges"]],  # type: ignore[misc]
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]
         extra_special_tokens=list(CONTROL_TOKENS),
         chat_template=CHAT_TEMPLATE,
         model_max_length=MAX_LENGTH,
@@ -111,9 +112,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Qwen2
 
 def nano_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
     """The vision family's processor: patches of 8 pixels, so that a 48 x 48 scene is 9 tokens at its own size."""
-    patches = {"patch_size": PATCH_SIZE, "merge_size": MERGE_SIZE, "temporal_patch_size": 2}
-    normalisation = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-    pixels = {"shortest_edge": MERGED, "longest_edge": MAX_IMAGE_TOKENS * MERGED}
+    patches: dict[str, Any] = {"patch_size": PATCH_SIZE, "merge_size": MERGE_SIZE, "temporal_patch_size": 2}
+    normalisation: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    pixels: dict[str, Any] = {"shortest_edge": MERGED, "longest_edge": MAX_IMAGE_TOKENS * MERGED}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, **patches, **normalisation),
         tokenizer=copy.deepcopy(tokenizer),  # a processor leaves its mark on the tokenizer that it saves

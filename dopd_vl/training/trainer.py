@@ -135,9 +135,8 @@ class DopdTrainer(DistillationTrainer):
             **kwargs,
         )
         config = self.accelerator.unwrap_model(self.model).config
-        self.views = view_processor or processor_for(
-            config, processing_class, args.max_prompt_length, dict(self.chat_template_kwargs)
-        )
+        template_kwargs: Any = self.chat_template_kwargs
+        self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
         self.renderer = ViewRenderer(self.views, {"teacher": args.teacher_variant, "student": args.student_variant})
         self._forbid_tokens(image_token_ids(config))
         for policy in ("student", "teacher"):
