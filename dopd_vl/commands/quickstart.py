@@ -30,11 +30,11 @@ class QuickstartConfig:
     world: Literal["vision", "text"] = "vision"
     methods: list[str] = field(default_factory=lambda: ["opd", "dopd"])
     """objectives, by name"""
-    train_size: int = 2000
+    train_size: int = 1500
     """training examples"""
     eval_size: int = 240
     """held-out examples"""
-    steps: int = 150
+    steps: int = 100
     """optimizer steps of each method"""
     seed: int = 0
 

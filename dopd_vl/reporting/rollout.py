@@ -60,8 +60,9 @@ def describe(record: Mapping[str, Any]) -> str:
 def _code(text: str) -> str:
     """Inline code that no model output can break out of."""
     shown = repr(text)[1:-1].replace("|", "\\|")
-    fence = "``" if "`" in shown else "`"
-    return f"{fence} {shown} {fence}" if "`" in shown or not shown.strip() else f"{fence}{shown}{fence}"
+    if not shown.strip():
+        return f"`{'␣' * len(shown)}`" if shown else "(nothing)"
+    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
