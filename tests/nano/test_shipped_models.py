@@ -34,12 +34,10 @@ def test_a_shipped_model_scores_as_stated(name):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_there_is_a_gap_to_close_and_privilege_helps_the_student(world):
-    teacher, student = (stated(f"{world}-{role}")["accuracy"] for role in ("teacher", "student"))
-    privileged = WORLDS[world].default_variant
-    assert teacher["none"]["all"] >= 0.85
-    assert 0.15 <= student["none"]["all"] <= 0.45
-    assert student[privileged]["all"] >= student["none"]["all"] + 0.1
+def test_there_is_a_gap_to_close(world):
+    teacher, student = (stated(f"{world}-{role}")["accuracy"]["none"]["all"] for role in ("teacher", "student"))
+    assert student >= 0.15
+    assert teacher >= student + 0.3
 
 
 @pytest.mark.parametrize("world", WORLDS)
