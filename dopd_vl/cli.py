@@ -20,11 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        from difflib import get_close_matches
+        from privileged.errors import nearest
 
-        close = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
-        print(f"error: unknown command {name!r}, {hint}", file=sys.stderr)
+        print(f"error: unknown command {name!r}, {nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
     # Training reports nothing to anyone unless the user asks.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

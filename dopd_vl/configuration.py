@@ -6,7 +6,6 @@ config = read_config(TrainConfig, ["--config", "run.yaml", "--training.max_steps
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -15,6 +14,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from dopd_vl.errors import ConfigurationError
 from dopd_vl.resources import find_config
+from privileged.errors import nearest
 
 Config = TypeVar("Config")
 
@@ -62,7 +62,7 @@ def settings_of(cls: type[Config], settings: dict[str, Any], where: str) -> Conf
     known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     for name in settings:
         if name not in known:
-            raise ConfigurationError(f"{where}: unknown key {name!r}, {_nearest(name, known)}")
+            raise ConfigurationError(f"{where}: unknown key {name!r}, {nearest(name, known)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
@@ -100,7 +100,7 @@ def _check_file_keys(cls: type, file: Path) -> None:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigurationError(f"{file}: expected keys and values, got a {node.tag.rsplit(':', 1)[-1]}")
     for path, line, known in _unknown_keys(cls, node, ()):
-        raise ConfigurationError(f"{file}:{line}: unknown key {'.'.join(path)!r}, {_nearest(path[-1], known)}")
+        raise ConfigurationError(f"{file}:{line}: unknown key {'.'.join(path)!r}, {nearest(path[-1], known)}")
 
 
 def _unknown_keys(
@@ -129,7 +129,7 @@ def _check_option_keys(cls: type, arguments: list[str]) -> None:
             fields = _field_types(inner)
             if name not in fields:
                 known = [".".join([*path[:depth], field]) for field in fields]
-                raise ConfigurationError(f"unknown option --{'.'.join(path)}, {_nearest('.'.join(path), known)}")
+                raise ConfigurationError(f"unknown option --{'.'.join(path)}, {nearest('.'.join(path), known)}")
             inner = _dataclass_in(fields[name])
 
 
@@ -144,11 +144,6 @@ def _dataclass_in(annotation: Any) -> type | None:
         if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
             return candidate
     return None
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def _one_line(message: str, file: Path | None) -> str:

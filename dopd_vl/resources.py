@@ -35,9 +35,9 @@ def find_model(name: str) -> str:
     """
     if not name.startswith(NANO_PREFIX):
         return name
-    models = shipped("data/nano/models")
-    folder = models / name.removeprefix(NANO_PREFIX)
-    if not (folder / "config.json").is_file():
-        known = sorted(path.parent.name for path in models.glob("*/config.json"))
-        raise UserError(f"no shipped model {name!r}, known: {', '.join(NANO_PREFIX + k for k in known)}")
-    return str(folder)
+    from dopd_vl.nano import model_folder
+
+    try:
+        return str(model_folder(name.removeprefix(NANO_PREFIX)))
+    except ValueError as error:
+        raise UserError(str(error)) from error

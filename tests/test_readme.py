@@ -1,5 +1,9 @@
 """What the README says to type is typed here, with fewer steps; CI types its two `make` commands."""
 
+import ast
+import dataclasses
+import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -57,3 +61,19 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_the_python_example_names_what_there_is() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    tree = ast.parse(code)
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        for alias in node.names:
+            assert hasattr(importlib.import_module(str(node.module)), alias.name), alias.name
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = {node.func.id: node for node in nodes if isinstance(node.func, ast.Name)}
+    fields = {field.name for field in dataclasses.fields(importlib.import_module("dopd_vl").DopdConfig)}
+    assert {keyword.arg for keyword in calls["DopdConfig"].keywords} <= fields
+    accepted = inspect.signature(importlib.import_module("dopd_vl").DopdTrainer).parameters
+    assert {keyword.arg for keyword in calls["DopdTrainer"].keywords} <= set(accepted)

@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
 def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
     """Do what is not done yet and give the result's rows."""
     from dopd_vl.evaluation.run import evaluate_model
+    from dopd_vl.files import write_json
     from dopd_vl.nano.source import NanoSource
     from dopd_vl.training.config import TrainConfig
     from dopd_vl.training.run import load_examples, run_training
@@ -125,7 +126,7 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
                 title=title,
                 console=console,
             )
-        teacher_file.write_text(json.dumps({variant: s.as_dict() for variant, s in scores.items()}), encoding="utf-8")
+        write_json(teacher_file, {variant: s.as_dict() for variant, s in scores.items()})
     teacher = json.loads(teacher_file.read_text(encoding="utf-8"))
 
     privileged = loop.eval_variants[1] if len(loop.eval_variants) > 1 else None
@@ -194,7 +195,7 @@ def as_table(rows: Sequence[Row], config: QuickstartConfig) -> Table:
 def _same_run(folder: Path, config: QuickstartConfig) -> None:
     """A folder belongs to one set of settings."""
     from dopd_vl.configuration import as_yaml
-    from dopd_vl.files import write_text
+    from privileged.journal import write_atomically
 
     file = folder / "quickstart.yaml"
     text = as_yaml(config)
@@ -202,6 +203,6 @@ def _same_run(folder: Path, config: QuickstartConfig) -> None:
         raise UserError(f"output_dir: {folder} holds a quickstart with other settings; give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
+        write_atomically(file, text)
     except OSError as error:
         raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error

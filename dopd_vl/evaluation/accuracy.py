@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from dopd_vl.core import Projection, score_sampled
 from dopd_vl.evaluation.verifiers import verifier_for
-from dopd_vl.views import View, ViewError, ViewProcessor
+from dopd_vl.views import View, ViewProcessor
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,3 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
 def _batches(examples: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
     for start in range(0, len(examples), size):
         yield [examples[i] for i in range(start, min(start + size, len(examples)))]
-
-
-__all__ = ["Accuracy", "Prediction", "ViewError", "predict", "summarise"]

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from dopd_vl.resources import shipped
+
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
@@ -22,11 +24,10 @@ class Digits(NamedTuple):
 
 def nano_data_folder() -> Path:
     """data/nano of the checkout, or its copy inside an installed wheel."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "data" / "nano", package.parent / "data" / "nano"):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"no data/nano beside {package}: reinstall dopd-vl, its wheel carries the nano data")
+    folder = shipped("data/nano")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no {folder}: reinstall dopd-vl, its wheel carries the nano data")
+    return folder
 
 
 @cache

@@ -37,12 +37,12 @@ class RunFolder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero:
-            return
-        for name in (METRICS_FILE, ROLLOUTS_FILE):
-            _keep_up_to(self.folder / name, state.global_step)
-        scores = [r["eval_accuracy"] for r in read_jsonl(self.folder / METRICS_FILE) if "eval_accuracy" in r]
-        self.best = max(scores, default=None)
+        # Every rank must know the best so far: they save the next best together.
+        rows = [row for row in read_jsonl(self.folder / METRICS_FILE) if row["step"] <= state.global_step]
+        self.best = max((row["eval_accuracy"] for row in rows if "eval_accuracy" in row), default=None)
+        if state.is_world_process_zero:
+            for name in (METRICS_FILE, ROLLOUTS_FILE):
+                _keep_up_to(self.folder / name, state.global_step)
 
     def on_log(
         self,

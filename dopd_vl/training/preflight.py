@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from dopd_vl.resources import find_model
 from dopd_vl.training.config import DEFAULT_VARIANT, ModelSettings, TrainConfig
 from dopd_vl.views import VISION_PROCESSORS
 from privileged import VARIANTS
+from privileged.errors import nearest
 
 
 def load_config(name: str, key: str, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -43,7 +43,7 @@ def build_objective(config: TrainConfig) -> Objective:
     """The objective that the configuration names, with its settings checked."""
     name = config.objective.name
     if name not in OBJECTIVES:
-        raise ConfigurationError(f"objective.name: unknown objective {name!r}, {_nearest(name, OBJECTIVES)}")
+        raise ConfigurationError(f"objective.name: unknown objective {name!r}, {nearest(name, OBJECTIVES)}")
     return settings_of(OBJECTIVES[name], config.objective.settings, "objective.settings")
 
 
@@ -90,7 +90,7 @@ def check_variants(config: TrainConfig) -> None:
         for variant in variants:
             if variant != DEFAULT_VARIANT and variant not in VARIANTS:
                 known = [DEFAULT_VARIANT, *VARIANTS]
-                raise ConfigurationError(f"{key}: unknown variant {variant!r}, {_nearest(variant, known)}")
+                raise ConfigurationError(f"{key}: unknown variant {variant!r}, {nearest(variant, known)}")
 
 
 def check_device(config: TrainConfig) -> None:
@@ -117,7 +117,7 @@ def check_trl_fields(fields: Mapping[str, Any], own: Iterable[str], known: type)
         if name in own:
             raise ConfigurationError(f"trl.{name}: has a key of its own in this configuration; set it there")
         if name not in names:
-            raise ConfigurationError(f"trl.{name}: unknown field of trl.DistillationConfig, {_nearest(name, names)}")
+            raise ConfigurationError(f"trl.{name}: unknown field of trl.DistillationConfig, {nearest(name, names)}")
 
 
 def _first_with_images(dataset: Dataset) -> str | None:
@@ -138,8 +138,3 @@ def _token_ids(name: str, trust_remote_code: bool) -> dict[str, int] | None:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code).get_vocab()
     except (OSError, ValueError):  # a teacher folder without a tokenizer: its vocabulary size was compared
         return None
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

@@ -15,13 +15,14 @@ from transformers import PrinterCallback, ProgressCallback
 
 from dopd_vl.configuration import as_yaml
 from dopd_vl.errors import UserError
-from dopd_vl.files import read_jsonl, write_json, write_text
+from dopd_vl.files import read_jsonl, write_json
 from dopd_vl.resources import find_model
 from dopd_vl.training import preflight
 from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole, whole_checkpoints
 from dopd_vl.training.config import LoraSettings, TrainConfig
 from dopd_vl.training.trainer import DopdConfig, DopdTrainer
 from privileged.dataset import load_privileged
+from privileged.journal import write_atomically
 
 CONFIG_FILE = "config.yaml"
 FINGERPRINT_FILE = "fingerprint.json"
@@ -155,7 +156,7 @@ def _open_folder(folder: Path, config: TrainConfig, train: Dataset) -> Path | No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FINGERPRINT_FILE, fingerprint)
-        write_text(folder / CONFIG_FILE, as_yaml(config))
+        write_atomically(folder / CONFIG_FILE, as_yaml(config))
     except OSError as error:
         raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
     return None

@@ -36,8 +36,23 @@ def test_a_shipped_model_scores_as_stated(name):
 @pytest.mark.parametrize("world", WORLDS)
 def test_there_is_a_gap_to_close(world):
     teacher, student = (stated(f"{world}-{role}")["accuracy"]["none"]["all"] for role in ("teacher", "student"))
-    assert student >= 0.15
+    assert 0.15 <= student <= 0.45
     assert teacher >= student + 0.3
+
+
+SHORT = pytest.mark.xfail(strict=True, reason="the shipped models fall short of this: docs/nano.md, Models")
+
+
+@pytest.mark.parametrize("world", [pytest.param("vision", marks=SHORT), "text"])
+def test_the_teacher_is_right_nearly_always(world):
+    assert stated(f"{world}-teacher")["accuracy"]["none"]["all"] >= 0.85
+
+
+@SHORT
+@pytest.mark.parametrize("world", WORLDS)
+def test_privilege_helps_the_student(world):
+    scores = stated(f"{world}-student")["accuracy"]
+    assert scores[WORLDS[world].default_variant]["all"] >= scores["none"]["all"] + 0.1
 
 
 @pytest.mark.parametrize("world", WORLDS)
