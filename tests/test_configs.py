@@ -21,7 +21,7 @@ PREPARE = sorted((ROOT / "configs" / "prepare").glob("*.yaml"))
 
 @pytest.mark.parametrize("file", TRAIN, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_training_config_parses_and_names_what_exists(file: Path) -> None:
-    from dopd_vl.training.trainer import DopdConfig
+    from dopd_vl.training.arguments import DopdConfig
 
     config = read_config(TrainConfig, ["--config", str(file)], "test")
     preflight.build_objective(config)

@@ -9,8 +9,9 @@ from dopd_vl.core.dopd import (
     dopd_plan,
     route_tokens,
 )
-from dopd_vl.core.fused_loss import Projection, fused_dopd_loss, fused_plan_loss, score_sampled
-from dopd_vl.core.plan import Plan, Source, Term, execute_plan, item_count, reduce, token_scale
+from dopd_vl.core.fused_loss import FusedLoss, fused_dopd_loss, fused_plan_loss, rows_to_keep
+from dopd_vl.core.plan import Plan, PolicyGradient, Source, Term, execute_plan, item_count, reduce, token_scale
+from dopd_vl.core.projection import Projection, TokenScores, divergence_of, score_tokens
 from dopd_vl.core.routing import REGIMES, Regime, Thresholds, advantage_gap, compute_thresholds, route
 
 __all__ = [
@@ -19,14 +20,18 @@ __all__ = [
     "REGIMES",
     "DopdOutput",
     "DopdSettings",
+    "FusedLoss",
     "Plan",
+    "PolicyGradient",
     "Projection",
     "Regime",
     "Source",
     "Term",
     "Thresholds",
+    "TokenScores",
     "advantage_gap",
     "compute_thresholds",
+    "divergence_of",
     "dopd_loss",
     "dopd_plan",
     "execute_plan",
@@ -36,6 +41,7 @@ __all__ = [
     "reduce",
     "route",
     "route_tokens",
-    "score_sampled",
+    "rows_to_keep",
+    "score_tokens",
     "token_scale",
 ]

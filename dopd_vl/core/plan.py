@@ -6,7 +6,7 @@ logits; `dopd_vl.core.fused_loss` executes the same plan from hidden states.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch import Tensor
 from dopd_vl.core.divergences import (
     DIVERGENCES,
     SUPPORTS,
-    TAILS,
     TOP_K_SOURCES,
     DivergenceName,
     SupportName,
@@ -23,10 +22,15 @@ from dopd_vl.core.divergences import (
     coarsen,
     divergence,
     log_softmax,
+    sampled_logp,
     support_mask,
 )
 
 Reduction = Literal["sequence", "token"]
+TermTail = Literal["bucket", "renormalize", "drop", "renormalize_target"]
+"""What becomes of the mass outside the support, see `coarsen`; "renormalize_target" renormalizes the supervising policy
+alone and leaves the student's kept mass as it is (arXiv 2603.07079)."""
+TERM_TAILS: tuple[str, ...] = get_args(TermTail)
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,13 @@ class Term:
     """`[B, N]`, no gradient; zero where the term does not apply"""
     top_k: int = 128
     top_k_source: TopKSource = "target"
-    tail: TailName = "bucket"
+    tail: TermTail = "bucket"
 
     def __post_init__(self) -> None:
         choices = (
             ("divergence", self.divergence, DIVERGENCES),
             ("support", self.support, SUPPORTS),
-            ("tail", self.tail, TAILS),
+            ("tail", self.tail, TERM_TAILS),
             ("top_k_source", self.top_k_source, TOP_K_SOURCES),
         )
         for name, value, allowed in choices:
@@ -72,15 +76,27 @@ class Term:
 
 
 @dataclass(frozen=True)
+class PolicyGradient:
+    """`-weight[b, n] * S(y_n|x, y_<n) / sg S(y_n|x, y_<n)`: the policy gradient with the weight as advantage.
+
+    On the student's own rollouts, with `log T - log S` of the sampled token as weight, its expected gradient is that of
+    the reverse KL to T (Thinking Machines 2025). The value is minus the weight.
+    """
+
+    weight: Tensor
+    """`[B, N]`, the advantage of the sampled token; of either sign, zero where the term does not apply"""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The terms of one step; their token losses add up. `reduction` says how tokens become a scalar, see `reduce`."""
 
-    terms: tuple[Term, ...]
+    terms: tuple[Term | PolicyGradient, ...]
     reduction: Reduction = "sequence"
 
     def sources(self) -> list[Source]:
         """The policies whose distributions the plan needs, each once."""
-        return list(dict.fromkeys(term.source for term in self.terms))
+        return list(dict.fromkeys(term.source for term in self.terms if isinstance(term, Term)))
 
 
 def execute_plan(
@@ -103,8 +119,12 @@ def execute_plan(
         if not applies.any():
             continue
         student_logp = log_softmax(student_logits[applies])
-        target_logp = log_softmax(source_logits[term.source][applies].detach())
-        values = term_divergence(term, student_logp, target_logp, response_ids[applies])
+        if isinstance(term, PolicyGradient):
+            logp = sampled_logp(student_logp, response_ids[applies])
+            values = -(logp - logp.detach()).exp()
+        else:
+            target_logp = log_softmax(source_logits[term.source][applies].detach())
+            values = term_divergence(term, student_logp, target_logp, response_ids[applies])
         weighted = (values * term.weight[applies]).to(dtype)
         token_loss = token_loss.index_put(applies.nonzero(as_tuple=True), weighted, accumulate=True)
     return token_loss
@@ -113,8 +133,10 @@ def execute_plan(
 def term_divergence(term: Term, student_logp: Tensor, target_logp: Tensor, ids: Tensor) -> Tensor:
     """The term's unweighted divergence, `[..., V] x [..., V] -> [...]`, from log-probabilities."""
     chosen = support_mask(term.support, student_logp, target_logp, ids, term.top_k, term.top_k_source)
+    student_tail: TailName = "drop" if term.tail == "renormalize_target" else term.tail
+    target_tail: TailName = "renormalize" if term.tail == "renormalize_target" else term.tail
     return divergence(
-        term.divergence, coarsen(student_logp, chosen, term.tail), coarsen(target_logp, chosen, term.tail)
+        term.divergence, coarsen(student_logp, chosen, student_tail), coarsen(target_logp, chosen, target_tail)
     )
 
 

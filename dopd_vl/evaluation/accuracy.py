@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from dopd_vl.core import Projection, score_sampled
+from dopd_vl.core import Projection, score_tokens
 from dopd_vl.evaluation.verifiers import verifier_for
 from dopd_vl.views import View, ViewProcessor
 
@@ -154,7 +154,7 @@ def _response_entropies(
     head = model.get_output_embeddings()
     response_ids = inputs["input_ids"][:, -length:]
     mask = inputs["attention_mask"][:, -length:].bool()
-    scores = score_sampled(Projection(hidden, head.weight, head.bias), response_ids, mask, top_k=1)
+    scores = score_tokens(Projection(hidden, head.weight, head.bias), response_ids, mask, top_k=1)
     return (scores.entropy.sum(-1) / mask.sum(-1).clamp(min=1)).tolist()
 
 

@@ -24,21 +24,26 @@ FAMILIES = ("vision", "text")
 PLAIN = {"none": 1.0}
 # The text student stops before it knows all the words, and sees more hints than the teacher, to lean on them.
 HINTED = {"none": 0.3, "hints": 0.55, "hints_executed": 0.05, "hint_summary": 0.05, "final_answer": 0.05}
+# The vision student has poor eyes, which nothing here corrects, and sees more boxes than the teacher, to lean on them.
+BOXED = {**MIXTURES["vision"], "none": 0.3, "box_label": 0.45}
 # Short prompts of every task first; prompts with privilege, up to five times as long, come last.
 RECIPES: dict[str, Recipe] = {
     "vision-teacher": Recipe(
         (
-            Phase(400, 8_000, PLAIN),
-            Phase(700, 9_000, MIXTURES["vision"]),
+            Phase(3_500, 16_000, PLAIN),
+            Phase(1_800, 14_000, MIXTURES["vision"]),
         ),
         sight_steps=400,
+        batch=16,
     ),
     "vision-student": Recipe(
         (
-            Phase(200, 8_000, PLAIN),
-            Phase(500, 9_000, MIXTURES["vision"]),
+            Phase(1_500, 12_000, PLAIN),
+            Phase(3_000, 16_000, BOXED),
         ),
-        sight_steps=45,
+        sight_steps=22,
+        frozen_sight=True,
+        batch=16,
     ),
     "text-teacher": Recipe((Phase(350, 10_000, PLAIN), Phase(450, 12_000, MIXTURES["text"]))),
     "text-student": Recipe((Phase(100, 10_000, PLAIN), Phase(250, 12_000, HINTED))),

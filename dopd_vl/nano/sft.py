@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class Recipe:
 
     phases: tuple[Phase, ...]
     sight_steps: int = 0  # vision: updates of the tower alone beforehand, see eyes.py
+    frozen_sight: bool = False  # vision: the tower learns nothing after those
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -107,8 +109,14 @@ def train(
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> None:
     """Train in place on each phase's rows in turn: AdamW, warm-up, one cosine to zero, gradients clipped to norm 1."""
+    if recipe.frozen_sight:
+        body: Any = model.model
+        body.visual.requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+        [weight for weight in model.parameters() if weight.requires_grad],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
     )
     model.train()
     start = time.monotonic()

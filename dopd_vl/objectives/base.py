@@ -6,8 +6,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from dopd_vl.core import Plan, Source
-from dopd_vl.core.fused_loss import SampledScores
+from dopd_vl.core import Plan, Source, TokenScores
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,8 @@ class Scores:
     B rollouts, N response tokens at most; values at masked positions are zero. No gradient.
     """
 
-    policies: Mapping[Source, SampledScores]
-    """log-probability of the sampled token, entropy, Top-K mass: `[B, N]` each, for every source that was asked for"""
+    policies: Mapping[Source, TokenScores]
+    """what `score_tokens` kept of every source that was asked for"""
     response_ids: Tensor
     """`[B, N]` int64"""
     response_mask: Tensor

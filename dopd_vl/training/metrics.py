@@ -25,9 +25,10 @@ class TokenSums:
             self._sums[f"tokens/{name}"] += part.sum().item()
             self._sums[f"loss/{name}"] += token_loss[part].sum().item()
 
-    def add(self, name: str, total: float) -> None:
-        """Add to a quantity whose mean per response token is logged as `name`."""
+    def add(self, name: str, total: float, tokens: int) -> None:
+        """Add to a quantity whose mean over the tokens that have it is logged as `name`."""
         self._sums[f"mean/{name}"] += total
+        self._sums[f"count/{name}"] += tokens
 
     def vector(self) -> tuple[list[str], list[float]]:
         """Names (the same on every rank that saw the same parts) and sums."""
@@ -51,8 +52,8 @@ def token_metrics(names: Sequence[str], sums: Sequence[float]) -> dict[str, floa
             metrics[f"token_share/{part}"] = value / tokens if tokens else 0.0
         elif kind == "loss":
             metrics[f"loss_share/{part}"] = value / loss if loss else 0.0
-        else:
-            metrics[part] = value / tokens if tokens else 0.0
+        elif kind == "mean" and total[f"count/{part}"]:
+            metrics[part] = value / total[f"count/{part}"]
     if tokens:
         metrics["token_loss"] = loss / tokens
     return metrics
@@ -70,7 +71,7 @@ def rollout_metrics(scores: Scores, decision: Decision, correct: Sequence[bool |
     tokens = max(1.0, scores.response_mask.sum().item())
     for source, policy in scores.policies.items():
         metrics[f"entropy/{source}"] = policy.entropy.sum().item() / tokens
-        metrics[f"top_{top_k}_mass/{source}"] = policy.top_k_mass.sum().item() / tokens
+        metrics[f"top_{top_k}_mass/{source}"] = policy.top_k_logp[..., :top_k].exp().sum().item() / tokens
     scored = scores.response_mask.any(dim=-1).tolist()
     judged = [verdict for verdict, use in zip(correct, scored, strict=True) if use and verdict is not None]
     if judged:

@@ -18,9 +18,10 @@ from dopd_vl.errors import UserError
 from dopd_vl.files import read_jsonl, write_json
 from dopd_vl.resources import find_model
 from dopd_vl.training import preflight
+from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole, whole_checkpoints
 from dopd_vl.training.config import LoraSettings, TrainConfig
-from dopd_vl.training.trainer import DopdConfig, DopdTrainer
+from dopd_vl.training.trainer import DopdTrainer
 from privileged.dataset import load_privileged
 from privileged.journal import write_atomically
 

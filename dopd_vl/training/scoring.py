@@ -1,31 +1,67 @@
 """Scoring of a whole generation batch by one policy, before the first backward pass of its optimizer step."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dopd_vl.core import TokenScores
 from dopd_vl.views import View
 
-Forward = Callable[[list[View], list[list[int]]], Tensor]
-"""Views and responses of a micro-batch -> hidden states `[b, n, H]` that predict the response tokens, n the longest."""
+Forward = Callable[[list[View], list[list[int]]], tuple[Tensor, TokenScores]]
+"""Views and responses of a micro-batch -> hidden states `[b, n, H]` that predict the response tokens, n the longest,
+and their scores."""
+
+
+class Scored(NamedTuple):
+    """One policy on B rollouts of N response tokens at most."""
+
+    hidden: Tensor
+    """`[B, N, H]`, zero beyond a micro-batch's longest response"""
+    scores: TokenScores
 
 
 @torch.no_grad()
-def hidden_states(forward: Forward, views: Sequence[View], responses: Sequence[list[int]], batch_size: int) -> Tensor:
-    """Hidden states `[B, N, H]` that predict the response tokens; zero beyond a micro-batch's longest response.
+def score_views(
+    forward: Forward, views: Sequence[View], responses: Sequence[list[int]], batch_size: int, response_mask: Tensor
+) -> Scored:
+    """Score all rollouts, `batch_size` at a time.
 
     Sequences of like length share a forward pass, so that little of it is padding.
+
+    Args:
+        response_mask: `[B, N]`, false also for the tokens of an example that takes no part.
     """
-    length = max(len(ids) for ids in responses)
     order = sorted(range(len(views)), key=lambda b: len(views[b].prompt_ids) + len(responses[b]))
-    result: Tensor | None = None
+    hidden: Tensor | None = None
+    scores: TokenScores | None = None
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        hidden = forward([views[b] for b in rows], [responses[b] for b in rows])
-        if result is None:
-            result = hidden.new_zeros(len(views), length, hidden.shape[-1])
-        result[torch.tensor(rows, device=result.device), : hidden.shape[1]] = hidden
-    if result is None:
+        some_hidden, some = forward([views[b] for b in rows], [responses[b] for b in rows])
+        if hidden is None or scores is None:
+            empty = _empty_like(some, *response_mask.shape)
+            hidden = some_hidden.new_zeros(*response_mask.shape, some_hidden.shape[-1])
+            scores = empty
+        index = torch.tensor(rows, device=hidden.device)
+        hidden[index, : some_hidden.shape[1]] = some_hidden
+        taking_part = response_mask[index.to(response_mask.device), : some_hidden.shape[1]]
+        for name, values in vars(some).items():
+            whole: Tensor = getattr(scores, name)
+            where = taking_part.to(whole.device)
+            there = whole[index.to(whole.device), : values.shape[1]]
+            there[where] = values[where]
+            whole[index.to(whole.device), : values.shape[1]] = there
+    if hidden is None or scores is None:
         raise ValueError("no sequence to score")
-    return result
+    return Scored(hidden, scores)
+
+
+def _empty_like(scores: TokenScores, sequences: int, length: int) -> TokenScores:
+    """Scores `[B, N, ...]` of nothing but masked tokens."""
+    nothing = {"rest_logp": -torch.inf, "top_k_logp": -torch.inf, "tail_logp": -torch.inf}
+    filled = {
+        name: values.new_full((sequences, length, *values.shape[2:]), nothing.get(name, 0))
+        for name, values in vars(scores).items()
+    }
+    return TokenScores(**filled)

@@ -1,7 +1,7 @@
 """The trainer: TRL's distillation trainer with views, scoring before learning, and any plan.
 
-The only file that knows TRL. What is TRL's stays TRL's: the loop, rollouts (transformers or vLLM), DDP / FSDP2 /
-DeepSpeed, LoRA, checkpoints, loggers.
+This file and `arguments.py` alone know TRL. What is TRL's stays TRL's: the loop, rollouts (transformers or vLLM), DDP /
+FSDP2 / DeepSpeed, LoRA, checkpoints, loggers.
 Overridden seams, each pinned by a test:
 
     _set_signature_columns_if_needed   keep every column of a privileged data set
@@ -12,7 +12,7 @@ Overridden seams, each pinned by a test:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,68 +20,29 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from trl import DistillationConfig, DistillationTrainer
+from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
-from dopd_vl.core import Plan, Projection, Source, fused_plan_loss, item_count, score_sampled, token_scale
-from dopd_vl.core.fused_loss import DEFAULT_CHUNK_SIZE, SampledScores
+from dopd_vl.core import (
+    Plan,
+    Projection,
+    Source,
+    TokenScores,
+    fused_plan_loss,
+    item_count,
+    rows_to_keep,
+    score_tokens,
+    token_scale,
+)
 from dopd_vl.evaluation.accuracy import forget_image_positions, image_token_ids, predict, summarise, to_device
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
-from dopd_vl.training.config import DEFAULT_VARIANT
+from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.metrics import TokenSums, is_correct, rollout_metrics, rollout_records, token_metrics
 from dopd_vl.training.rollouts import Refusal, ViewRenderer, pad_responses, render_batch
-from dopd_vl.training.scoring import hidden_states
+from dopd_vl.training.scoring import Scored, score_views
 from dopd_vl.views import View, ViewProcessor, processor_for
 
 PLAIN_STUDENT = Source("student", "plain")
-
-
-@dataclass
-class DopdConfig(DistillationConfig):
-    """TRL's `DistillationConfig` with what privileged distillation adds.
-
-    `beta` has no effect: the divergence is the objective's. `temperature` is that of sampling alone; distributions are
-    compared at temperature 1. `bf16` defaults to on where there is a GPU and off elsewhere.
-    """
-
-    num_generations: int = field(default=1, metadata={"help": "Rollouts per prompt."})
-    teacher_variant: str = field(
-        default=DEFAULT_VARIANT, metadata={"help": "Variant of the privileged input that the teacher sees."}
-    )
-    student_variant: str = field(
-        default=DEFAULT_VARIANT, metadata={"help": "Variant of the privileged input that the privileged student sees."}
-    )
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Longest prompt in tokens, of any view; a longer one is refused, never cut."}
-    )
-    scoring_batch_size: int | None = field(
-        default=None, metadata={"help": "Sequences per scoring forward pass. Default: per_device_train_batch_size."}
-    )
-    logits_chunk_size: int = field(
-        default=DEFAULT_CHUNK_SIZE, metadata={"help": "Response tokens projected to the vocabulary at a time."}
-    )
-    logged_top_k: int = field(default=128, metadata={"help": "K of the logged Top-K mass of the student."})
-    rollouts_to_keep: int = field(default=8, metadata={"help": "Rollouts kept, with their routing, at each log."})
-    eval_variants: list[str] = field(
-        default_factory=lambda: ["none"],
-        metadata={"help": "What the student sees in evaluations; the first one's accuracy is `eval_accuracy`."},
-    )
-    eval_max_completion_length: int | None = field(
-        default=None, metadata={"help": "Longest response in evaluations, tokens. Default: max_completion_length."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
-        if self.num_generations < 1:
-            raise ValueError(f"num_generations={self.num_generations} must be at least 1")
-        rollouts = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        if rollouts % self.num_generations:
-            raise ValueError(
-                f"num_generations={self.num_generations} does not divide the {rollouts} rollouts of a step on one "
-                "device (per_device_train_batch_size * gradient_accumulation_steps)"
-            )
-        super().__post_init__()
 
 
 class DopdTrainer(DistillationTrainer):
@@ -160,48 +121,59 @@ class DopdTrainer(DistillationTrainer):
         response_ids, response_mask = (t.to(device) for t in pad_responses(responses, self._tokenizer.pad_token_id))
         response_mask &= rendered.usable.to(device)[:, None]
 
-        policies: dict[Source, SampledScores] = {}
-        hidden: dict[Source, Tensor] = {}
-        for source in sources:
-            hidden[source] = self._score(source.policy, rendered.views[source], responses)
-            projection = self._projection(source, hidden[source])
-            with self.compute_loss_context_manager():  # the same precision as in learning
-                policies[source] = score_sampled(
-                    projection, response_ids, response_mask, self.args.logged_top_k, self.args.logits_chunk_size
-                )
+        scored = {source: self._score(source, rendered.views[source], responses, response_mask) for source in sources}
         group = torch.arange(len(inputs), device=device) // siblings
+        policies = {source: result.scores for source, result in scored.items()}
         scores = Scores(policies, response_ids, response_mask, group)
         self._decision = decision = self.objective.decide(scores)
         self._log_rollouts(inputs, responses, scores)
 
         reduction = decision.plan.reduction
         count = self.accelerator.gather(item_count(response_mask, reduction)).sum()
-        return {
+        batch = {
             "completion_ids": response_ids,
             "completion_mask": response_mask,
             "views": plain_views,
             "token_scale": token_scale(response_mask, reduction),
             "weights": torch.stack([term.weight for term in decision.plan.terms], dim=1),
             "parts": torch.stack(list(decision.parts.values()), dim=1) if decision.parts else None,
-            **{f"hidden/{source}": hidden[source] for source in decision.plan.sources()},
             "num_items_in_batch": count,
         }
+        # Of each policy the learning pass gets what `score_tokens` kept, and hidden states only where those do not do.
+        needed = rows_to_keep(decision.plan, policies)
+        for source in decision.plan.sources():
+            batch |= {f"scores/{source}/{name}": tensor for name, tensor in vars(policies[source]).items()}
+            if source in needed:
+                rows = (needed[source] & response_mask).to(scored[source].hidden.device)
+                batch[f"rows/{source}"] = rows
+                batch[f"hidden/{source}"] = [h[row] for h, row in zip(scored[source].hidden, rows, strict=True)]
+        return batch
 
-    def _score(self, policy: str, views: Sequence[View], responses: list[list[int]]) -> Tensor:
-        """Hidden states `[B, N, H]` that predict the response tokens, of a policy as a constant (dropout off)."""
-        wrapped, unwrapped = self._policy(policy)
+    def _score(self, source: Source, views: Sequence[View], responses: list[list[int]], mask: Tensor) -> Scored:
+        """Scores and hidden states of a policy as a constant (dropout off), length-sorted micro-batch after another."""
+        wrapped, unwrapped = self._policy(source.policy)
+        top_k = max(self.args.logged_top_k, getattr(self.objective, "top_k", 0))
+        store = "cpu" if self.args.offload_scores else None
 
-        def forward(some_views: list[View], some_responses: list[list[int]]) -> Tensor:
-            with self.compute_loss_context_manager():
-                return self._forward_redirection(
-                    wrapped, unwrapped, self._hidden_states, unwrapped, some_views, some_responses
-                )
+        def forward(some_views: list[View], some_responses: list[list[int]]) -> tuple[Tensor, TokenScores]:
+            hidden = self._hidden_states(unwrapped, some_views, some_responses)
+            ids, some_mask = pad_responses(some_responses, self._tokenizer.pad_token_id)
+            projection = self._projection(source, hidden)
+            chunk_size = self.args.logits_chunk_size
+            ids, some_mask = ids.to(hidden.device), some_mask.to(hidden.device)
+            scores = score_tokens(projection, ids, some_mask, top_k, chunk_size, store)
+            return hidden if store is None else hidden.to(store), scores
+
+        def redirected(some_views: list[View], some_responses: list[list[int]]) -> tuple[Tensor, TokenScores]:
+            # Through the wrapper's own forward pass, so that a sharded policy's weights are whole in it, head and all.
+            with self.compute_loss_context_manager():  # the same precision as in learning
+                return self._forward_redirection(wrapped, unwrapped, forward, some_views, some_responses)
 
         was_training = wrapped.training
         wrapped.eval()
         size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
         try:
-            return hidden_states(forward, views, responses, size)
+            return score_views(redirected, views, responses, size, mask)
         finally:
             wrapped.train(was_training)
 
@@ -229,16 +201,27 @@ class DopdTrainer(DistillationTrainer):
         template = self._decision.plan
         terms = zip(template.terms, inputs["weights"].unbind(1), strict=True)
         plan = Plan(tuple(replace(term, weight=weight[:, :longest]) for term, weight in terms), template.reduction)
-        sources = {s: self._projection(s, inputs[f"hidden/{s}"][:, :longest]) for s in plan.sources()}
-        token_loss = fused_plan_loss(plan, student, sources, ids, mask, self.args.logits_chunk_size)
-        loss = (token_loss * inputs["token_scale"][:, :longest]).sum() / num_items_in_batch
+        scores, sources = {}, {}
+        for source in plan.sources():
+            prefix = f"scores/{source}/"
+            kept = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
+            scores[source] = TokenScores(**kept).map(lambda tensor: tensor[:, :longest])
+            if f"hidden/{source}" in inputs:
+                rows = inputs[f"rows/{source}"][:, :longest].to(mask.device)
+                values = torch.cat(inputs[f"hidden/{source}"]).to(mask.device)
+                width = values.shape[-1]
+                whole = values.new_zeros(*rows.shape, width).masked_scatter(rows.unsqueeze(-1), values)
+                sources[source] = self._projection(source, whole)
+        scale = inputs["token_scale"][:, :longest] / num_items_in_batch
+        taught = fused_plan_loss(plan, student, sources, ids, mask, scores, scale, self.args.logits_chunk_size)
 
-        constant = self._projection(PLAIN_STUDENT, hidden.detach())
-        scores = score_sampled(constant, ids, mask, self.args.logged_top_k, self.args.logits_chunk_size)
         parts = inputs["parts"][:, :, :longest].unbind(1) if inputs["parts"] is not None else ()
-        self._sums.add_loss(token_loss.detach(), mask, dict(zip(self._decision.parts, parts, strict=True)))
-        self._sums.add(f"top_{self.args.logged_top_k}_mass/student", scores.top_k_mass.sum().item())
-        return loss, scores.entropy.sum(), mask.sum()
+        named_parts = dict(zip(self._decision.parts, parts, strict=True))
+        self._sums.add_loss(taught.token_loss.detach(), mask, named_parts)
+        supported = ~taught.kept_mass.isnan()
+        self._sums.add("kept_mass/student", taught.kept_mass[supported].sum().item(), int(supported.sum()))
+        seen = ~taught.entropy.isnan()
+        return taught.loss, taught.entropy[seen].sum(), seen.sum()
 
     def _projection(self, source: Source, hidden: Tensor, constant: bool = True) -> Projection:
         head = self._policy(source.policy)[1].get_output_embeddings()

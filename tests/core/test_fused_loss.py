@@ -1,5 +1,7 @@
 """The fused form against the plain one: same values, same gradients, for any chunk size."""
 
+from itertools import product
+
 import hypothesis
 import pytest
 import torch
@@ -11,16 +13,31 @@ from dopd_vl.core import (
     DopdOutput,
     DopdSettings,
     Plan,
+    PolicyGradient,
     Projection,
     Source,
     Term,
+    divergence_of,
     dopd_loss,
     execute_plan,
     fused_dopd_loss,
     fused_plan_loss,
-    score_sampled,
+    reduce,
+    rows_to_keep,
+    score_tokens,
 )
-from dopd_vl.core.divergences import DIVERGENCES, SUPPORTS, TAILS, TOP_K_SOURCES, entropy, log_softmax, sampled_logp
+from dopd_vl.core.divergences import (
+    DIVERGENCES,
+    SUPPORTS,
+    TAILS,
+    TOP_K_SOURCES,
+    divergence,
+    entropy,
+    log_softmax,
+    sampled_logp,
+)
+from dopd_vl.core.plan import TERM_TAILS
+from dopd_vl.core.projection import top_k_of
 from dopd_vl.core.routing import THRESHOLD_SCOPES
 
 NAN = float("nan")
@@ -115,7 +132,7 @@ def test_any_plan_is_executed_as_the_reference_does(name: str, support: str):
         privileged: Projection(batch["teacher_hidden"], batch["teacher_head"]),
         plain_view: Projection(batch["privileged_student_hidden"], batch["student_head"].detach()),
     }
-    ours = fused_plan_loss(plan, Projection(hidden, head, bias), sources, ids, mask, chunk_size=4)
+    ours = fused_plan_loss(plan, Projection(hidden, head, bias), sources, ids, mask, chunk_size=4).token_loss
     source_logits = {source: p.hidden @ p.weight.T for source, p in sources.items()}
     reference = execute_plan(plan, hidden @ head.T + bias, source_logits, ids, mask)
     assert torch.allclose(ours, reference, atol=1e-12)
@@ -128,23 +145,34 @@ def test_any_plan_is_executed_as_the_reference_does(name: str, support: str):
         assert torch.allclose(mine, theirs, atol=1e-12)
 
 
-def test_scores_are_of_the_whole_distribution_and_zero_where_masked():
+def test_scores_are_of_the_whole_distribution():
     batch = make_batch(2)
     projection = Projection(batch["teacher_hidden"].requires_grad_(), batch["teacher_head"].requires_grad_())
-    mask = batch["response_mask"]
+    ids, mask = batch["response_ids"], batch["response_mask"]
     logp = log_softmax(batch["teacher_hidden"] @ batch["teacher_head"].T).detach()
-    expected = (
-        sampled_logp(logp, batch["response_ids"]),
-        entropy(logp),
-        logp.sort(descending=True).values[..., :3].exp().sum(-1),
-    )
+    own = torch.nn.functional.one_hot(ids, V).bool()
+    expected = {
+        "logp": sampled_logp(logp, ids),
+        "rest_logp": logp.masked_fill(own, -torch.inf).logsumexp(-1),
+        "entropy": entropy(logp),
+        "log_z": (batch["teacher_hidden"] @ batch["teacher_head"].T).logsumexp(-1),
+        "top_k_ids": logp.sort(descending=True).indices[..., :3].int(),
+        "top_k_logp": logp.sort(descending=True).values[..., :3],
+        "tail_logp": logp.sort(descending=True).values[..., 3:].logsumexp(-1),
+        "top_k_mass": logp.sort(descending=True).values[..., :3].exp().sum(-1),
+    }
     for chunk_size in (1, 4, 100):
-        scores = score_sampled(projection, batch["response_ids"], mask, 3, chunk_size)
-        for ours, theirs in zip(scores, expected, strict=True):
-            assert torch.allclose(ours, theirs * mask, atol=1e-12)
+        scores = score_tokens(projection, ids, mask, 3, chunk_size)
+        for name, theirs in expected.items():
+            ours = getattr(scores, name)
+            assert torch.allclose(ours[mask], theirs[mask], atol=1e-12), name
             assert not ours.requires_grad
+            masked = -torch.inf if name in ("rest_logp", "top_k_logp", "tail_logp") else 0
+            assert (ours[~mask] == masked).all(), name
     # K at or above the vocabulary keeps everything.
-    assert torch.allclose(score_sampled(projection, batch["response_ids"], mask, V + 1).top_k_mass, mask.double())
+    everything = score_tokens(projection, ids, mask, V + 1)
+    assert torch.allclose(everything.top_k_mass, mask.double())
+    assert torch.isneginf(everything.tail_logp).all()
 
 
 def test_no_gradient_reaches_the_privileged_policies():
@@ -257,3 +285,164 @@ def test_a_chunk_size_or_top_k_that_cannot_be_is_named():
         fused_dopd_loss(**make_batch(), settings=DopdSettings(top_k=2), chunk_size=0)
     with pytest.raises(ValueError, match=r"top_k=128 is larger than the vocabulary of 11 entries"):
         fused_dopd_loss(**make_batch())
+
+
+PRIVILEGED, PLAIN = Source("teacher", "privileged"), Source("student", "plain")
+ROW_TERMS = [
+    (name, support, tail, source)
+    for name, support, tail, source in product(DIVERGENCES, SUPPORTS, TERM_TAILS, TOP_K_SOURCES)
+    if (support == "top_k" or (tail == "bucket" and source == "target"))
+    or (support == "sampled" and tail == "drop" and source == "target")
+]
+
+
+def gradients_of(value: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(value, tensors, retain_graph=True))
+
+
+@pytest.mark.parametrize("scored", [True, False], ids=["from scores", "projected"])
+@pytest.mark.parametrize(("name", "support", "tail", "source"), ROW_TERMS)
+def test_every_kind_of_term_in_single_precision(name: str, support: str, tail: str, source: str, scored: bool):
+    # A policy as sure as a trained one: logits of up to some 30 nats, in fp32, against the plain form in fp64.
+    batch = {k: v * 2 if v.is_floating_point() else v for k, v in make_batch(11).items()}
+    ids, mask = batch["response_ids"], batch["response_mask"]
+    weight = torch.rand(B, N, generator=torch.manual_seed(0), dtype=torch.float64) - 0.3
+    plan = Plan((Term(PRIVILEGED, name, support, weight, 3, source, tail),))
+    hidden, head = (batch[key].requires_grad_() for key in ("student_hidden", "student_head"))
+    target_logits = batch["teacher_hidden"] @ batch["teacher_head"].T
+    reference = execute_plan(plan, hidden @ head.T, {PRIVILEGED: target_logits}, ids, mask)
+    expected = gradients_of(reduce(reference, mask, "sequence"), hidden, head)
+
+    narrow_hidden, narrow_head = (t.detach().float().requires_grad_() for t in (hidden, head))
+    target = Projection(batch["teacher_hidden"].float(), batch["teacher_head"].float())
+    scores = {PRIVILEGED: score_tokens(target, ids, mask, 5)} if scored else {}
+    loss, token_loss, student_entropy, kept_mass = fused_plan_loss(
+        plan, Projection(narrow_hidden, narrow_head), {PRIVILEGED: target}, ids, mask, scores, chunk_size=4
+    )
+    assert torch.allclose(token_loss.double(), reference, rtol=1e-5, atol=1e-6)
+    student_logp = log_softmax(hidden @ head.T).detach()
+    assert torch.allclose(student_entropy[mask].double(), entropy(student_logp)[mask], atol=1e-5)
+    assert kept_mass[mask].isnan().all() == (support != "top_k")
+    if (support, source) == ("top_k", "student"):
+        assert torch.allclose(kept_mass[mask].double(), student_logp.topk(3).values.exp().sum(-1)[mask], atol=1e-6)
+    for ours, theirs in zip(gradients_of(loss, narrow_hidden, narrow_head), expected, strict=True):
+        assert (ours.double() - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_what_is_scored_is_not_needed_again():
+    batch = make_batch(12)
+    ids, mask = batch["response_ids"], batch["response_mask"]
+    ones = torch.ones(B, N)
+    scores = {PRIVILEGED: score_tokens(Projection(batch["teacher_hidden"], batch["teacher_head"]), ids, mask, 3)}
+    student = Projection(batch["student_hidden"], batch["student_head"])
+    enough = Plan((Term(PRIVILEGED, "js", "top_k", ones, top_k=3), Term(PRIVILEGED, "js", "sampled", ones)))
+    assert rows_to_keep(enough, scores) == {}
+    assert fused_plan_loss(enough, student, {}, ids, mask, scores).loss > 0
+    for term in (
+        Term(PRIVILEGED, "js", "top_k", ones, top_k=4),
+        Term(PRIVILEGED, "js", "top_k", ones, top_k=3, top_k_source="union"),
+        Term(PRIVILEGED, "js", "full", ones),
+    ):
+        assert set(rows_to_keep(Plan((term,)), scores)) == {PRIVILEGED}
+        with pytest.raises(ValueError, match="needs the hidden states and the head of teacher/privileged"):
+            fused_plan_loss(Plan((term,)), student, {}, ids, mask, scores)
+    some = Plan((Term(PRIVILEGED, "js", "full", ones.tril()), Term(PLAIN, "js", "full", ones.triu(1))))
+    assert torch.equal(rows_to_keep(some, {})[PRIVILEGED], ones.tril().bool())
+
+
+def test_policy_gradient_is_the_advantage_times_the_score_function():
+    batch = make_batch(13)
+    ids, mask = batch["response_ids"], batch["response_mask"]
+    advantage = torch.randn(B, N, generator=torch.manual_seed(1), dtype=torch.float64)
+    hidden, head = (batch[key].requires_grad_() for key in ("student_hidden", "student_head"))
+    plan = Plan((PolicyGradient(advantage), Term(PLAIN, "js", "full", torch.ones(B, N).tril())))
+    source = Projection(batch["privileged_student_hidden"], batch["student_head"].detach())
+    loss, token_loss, *_ = fused_plan_loss(plan, Projection(hidden, head), {PLAIN: source}, ids, mask, chunk_size=3)
+    reference = execute_plan(plan, hidden @ head.T, {PLAIN: source.hidden @ source.weight.T}, ids, mask)
+    assert torch.allclose(token_loss, reference, atol=1e-12)
+    only = Plan(plan.terms[:1])
+    assert torch.allclose(execute_plan(only, hidden @ head.T, {}, ids, mask), -advantage * mask, atol=1e-12)
+    for ours, theirs in zip(
+        gradients_of(loss, hidden, head), gradients_of(reduce(reference, mask, "sequence"), hidden, head), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+    # d(-A s/sg s)/dz = A (s - onehot): by hand for one token.
+    at = tuple(mask.nonzero()[0].tolist())
+    slope = gradients_of(execute_plan(only, hidden @ head.T, {}, ids, mask)[at], hidden)[0][at]
+    probabilities = (hidden[at] @ head.T).softmax(-1)
+    onehot = torch.nn.functional.one_hot(ids[at], V)
+    assert torch.allclose(slope, advantage[at] * (probabilities - onehot) @ head, atol=1e-12)
+
+
+def test_loss_and_token_loss_give_gradients_in_any_mix_and_more_than_once():
+    batch = make_batch(14)
+    hidden, head = (batch[name].requires_grad_() for name in ("student_hidden", "student_head"))
+    out = fused_dopd_loss(**batch, settings=DopdSettings(top_k=2), chunk_size=4)
+    weights = torch.rand(B, N, generator=torch.manual_seed(2), dtype=torch.float64)
+    first = gradients_of(out.loss, hidden, head)
+    assert all(
+        torch.allclose(a, b, atol=1e-12) for a, b in zip(first, gradients_of(out.loss, hidden, head), strict=True)
+    )
+    tokens = gradients_of((out.token_loss * weights).sum(), hidden, head)
+    mixed = gradients_of(3 * out.loss - (out.token_loss * weights).sum(), hidden, head)
+    for mix, a, b in zip(mixed, first, tokens, strict=True):
+        assert torch.allclose(mix, 3 * a - b, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["head", "hidden"])
+def test_a_frozen_head_or_body_costs_no_gradient(frozen: str):
+    batch = make_batch(15)
+    free = "student_hidden" if frozen == "head" else "student_head"
+    hidden_gradient, head_gradient = plain(batch, DopdSettings(top_k=2))[1:]
+    batch[free].requires_grad_()
+    out = fused_dopd_loss(**batch, settings=DopdSettings(top_k=2), chunk_size=4)
+    out.loss.backward()
+    assert torch.allclose(batch[free].grad, hidden_gradient if frozen == "head" else head_gradient, atol=1e-12)
+
+
+def test_a_tied_head_adds_its_gradient_to_the_embedding():
+    embedding = torch.randn(V, H_S, dtype=torch.float64, generator=torch.manual_seed(3)).requires_grad_()
+    batch = make_batch(16)
+    gradients = []
+    for loss_of in (fused_dopd_loss, None):
+        hidden = embedding[batch["response_ids"]] * 2
+        changed = {**batch, "student_hidden": hidden, "student_head": embedding}
+        if loss_of is None:
+            logits = [
+                hidden @ embedding.T,
+                batch["teacher_hidden"] @ batch["teacher_head"].T,
+                batch["privileged_student_hidden"] @ embedding.T.detach(),
+            ]
+            loss = dopd_loss(*logits, batch["response_ids"], batch["response_mask"], DopdSettings(top_k=2)).loss
+        else:
+            loss = loss_of(**changed, settings=DopdSettings(top_k=2), chunk_size=4).loss
+        gradients += gradients_of(loss, embedding)
+    assert torch.allclose(*gradients, atol=1e-12)
+
+
+@pytest.mark.parametrize("vocabulary", [3000, 4096, 5001])
+def test_top_k_in_two_stages_finds_the_same_entries(vocabulary: int):
+    logits = torch.randn(6, vocabulary, generator=torch.manual_seed(4))
+    logits[1, -1], logits[2, :4] = 9.0, 9.0 + torch.arange(4)
+    for top_k in (1, 5):
+        values, ids = top_k_of(logits, top_k)
+        assert torch.equal(values, logits.topk(top_k).values)
+        assert torch.equal(ids, logits.topk(top_k).indices)
+
+
+def test_scores_can_be_kept_on_another_device_than_the_policy():
+    batch = make_batch(17)
+    projection = Projection(batch["teacher_hidden"], batch["teacher_head"])
+    scores = score_tokens(projection, batch["response_ids"], batch["response_mask"], 3, store="meta")
+    assert {tensor.device.type for tensor in vars(scores).values()} == {"meta"}
+
+
+def test_divergence_of_two_policies_is_the_plain_one():
+    batch = make_batch(18)
+    pair = (
+        Projection(batch["student_hidden"], batch["student_head"]),
+        Projection(batch["teacher_hidden"], batch["teacher_head"]),
+    )
+    logp = [log_softmax(p.hidden @ p.weight.T) for p in pair]
+    ours = divergence_of("reverse_kl", *pair, batch["response_mask"], chunk_size=4)
+    assert torch.allclose(ours, divergence("reverse_kl", *logp) * batch["response_mask"], atol=1e-12)

@@ -5,17 +5,17 @@ import math
 import pytest
 import torch
 
-from dopd_vl.core import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER, Regime, Source
-from dopd_vl.core.fused_loss import SampledScores
+from dopd_vl.core import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER, Regime, Source, TokenScores
 from dopd_vl.objectives import OBJECTIVES, Dopd, Opd, Scores
 
 
 def scores(teacher: list[float], student: list[float], mask: list[int]) -> Scores:
     """One sequence, from the probabilities of its sampled tokens under both privileged policies."""
 
-    def policy(probabilities: list[float]) -> SampledScores:
+    def policy(probabilities: list[float]) -> TokenScores:
         logp = torch.tensor([probabilities]).log()
-        return SampledScores(logp, torch.zeros_like(logp), torch.ones_like(logp))
+        nothing = torch.zeros_like(logp)
+        return TokenScores(logp, nothing, nothing, nothing, nothing[..., None].int(), nothing[..., None], nothing)
 
     policies = {
         PRIVILEGED_TEACHER: policy(teacher),

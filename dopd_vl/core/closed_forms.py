@@ -1,0 +1,102 @@
+"""Divergences with their gradients in the student's logits, in closed form; checked against autograd of the plain ones.
+
+Shape suffixes: R rows (response tokens), V vocabulary entries, K entries of a support. Everything in nats.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName
+from dopd_vl.core.plan import TermTail
+
+_LARGEST_EXPONENT = 80.0  # exp of more overflows fp32
+
+
+class Support(NamedTuple):
+    """Some vocabulary entries of each row and the mass of the others, under one policy."""
+
+    logp: Tensor
+    """`[R, K]`, -inf for an entry that does not count (a repeated one)"""
+    tail_logp: Tensor
+    """`[R]`, log of the mass of all entries outside"""
+
+
+class SparseResult(NamedTuple):
+    """A divergence over a support, and its gradient in the logits: `there` on the support, `outside * s_v` off it."""
+
+    value: Tensor
+    """`[R]`"""
+    outside: Tensor
+    """`[R]`, factor of the student's probabilities"""
+    there: Tensor
+    """`[R, K]`"""
+
+
+def sparse_divergence(name: DivergenceName, tail: TermTail, student: Support, target: Support) -> SparseResult:
+    """A divergence of Top-K or sampled support, `coarsen`ed by `tail`, and its gradient."""
+    s, t = student.logp, target.logp
+    if tail == "bucket":
+        s = torch.cat([s, student.tail_logp.unsqueeze(-1)], dim=-1)
+        t = torch.cat([t, target.tail_logp.unsqueeze(-1)], dim=-1)
+    if tail == "renormalize":
+        s = s - s.logsumexp(-1, keepdim=True).clamp(min=LOG_PROB_FLOOR)
+    if tail in ("renormalize", "renormalize_target"):
+        t = t - t.logsumexp(-1, keepdim=True).clamp(min=LOG_PROB_FLOOR)
+    p, q = s.exp(), t.exp()
+    s_floor, t_floor = s.clamp(min=LOG_PROB_FLOOR), t.clamp(min=LOG_PROB_FLOOR)
+    # slope is dD/ds_v at every entry, up to a constant where the student's mass is fixed; pull is s_v times that.
+    if name == "reverse_kl":
+        slope = s_floor - t_floor
+        value = (p * slope).sum(-1)
+        if tail in ("drop", "renormalize_target"):  # the kept mass is not fixed: more of it costs more
+            slope = slope + 1.0
+        pull = p * slope
+    elif name == "forward_kl":
+        value = (q * (t_floor - s_floor)).sum(-1)
+        alive = s >= LOG_PROB_FLOOR
+        pull = -q * alive
+        slope = -(t - s_floor).clamp(max=_LARGEST_EXPONENT).exp() * alive
+    else:
+        mixture = torch.logaddexp(s_floor, t_floor) - math.log(2.0)
+        slope = 0.5 * (s_floor - mixture)
+        pull = p * slope
+        value = 0.5 * (q * (t_floor - mixture)).sum(-1) + pull.sum(-1)
+    total = pull.sum(-1)
+    there = pull - p * total.unsqueeze(-1)
+    if tail == "renormalize":
+        return SparseResult(value, torch.zeros_like(total), there)
+    if tail == "bucket":
+        return SparseResult(value, slope[:, -1] - total, there[:, :-1])
+    return SparseResult(value, -total, there)
+
+
+def dense_divergence(name: DivergenceName, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
+    """A divergence over the whole vocabulary, `[R]`, and its gradient in the logits, `[R, V]`. Overwrites both inputs.
+
+    The elementwise work goes block by block of the vocabulary through the caches where the result allows it.
+    """
+    s = student_logp.clamp_(min=LOG_PROB_FLOOR)
+    if name == "forward_kl":
+        q = target_logp.exp()
+        value = torch.linalg.vecdot(q, target_logp.clamp_(min=LOG_PROB_FLOOR).sub_(s))
+        q.masked_fill_(s <= LOG_PROB_FLOOR, 0.0)
+        gradient = s.exp_().mul_(q.sum(-1, keepdim=True)).sub_(q)
+        return value, gradient
+    t = target_logp.clamp_(min=LOG_PROB_FLOOR)
+    if name == "reverse_kl":
+        slope = torch.sub(s, t, out=t)
+        p = s.exp_()
+        value = torch.linalg.vecdot(p, slope)
+        return value, slope.sub_(value.unsqueeze(-1)).mul_(p)
+    # JS: log s - log m = log 2 - softplus(log t - log s), and log t - log m is that plus (log t - log s).
+    q = t.exp()
+    further = t.sub_(s)
+    p = s.exp_()
+    slope = torch.nn.functional.softplus(further).neg_().add_(math.log(2.0))
+    from_student = torch.linalg.vecdot(p, slope)
+    from_target = torch.linalg.vecdot(q, further.add_(slope))
+    gradient = slope.sub_(from_student.unsqueeze(-1)).mul_(p).mul_(0.5)
+    return 0.5 * (from_student + from_target), gradient

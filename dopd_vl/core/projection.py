@@ -1,0 +1,230 @@
+"""Policies as hidden states and output heads, scored chunk by chunk: no `[tokens, vocabulary]` beyond one chunk.
+
+Only response tokens are projected. What one sweep over a policy leaves is a few numbers and the K likeliest tokens a
+position, 8 K + 20 bytes in fp32: enough to route, to log, and to supervise by a Top-K or sampled divergence without
+projecting that policy again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, divergence, log_softmax
+
+DEFAULT_CHUNK_SIZE = 256
+"""Response tokens projected at a time: at a vocabulary of 151,936, 256 rows of fp32 logits take 0.16 GB."""
+
+_BLOCK = 2**18  # logits that a CPU's elementwise work looks at together, so that they stay in its caches
+_TOP_K_BLOCK = 64
+_NOTHING = 2 * LOG_PROB_FLOOR
+"""Nats below the largest logit at which a token has no mass, while 0 log 0 stays a number."""
+
+
+class Projection(NamedTuple):
+    """Hidden states and the head that turns them into logits: `hidden[B, N, H] @ weight[V, H].T + bias[V]`."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the product is computed in: autocast's dtype where it is on, else the head's."""
+        device = self.hidden.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+
+    def logits(self, rows: Any) -> Tensor:
+        """Logits of the chosen rows, `[rows, V]`.
+
+        A GPU's half-precision product leaves its fp32 sums as they are: rounded to bf16, logits of 20 nats would be off
+        by up to 0.06. On a CPU they have the compute dtype.
+        """
+        dtype, hidden = self.compute_dtype, self.hidden[rows]
+        if hidden.is_cuda and dtype in (torch.bfloat16, torch.float16):
+            weight = self.weight.to(dtype)
+            logits = torch.mm(hidden.to(dtype), weight.T, out_dtype=torch.float32)
+            return logits if self.bias is None else logits + self.bias.float()
+        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One policy at every response token; no gradient. B sequences, N tokens, K kept entries.
+
+    Where masked, `logp`, `entropy`, `log_z` and ids are zero and the log-probabilities of sets of tokens -inf.
+    """
+
+    logp: Tensor
+    """`[B, N]`, log-probability of the sampled token, nats"""
+    rest_logp: Tensor
+    """`[B, N]`, log of the mass of all other tokens"""
+    entropy: Tensor
+    """`[B, N]`, of the whole distribution, nats"""
+    log_z: Tensor
+    """`[B, N]`, logsumexp of the logits"""
+    top_k_ids: Tensor
+    """`[B, N, K]` int32, likeliest first"""
+    top_k_logp: Tensor
+    """`[B, N, K]`"""
+    tail_logp: Tensor
+    """`[B, N]`, log of the mass outside those K, -inf for none"""
+
+    @property
+    def top_k_mass(self) -> Tensor:
+        """`[B, N]`, probability mass of the K likeliest tokens."""
+        return self.top_k_logp.exp().sum(-1)
+
+    def map(self, change: Any) -> "TokenScores":
+        """The same with `change(tensor)` in place of every tensor, e.g. to slice or to move them."""
+        return TokenScores(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+@torch.no_grad()
+def score_tokens(
+    projection: Projection,
+    response_ids: Tensor,
+    response_mask: Tensor,
+    top_k: int,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    store: torch.device | str | None = None,
+) -> TokenScores:
+    """Score one policy in one sweep: each chunk of response tokens is projected once.
+
+    Args:
+        projection: hidden states `[B, N, H]` aligned so that position n predicts response token n, and the head.
+        response_ids: `[B, N]` int64.
+        response_mask: `[B, N]`, true where there is a response token; masked positions may hold anything.
+        top_k: entries kept a position, at most the whole vocabulary.
+        store: device of the result, e.g. "cpu" to keep it off the accelerator; default: where the hidden states are.
+    """
+    mask = response_mask.bool()
+    hidden = projection.hidden
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    top_k = min(top_k, projection.weight.shape[0])
+    device = hidden.device if store is None else torch.device(store)
+
+    def filled(value: float, *size: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.full((*mask.shape, *size), value, dtype=dtype, device=device)
+
+    kept = TokenScores(
+        logp=filled(0.0),
+        rest_logp=filled(-torch.inf),
+        entropy=filled(0.0),
+        log_z=filled(0.0),
+        top_k_ids=filled(0, top_k, dtype=torch.int32),
+        top_k_logp=filled(-torch.inf, top_k),
+        tail_logp=filled(-torch.inf),
+    )
+    for rows in chunks(mask, chunk_size):
+        found = score_logits(projection.logits(rows), response_ids[rows], top_k)
+        there = tuple(index.to(device) for index in rows)
+        for field in fields(kept):
+            whole = getattr(kept, field.name)
+            whole[there] = getattr(found, field.name).to(device=device, dtype=whole.dtype)
+    return kept
+
+
+def score_logits(logits: Tensor, ids: Tensor, top_k: int) -> TokenScores:
+    """Scores `[R]` of rows of logits `[R, V]`, which may be overwritten.
+
+    The mass of a tail is summed over the tail itself: one minus the mass of the head would have no digits left where
+    the policy is sure.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    values, top_ids = top_k_of(logits, top_k)
+    largest = values[:, :1]
+    sampled = ids.unsqueeze(-1)
+    head = values - largest
+    own = logits.gather(-1, sampled) - largest
+    is_own = top_ids == sampled
+    outside = ~is_own.any(-1, keepdim=True)  # the sampled token is none of the K
+    # What is left is the mass of tokens that are neither sampled nor among the K.
+    nothing = largest + _NOTHING
+    logits.scatter_(-1, top_ids, nothing.expand_as(top_ids)).scatter_(-1, sampled, nothing)
+    left, weighted = mass_of(logits, largest)
+    head_mass, own_mass = head.exp(), own.exp()
+    own_outside = own_mass * outside
+    tail = left + own_outside
+    total = tail + head_mass.sum(-1, keepdim=True)
+    rest = left + (head_mass * ~is_own).sum(-1, keepdim=True)
+    weighted += own.clamp(min=_NOTHING) * own_outside
+    weighted += (head.clamp(min=_NOTHING) * head_mass).sum(-1, keepdim=True)
+    log_total = total.log()
+    exhausted = top_k >= logits.shape[-1]
+    tail_logp = torch.full_like(tail, -torch.inf) if exhausted else tail.log() - log_total
+    return TokenScores(
+        logp=(own - log_total).squeeze(-1),
+        rest_logp=(rest.log() - log_total).squeeze(-1),
+        entropy=(log_total - weighted / total).squeeze(-1),
+        log_z=(largest + log_total).squeeze(-1),
+        top_k_ids=top_ids,
+        top_k_logp=head - log_total,
+        tail_logp=tail_logp.squeeze(-1),
+    )
+
+
+def mass_of(logits: Tensor, largest: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
+    """`m_v = exp(logits - largest)` summed, and `m_v (logits - largest)` summed, `[R, 1]` each, of logits `[R, V]`.
+
+    With `keep` the logits are overwritten by m. On a CPU the work goes block by block of the vocabulary.
+    """
+    total, weighted = torch.zeros_like(largest), torch.zeros_like(largest)
+    on_cpu = logits.device.type == "cpu"
+    for block in logits.split(max(1, _BLOCK // len(logits)) if on_cpu else logits.shape[-1], dim=-1):
+        shifted = (block - largest).clamp_(min=_NOTHING)
+        mass = torch.exp(shifted, out=block) if keep else shifted.exp()
+        total += mass.sum(-1, keepdim=True)
+        weighted += torch.linalg.vecdot(mass, shifted).unsqueeze(-1)
+    return total, weighted
+
+
+def top_k_of(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """`logits[R, V].topk(K)`: values and ids `[R, K]`, likeliest first.
+
+    For a large vocabulary in two stages: the K largest entries lie in the K blocks of largest maximum. Which of several
+    equal entries at the K-th place is kept is not defined.
+    """
+    vocabulary = logits.shape[-1]
+    whole = vocabulary // _TOP_K_BLOCK * _TOP_K_BLOCK
+    if whole < 8 * top_k * _TOP_K_BLOCK:
+        values, ids = logits.topk(top_k, dim=-1)
+        return values, ids
+    blocks = logits[:, :whole].unflatten(-1, (-1, _TOP_K_BLOCK))
+    best = blocks.amax(-1).topk(top_k, dim=-1).indices
+    candidates = blocks.gather(1, best.unsqueeze(-1).expand(-1, -1, _TOP_K_BLOCK)).flatten(1)
+    candidates = torch.cat([candidates, logits[:, whole:]], dim=-1)
+    offsets = torch.arange(_TOP_K_BLOCK, device=logits.device)
+    ids = (best.unsqueeze(-1) * _TOP_K_BLOCK + offsets).flatten(1)
+    beyond = torch.arange(whole, vocabulary, device=logits.device).expand(len(logits), -1)
+    values, places = candidates.topk(top_k, dim=-1)
+    return values, torch.cat([ids, beyond], dim=-1).gather(-1, places)
+
+
+@torch.no_grad()
+def divergence_of(
+    name: DivergenceName,
+    student: Projection,
+    target: Projection,
+    response_mask: Tensor,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> Tensor:
+    """A full-vocabulary divergence of one policy from another at every response token, `[B, N]`, no gradient."""
+    mask = response_mask.bool()
+    dtype = torch.promote_types(student.hidden.dtype, torch.float32)
+    values = torch.zeros(mask.shape, dtype=dtype, device=student.hidden.device)
+    for rows in chunks(mask, chunk_size):
+        pair = log_softmax(student.logits(rows)), log_softmax(target.logits(rows))
+        values[rows] = divergence(name, *pair).to(dtype)
+    return values
+
+
+def chunks(mask: Tensor, chunk_size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Indices of the true entries of `mask`, `chunk_size` at a time."""
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    indices = mask.nonzero(as_tuple=True)
+    if len(indices[0]):
+        yield from zip(*(index.split(chunk_size) for index in indices), strict=True)
