@@ -25,7 +25,7 @@ PLAIN = {"none": 1.0}
 # The text student stops before it knows all the words, and sees more hints than the teacher, to lean on them.
 HINTED = {"none": 0.3, "hints": 0.55, "hints_executed": 0.05, "hint_summary": 0.05, "final_answer": 0.05}
 # The vision student has poor eyes, which nothing here corrects, and sees more boxes than the teacher, to lean on them.
-BOXED = {**MIXTURES["vision"], "none": 0.3, "box_label": 0.45}
+BOXED = {**MIXTURES["vision"], "none": 0.1, "box_label": 0.65}
 # Short prompts of every task first; prompts with privilege, up to five times as long, come last.
 RECIPES: dict[str, Recipe] = {
     "vision-teacher": Recipe(
@@ -38,10 +38,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "vision-student": Recipe(
         (
-            Phase(1_500, 12_000, PLAIN),
+            Phase(800, 12_000, PLAIN),
             Phase(3_000, 16_000, BOXED),
         ),
-        sight_steps=22,
+        sight_steps=10,
         frozen_sight=True,
         batch=16,
     ),

@@ -2,11 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from dopd_vl.core import Plan, Source, TokenScores
+from dopd_vl.core.divergences import DivergenceName
+
+POLICIES = ("teacher", "student", "start", "average")
+"""The larger, frozen teacher; the student's current weights; its weights before the first step; their slow average."""
+
+
+class Pair(NamedTuple):
+    """A divergence over the whole vocabulary between two policies, measured while scoring."""
+
+    divergence: DivergenceName
+    student: Source
+    target: Source
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,12 @@ class Scores:
     """`[B, N]` bool"""
     group: Tensor
     """`[B]` int64: rollouts of the same prompt share a number"""
+    correct: Tensor | None = None
+    """`[B]`, 1 right, 0 wrong, NaN where the task has no verifier, by the verifier of each example's task"""
+    pairs: Mapping[Pair, Tensor] = field(default_factory=dict)
+    """`[B, N]` for every pair that was asked for"""
+    has_sibling: Tensor | None = None
+    """`[B]` bool: another rollout of the same prompt is right, and stands in the view "sibling" """
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,12 @@ class Decision:
 
 
 class Objective(Protocol):
-    """A frozen dataclass whose fields are the method's settings."""
+    """A frozen dataclass whose fields are the method's settings.
+
+    `Source.policy` is one of `POLICIES`. `Source.view` is "plain" (what the deployed student sees), "privileged" (the
+    configured variant of the privileged input), "sibling" (the prompt with a right rollout of the same prompt in it),
+    or the name of a variant in `privileged.VARIANTS`.
+    """
 
     name: ClassVar[str]
 
@@ -51,3 +74,23 @@ class Objective(Protocol):
     def decide(self, scores: Scores) -> Decision:
         """The plan for this batch: a pure function of the scores."""
         ...
+
+
+class Requirements(NamedTuple):
+    """What an objective needs beyond its sources; the attributes of the same names, where it has them."""
+
+    pairs: tuple[Pair, ...] = ()
+    """divergences to measure"""
+    average_rate: float = 0.0
+    """share of the student's weights in their slow average, each optimizer step"""
+    needs_siblings: int = 1
+    """rollouts per prompt, at least"""
+    needs_verifier: bool = False
+    """whether every example's task needs a verifier"""
+    needs_images: bool = False
+    """whether it makes sense with a vision-language student alone"""
+
+    @classmethod
+    def of(cls, objective: Objective) -> "Requirements":
+        """Attributes of the objective, the defaults above for those that it lacks."""
+        return cls(**{name: getattr(objective, name, default) for name, default in cls._field_defaults.items()})

@@ -12,6 +12,7 @@ Overridden seams, each pinned by a test:
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,7 @@ from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.metrics import TokenSums, is_correct, rollout_metrics, rollout_records, token_metrics
 from dopd_vl.training.rollouts import Refusal, ViewRenderer, pad_responses, render_batch
 from dopd_vl.training.scoring import Scored, score_views
+from dopd_vl.training.vision_features import shared_vision_features
 from dopd_vl.views import View, ViewProcessor, processor_for
 
 PLAIN_STUDENT = Source("student", "plain")
@@ -110,6 +112,13 @@ class DopdTrainer(DistillationTrainer):
     # ---- one optimizer step: views, rollouts, scores, plan ----------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with ExitStack() as shared:
+            if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+                for policy in dict.fromkeys(["student", *(source.policy for source in self.objective.sources())]):
+                    shared.enter_context(shared_vision_features(self._policy(policy)[1]))
+            return self._roll_out_and_score(inputs)
+
+    def _roll_out_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         siblings = self.args.num_generations
         sources = self.objective.sources()
         rendered = render_batch(self.renderer, inputs, [PLAIN_STUDENT, *sources], siblings)
