@@ -52,9 +52,9 @@ class Decision:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     """name -> bool `[B, N]`: kinds of token that the objective tells apart; their share of tokens and loss is logged"""
     values: Mapping[str, float] = field(default_factory=dict)
-    """name -> number to log, e.g. thresholds"""
+    """name -> number to log, e.g. thresholds; of several ranks the mean is logged, NaN left out"""
     per_token: Mapping[str, Tensor] = field(default_factory=dict)
-    """name -> `[B, N]`, kept with the sampled rollouts for inspection"""
+    """name -> `[B, N]`, kept with the sampled rollouts for inspection; of a float the mean is logged as `name/mean`"""
 
 
 class Objective(Protocol):

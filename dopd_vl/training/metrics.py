@@ -26,7 +26,7 @@ class TokenSums:
             self._sums[f"loss/{name}"] += token_loss[part].sum().item()
 
     def add(self, name: str, total: float, tokens: int) -> None:
-        """Add to a quantity whose mean over the tokens that have it is logged as `name`."""
+        """Add to a quantity whose mean over the tokens (or rollouts) that have it is logged as `name`."""
         self._sums[f"mean/{name}"] += total
         self._sums[f"count/{name}"] += tokens
 
@@ -65,18 +65,21 @@ def is_correct(example: Mapping[str, Any], response: str) -> bool | None:
     return None if verifier is None else bool(verifier(response, str(example["answer"])))
 
 
-def rollout_metrics(scores: Scores, decision: Decision, correct: Sequence[bool | None], top_k: int) -> dict[str, float]:
-    """Numbers of one generation batch: the objective's own, accuracy of the rollouts, how sure each policy is."""
-    metrics = dict(decision.values)
-    tokens = max(1.0, scores.response_mask.sum().item())
+def add_rollouts(
+    sums: TokenSums, scores: Scores, decision: Decision, correct: Sequence[bool | None], top_k: int
+) -> None:
+    """Add one generation batch: what the objective tells of its tokens, how sure each policy is, who was right."""
+    mask = scores.response_mask
+    tokens = int(mask.sum())
+    for name, values in decision.per_token.items():
+        if values.is_floating_point():
+            sums.add(f"{name}/mean", values[mask].sum().item(), tokens)
     for source, policy in scores.policies.items():
-        metrics[f"entropy/{source}"] = policy.entropy.sum().item() / tokens
-        metrics[f"top_{top_k}_mass/{source}"] = policy.top_k_logp[..., :top_k].exp().sum().item() / tokens
-    scored = scores.response_mask.any(dim=-1).tolist()
+        sums.add(f"entropy/{source}", policy.entropy.sum().item(), tokens)
+        sums.add(f"top_{top_k}_mass/{source}", policy.top_k_logp[..., :top_k].exp().sum().item(), tokens)
+    scored = mask.any(dim=-1).tolist()
     judged = [verdict for verdict, use in zip(correct, scored, strict=True) if use and verdict is not None]
-    if judged:
-        metrics["rollout_accuracy"] = sum(judged) / len(judged)
-    return metrics
+    sums.add("rollout_accuracy", sum(judged), len(judged))
 
 
 def rollout_records(

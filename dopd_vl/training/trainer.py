@@ -11,18 +11,19 @@ Overridden seams, each pinned by a test:
     _compute_loss                      one slice of it: the student's forward pass against the plan
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, Sampler
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, maybe_gather_lm_head_ctx
 
 from dopd_vl.core import (
     Plan,
@@ -38,7 +39,7 @@ from dopd_vl.core import (
 from dopd_vl.evaluation.accuracy import forget_image_positions, image_token_ids, predict, summarise, to_device
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.metrics import TokenSums, is_correct, rollout_metrics, rollout_records, token_metrics
+from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, rollout_records, token_metrics
 from dopd_vl.training.rollouts import Refusal, ViewRenderer, pad_responses, render_batch
 from dopd_vl.training.scoring import Scored, score_views
 from dopd_vl.training.vision_features import shared_vision_features
@@ -206,7 +207,6 @@ class DopdTrainer(DistillationTrainer):
         ids, mask = inputs["completion_ids"][:, :longest], inputs["completion_mask"][:, :longest]
         responses = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
         hidden = self._hidden_states(unwrapped_student, inputs["views"], responses)
-        student = self._projection(PLAIN_STUDENT, hidden, constant=False)
         template = self._decision.plan
         terms = zip(template.terms, inputs["weights"].unbind(1), strict=True)
         plan = Plan(tuple(replace(term, weight=weight[:, :longest]) for term, weight in terms), template.reduction)
@@ -219,10 +219,12 @@ class DopdTrainer(DistillationTrainer):
                 rows = inputs[f"rows/{source}"][:, :longest].to(mask.device)
                 values = torch.cat(inputs[f"hidden/{source}"]).to(mask.device)
                 width = values.shape[-1]
-                whole = values.new_zeros(*rows.shape, width).masked_scatter(rows.unsqueeze(-1), values)
-                sources[source] = self._projection(source, whole)
+                sources[source] = values.new_zeros(*rows.shape, width).masked_scatter(rows.unsqueeze(-1), values)
         scale = inputs["token_scale"][:, :longest] / num_items_in_batch
-        taught = fused_plan_loss(plan, student, sources, ids, mask, scores, scale, self.args.logits_chunk_size)
+        with self._whole_heads(PLAIN_STUDENT, *sources):
+            student = self._projection(PLAIN_STUDENT, hidden, constant=False)
+            projections = {source: self._projection(source, whole) for source, whole in sources.items()}
+            taught = fused_plan_loss(plan, student, projections, ids, mask, scores, scale, self.args.logits_chunk_size)
 
         parts = inputs["parts"][:, :, :longest].unbind(1) if inputs["parts"] is not None else ()
         named_parts = dict(zip(self._decision.parts, parts, strict=True))
@@ -231,6 +233,20 @@ class DopdTrainer(DistillationTrainer):
         self._sums.add("kept_mass/student", taught.kept_mass[supported].sum().item(), int(supported.sum()))
         seen = ~taught.entropy.isnan()
         return taught.loss, taught.entropy[seen].sum(), seen.sum()
+
+    @contextmanager
+    def _whole_heads(self, *sources: Source) -> Iterator[None]:
+        """While it lasts, the heads of these policies are not sharded (FSDP2, ZeRO-3)."""
+        with ExitStack() as stack:
+            for policy in dict.fromkeys(source.policy for source in sources):
+                wrapped, unwrapped = self._policy(policy)
+                if isinstance(wrapped, FSDPModule) and policy != "student":  # the student is in its own forward pass
+                    wrapped.unshard()
+                    stack.callback(wrapped.reshard)
+                else:
+                    head = unwrapped.get_output_embeddings()
+                    stack.enter_context(maybe_gather_lm_head_ctx(head.weight, getattr(head, "bias", None)))
+            yield
 
     def _projection(self, source: Source, hidden: Tensor, constant: bool = True) -> Projection:
         head = self._policy(source.policy)[1].get_output_embeddings()
@@ -255,8 +271,10 @@ class DopdTrainer(DistillationTrainer):
         assert self._decision is not None
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
         correct = [is_correct(example, text) for example, text in zip(inputs, texts, strict=True)]
-        values = rollout_metrics(scores, self._decision, correct, self.args.logged_top_k)
-        for name, value in {**values, "refused_examples": float(len(self.refusals))}.items():
+        add_rollouts(self._sums, scores, self._decision, correct, self.args.logged_top_k)
+        values = {**self._decision.values, "refused_examples": float(len(self.refusals))}
+        of_ranks = self.accelerator.gather(torch.tensor([list(values.values())], device=self.accelerator.device))
+        for name, value in zip(values, of_ranks.nanmean(0).tolist(), strict=True):
             self._metrics["train"][name].append(value)
         count = self.args.rollouts_to_keep
         self.kept_rollouts = rollout_records(

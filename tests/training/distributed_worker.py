@@ -1,0 +1,76 @@
+"""A short DOPD training with rollouts that chance has no part in; started once by itself and once by torchrun.
+
+python distributed_worker.py MODELS DATA OUTPUT WORLD
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from safetensors.torch import save_file
+
+from dopd_vl import DopdConfig, DopdTrainer
+from dopd_vl.objectives import Dopd, Opd
+from dopd_vl.training.run import load_examples
+
+ROLLOUTS = 8  # of a step, over all ranks and slices
+
+
+def allow_fsdp_on_a_cpu() -> None:
+    """Accelerate shards on accelerators alone; torch itself shards on a CPU as well."""
+    initialise = AcceleratorState.__init__
+
+    def initialise_with_fsdp(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = initialise_with_fsdp  # type: ignore[method-assign]
+
+
+def main(models: Path, data: Path, output: Path, world: str) -> None:
+    torch.set_num_threads(1)
+    allow_fsdp_on_a_cpu()
+    processes = int(sys.argv[5])
+    config = DopdConfig(
+        str(output / "run"),
+        max_steps=2,
+        per_device_train_batch_size=ROLLOUTS // processes // 2,
+        gradient_accumulation_steps=2,
+        num_generations=2,
+        max_completion_length=6,
+        top_k=1,  # rollouts are greedy
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        max_grad_norm=0.5,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        seed=3,
+    )
+    trainer = DopdTrainer(
+        str(models / f"{world}-student"),
+        str(models / f"{world}-teacher"),
+        config,
+        train_dataset=load_examples(str(data)),
+        # One plan that needs nothing but scores of the policies, and one that projects the teacher again.
+        objective=Dopd(top_k=16) if world == "text" else Opd(divergence="js", teacher_view="privileged"),
+    )
+    trainer.train()
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if trainer.accelerator.is_main_process:
+        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, output / "model.safetensors")
+        (output / "log.json").write_text(json.dumps(trainer.state.log_history))
+        (output / "kind.json").write_text(json.dumps([type(trainer.model_wrapped).__name__, processes]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

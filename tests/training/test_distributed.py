@@ -1,0 +1,63 @@
+"""Two processes (gloo, CPU) learn what one process learns: under DDP and under FSDP2, text and vision."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+LAYERS = {"text": "Qwen3DecoderLayer", "vision": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock"}
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def learn(world: str, processes: int, models: Path, data: Path, output: Path, environment: dict[str, str]) -> Path:
+    output.mkdir()
+    alone = [sys.executable]
+    joined = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*(alone if processes == 1 else joined), WORKER, models, data, output, world, processes]
+    result = subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return output
+
+
+@pytest.mark.parametrize("world", ["text", "vision"])
+def test_two_processes_learn_what_one_does(
+    world: str, nano_models: Path, vision_data: Path, text_data: Path, tmp_path: Path
+) -> None:
+    data = {"vision": vision_data, "text": text_data}[world]
+    one = learn(world, 1, nano_models, data, tmp_path / "one", {})
+    layers = {"FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS[world]}
+    two = {
+        "DistributedDataParallel": learn(world, 2, nano_models, data, tmp_path / "ddp", {}),
+        "FSDP": learn(world, 2, nano_models, data, tmp_path / "fsdp", {**FSDP2, **layers}),
+    }
+    expected_log = json.loads((one / "log.json").read_text())
+    expected = load_file(one / "model.safetensors")
+    for kind, folder in two.items():
+        assert json.loads((folder / "kind.json").read_text())[0].startswith(kind)
+        for ours, theirs in zip(json.loads((folder / "log.json").read_text()), expected_log, strict=True):
+            for name in theirs:
+                if name.startswith(("loss", "gap/", "token_share/", "grad_norm", "entropy", "kept_mass")):
+                    assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), (kind, name)
+        weights = load_file(folder / "model.safetensors")
+        assert weights.keys() == expected.keys()
+        for name, weight in weights.items():
+            assert torch.allclose(weight, expected[name], atol=2e-5), (kind, name)
