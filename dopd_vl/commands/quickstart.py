@@ -111,6 +111,8 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
 
     base = train_config(config.methods[0])
     loop = base.training
+    if base.model.teacher is None:
+        raise UserError("train_config: the quickstart compares students with a teacher; set model.teacher")
     teacher_file = folder / "teacher.json"
     if not teacher_file.exists():
         held_out = load_examples(str(folder / "data" / "heldout"))

@@ -41,7 +41,7 @@ RECIPES: dict[str, Recipe] = {
             Phase(800, 12_000, PLAIN),
             Phase(3_000, 16_000, BOXED),
         ),
-        sight_steps=10,
+        sight_steps=12,
         frozen_sight=True,
         batch=16,
     ),

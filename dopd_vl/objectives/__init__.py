@@ -1,12 +1,54 @@
 """Every method, one small file each: scores in, a plan out."""
 
 from dopd_vl.objectives.base import Decision, Objective, Scores
+from dopd_vl.objectives.controls import Negative, SelfPlain
 from dopd_vl.objectives.dopd import Dopd
+from dopd_vl.objectives.eopd import Eopd
+from dopd_vl.objectives.exopd import ExOpd
+from dopd_vl.objectives.opcd import Opcd
 from dopd_vl.objectives.opd import Opd
+from dopd_vl.objectives.opsd import Opsd
+from dopd_vl.objectives.sdft import Sdft
+from dopd_vl.objectives.sdpo import Sdpo
+from dopd_vl.objectives.tip import Tip
+from dopd_vl.objectives.uni_opd import UniOpd
+from dopd_vl.objectives.va_opd import VaOpd
+from dopd_vl.objectives.vision_opd import VisionOpd
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "opd": Opd,
+    "opcd": Opcd,
+    "exopd": ExOpd,
+    "uni-opd": UniOpd,
+    "sdft": Sdft,
+    "opsd": Opsd,
+    "sdpo": Sdpo,
+    "eopd": Eopd,
+    "tip": Tip,
+    "vision-opd": VisionOpd,
+    "va-opd": VaOpd,
     "dopd": Dopd,
+    "negative": Negative,
+    "self-plain": SelfPlain,
 }
 
-__all__ = ["OBJECTIVES", "Decision", "Dopd", "Objective", "Opd", "Scores"]
+__all__ = [
+    "OBJECTIVES",
+    "Decision",
+    "Dopd",
+    "Eopd",
+    "ExOpd",
+    "Negative",
+    "Objective",
+    "Opcd",
+    "Opd",
+    "Opsd",
+    "Scores",
+    "Sdft",
+    "Sdpo",
+    "SelfPlain",
+    "Tip",
+    "UniOpd",
+    "VaOpd",
+    "VisionOpd",
+]

@@ -93,4 +93,4 @@ class Requirements(NamedTuple):
     @classmethod
     def of(cls, objective: Objective) -> "Requirements":
         """Attributes of the objective, the defaults above for those that it lacks."""
-        return cls(**{name: getattr(objective, name, default) for name, default in cls._field_defaults.items()})
+        return cls._make(getattr(objective, name, default) for name, default in cls._field_defaults.items())

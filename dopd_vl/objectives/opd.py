@@ -1,17 +1,29 @@
 """Vanilla on-policy distillation (arXiv 2306.13649; Thinking Machines 2025).
 
 The teacher is a larger, frozen model. It sees what the student sees (`teacher_view: plain`), and every response token
-is taught alike: a divergence from the teacher's distribution at the student's own prefix. With `teacher_view:
+is taught alike, in one of two forms:
+
+    divergence         D(S(.|x, y_<n) || T(.|x, y_<n))                 reverse KL by default, any divergence and support
+    policy_gradient    advantage q - p of the sampled token            its expected gradient is the reverse KL's
+
+q and p are the log-probabilities of the sampled token under the teacher and the student. With `teacher_view:
 privileged` the teacher sees the privileged input too: uniform privileged distillation, the baseline that DOPD's routing
-must beat.
+must beat. With `teacher_view: wrong_hint` it is misled: a control (arXiv 2606.11709).
+
+`evidence_gate` weighs each token by what the teacher owes to the evidence, see `counterfactual.py`.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from dopd_vl.core import Plan, Source, Term
+import torch
+from torch import Tensor
+
+from dopd_vl.core import Plan, PolicyGradient, Source, Term
 from dopd_vl.core.divergences import DivergenceName, SupportName, TailName, TopKSource
 from dopd_vl.objectives.base import Decision, Scores
+from dopd_vl.objectives.common import PLAIN_STUDENT, check_choice, check_view, log_ratio, mean_of
+from dopd_vl.objectives.counterfactual import evidence_weight
 
 
 @dataclass(frozen=True)
@@ -20,8 +32,11 @@ class Opd:
 
     name: ClassVar[str] = "opd"
 
-    teacher_view: Literal["plain", "privileged"] = "plain"
-    """what the teacher sees"""
+    form: Literal["divergence", "policy_gradient"] = "divergence"
+    """"divergence", or "policy_gradient": the sampled token's q - p as advantage; the settings from `divergence` to
+    `tail` then say nothing"""
+    teacher_view: str = "plain"
+    """what the teacher sees: "plain", "privileged", or a variant, e.g. "wrong_hint" """
     divergence: DivergenceName = "reverse_kl"
     """"reverse_kl", "forward_kl" or "js" """
     support: SupportName = "full"
@@ -32,22 +47,49 @@ class Opd:
     """whose K tokens: "target" (the teacher's), "student" or "union" """
     tail: TailName = "bucket"
     """what becomes of the rest: "bucket", "renormalize" or "drop" """
+    evidence_gate: str = "none"
+    """"none": no gate; else the view in which the teacher lacks the evidence, e.g. "degraded" (images), or "plain" with
+    `teacher_view: privileged`"""
+    evidence_limit: float = 5.0
+    """nats that the evidence of one token counts for at most"""
+
+    def __post_init__(self) -> None:
+        check_choice("form", self.form, ("divergence", "policy_gradient"))
+        check_view("teacher_view", self.teacher_view)
+        check_view("evidence_gate", self.evidence_gate)
+        if self.evidence_gate == self.teacher_view:
+            raise ValueError(f"evidence_gate={self.evidence_gate!r} is teacher_view itself: no evidence is taken away")
+        if not self.evidence_limit > 0.0:
+            raise ValueError(f"evidence_limit={self.evidence_limit} must be above 0")
+        self._term(torch.zeros(0))  # names a divergence, support, top_k, top_k_source or tail that cannot be
+
+    @property
+    def needs_images(self) -> bool:
+        return "degraded" in (self.evidence_gate, self.teacher_view)
 
     @property
     def _teacher(self) -> Source:
         return Source("teacher", self.teacher_view)
 
+    def _without_evidence(self) -> tuple[Source, ...]:
+        return () if self.evidence_gate == "none" else (Source("teacher", self.evidence_gate),)
+
+    def _term(self, weight: Tensor) -> Term:
+        return Term(self._teacher, self.divergence, self.support, weight, self.top_k, self.top_k_source, self.tail)
+
     def sources(self) -> tuple[Source, ...]:
-        return (self._teacher,)
+        student = (PLAIN_STUDENT,) if self.form == "policy_gradient" else ()
+        return (self._teacher, *student, *self._without_evidence())
 
     def decide(self, scores: Scores) -> Decision:
-        term = Term(
-            self._teacher,
-            self.divergence,
-            self.support,
-            scores.response_mask.float(),
-            self.top_k,
-            self.top_k_source,
-            self.tail,
-        )
-        return Decision(Plan((term,)))
+        weight, values = scores.response_mask.float(), {}
+        for without in self._without_evidence():
+            logps = scores.policies[self._teacher].logp, scores.policies[without].logp
+            weight = evidence_weight(*logps, scores.response_mask, self.evidence_limit)
+            values["opd/evidence_gain"] = mean_of(log_ratio(scores, self._teacher, without), scores.response_mask)
+            values["opd/evidence_share"] = mean_of(weight > 0, scores.response_mask)
+        if self.form == "divergence":
+            return Decision(Plan((self._term(weight),)), values=values)
+        advantage = log_ratio(scores, self._teacher, PLAIN_STUDENT)
+        values["opd/mean_gap"] = mean_of(advantage, scores.response_mask)
+        return Decision(Plan((PolicyGradient(weight * advantage),)), values=values, per_token={"advantage": advantage})

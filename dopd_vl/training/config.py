@@ -24,7 +24,8 @@ class ModelSettings:
     """The student and its teacher: folders, hub ids, or `nano:NAME` for the shipped CPU-size models."""
 
     student: str = "nano:vision-student"
-    teacher: str = "nano:vision-teacher"
+    teacher: str | None = "nano:vision-teacher"
+    """may be null where the objective's teacher is the student itself"""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """"auto": bfloat16 on a GPU, float32 on a CPU. The student's weights are float32, with bf16 autocast on a GPU"""
     attn_implementation: str | None = None

@@ -47,9 +47,13 @@ def build_objective(config: TrainConfig) -> Objective:
     return settings_of(OBJECTIVES[name], config.objective.settings, "objective.settings")
 
 
-def check_models(settings: ModelSettings) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+def check_models(settings: ModelSettings, needs_teacher: bool) -> tuple[PreTrainedConfig, PreTrainedConfig | None]:
     """Configurations of student and teacher, which must share vocabulary and token ids."""
     student = load_config(settings.student, "model.student", settings.trust_remote_code)
+    if not needs_teacher:
+        return student, None
+    if settings.teacher is None:
+        raise UserError("model.teacher: none given, and the objective needs a teacher larger than the student")
     teacher = load_config(settings.teacher, "model.teacher", settings.trust_remote_code)
     sizes = [config.get_text_config().vocab_size for config in (student, teacher)]
     if sizes[0] != sizes[1]:

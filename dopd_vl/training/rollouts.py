@@ -12,6 +12,10 @@ from dopd_vl.training.config import DEFAULT_VARIANT
 from dopd_vl.views import View, ViewProcessor
 from privileged import VARIANTS
 
+SIBLING_VIEW = "sibling"
+SOLUTION = "A correct solution to this problem:\n{response}"
+"""How a right rollout of the same prompt is shown."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -32,7 +36,7 @@ class ViewRenderer:
     """Renders what each source sees; siblings of one prompt share their views."""
 
     def __init__(self, views: ViewProcessor, variants: Mapping[str, str]):
-        """`variants` maps a policy ("teacher", "student") to the variant that its privileged view shows."""
+        """`variants` maps a policy to the variant that its privileged view shows."""
         unknown = [name for name in variants.values() if name != DEFAULT_VARIANT and name not in VARIANTS]
         if unknown:
             raise ValueError(
@@ -50,9 +54,10 @@ class ViewRenderer:
         by_variant: dict[str, View] = {}
         result = {}
         for source in sources:
-            variant = "none"
             if source.view == "privileged":
                 variant = resolve_variant(example, self.variants[source.policy])
+            else:
+                variant = "none" if source.view == "plain" else source.view
             if variant not in by_variant:
                 by_variant[variant] = self.views.view(example, variant)
             result[source] = by_variant[variant]
@@ -105,3 +110,36 @@ def pad_responses(responses: Sequence[Sequence[int]], fill: int) -> tuple[Tensor
     ids = torch.tensor([list(r) + [fill] * (length - len(r)) for r in responses], dtype=torch.long).reshape(-1, length)
     mask = torch.arange(length)[None] < torch.tensor([len(r) for r in responses])[:, None]
     return ids, mask
+
+
+def siblings_shown(verdicts: Sequence[bool | None], siblings: int) -> list[int | None]:
+    """For each rollout the next right one of the same prompt, going round, or None where there is no other."""
+    shown: list[int | None] = []
+    for b in range(len(verdicts)):
+        first = b - b % siblings
+        others = [first + (b - first + step) % siblings for step in range(1, siblings)]
+        shown.append(next((other for other in others if verdicts[other]), None))
+    return shown
+
+
+def render_siblings(
+    renderer: ViewRenderer,
+    examples: Sequence[Mapping[str, Any]],
+    plain: Sequence[View],
+    responses: Sequence[str],
+    shown: Sequence[int | None],
+) -> tuple[list[View], list[int | None]]:
+    """Views of each prompt with a right rollout of it, and which rollout that is.
+
+    Where there is none, or its view cannot be made (too long, a control token), the plain view stands in its place.
+    """
+    views, used = [], []
+    for example, view, other in zip(examples, plain, shown, strict=True):
+        if other is not None:
+            try:
+                view = renderer.views.view(example, addition=SOLUTION.format(response=responses[other]))
+            except ValueError:
+                other = None
+        views.append(view)
+        used.append(other)
+    return views, used

@@ -21,7 +21,9 @@ from dopd_vl.training import preflight
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole, whole_checkpoints
 from dopd_vl.training.config import LoraSettings, TrainConfig
+from dopd_vl.training.requirements import check_requirements, needs_teacher
 from dopd_vl.training.trainer import DopdTrainer
+from dopd_vl.views import VISION_PROCESSORS
 from privileged.dataset import load_privileged
 from privileged.journal import write_atomically
 
@@ -54,12 +56,18 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     preflight.check_variants(config)
     preflight.check_device(config)
     arguments = _trainer_arguments(config)
-    student_config, teacher_config = preflight.check_models(config.model)
+    student_config, teacher_config = preflight.check_models(config.model, needs_teacher(objective))
     if not config.data.train:
         raise UserError("data.train: no data set given; `dopd-vl prepare` writes one")
-    models = {"student": student_config, "teacher": teacher_config}
+    models = {"student": student_config} | ({} if teacher_config is None else {"teacher": teacher_config})
     train = load_examples(config.data.train)
     preflight.check_data(train, "data.train", models)
+    try:
+        check_requirements(
+            objective, config.training.num_generations, student_config.model_type in VISION_PROCESSORS, train
+        )
+    except ValueError as error:
+        raise UserError(f"objective.name: {error}") from error
     held_out = None
     if config.data.eval is not None:
         held_out = load_examples(config.data.eval, config.data.eval_size)
@@ -69,9 +77,10 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     checkpoint = _open_folder(folder, config, train)
     arguments.eval_on_start = held_out is not None and checkpoint is None
     run_folder = RunFolder(folder)
+    teacher = config.model.teacher if needs_teacher(objective) else None
     trainer = DopdTrainer(
         model=find_model(config.model.student),
-        teacher_model=find_model(config.model.teacher),
+        teacher_model=find_model(teacher) if teacher is not None else None,
         args=arguments,
         train_dataset=train,
         eval_dataset=held_out,
@@ -173,6 +182,7 @@ def _fingerprint(config: TrainConfig, train: Dataset) -> dict[str, str]:
             json.dumps(preflight.load_config(path, name).to_dict(), sort_keys=True, default=str).encode()
         )
         for name, path in (("model.student", config.model.student), ("model.teacher", config.model.teacher))
+        if path is not None
     }
     return {"data.train": ids.hexdigest(), **{name: digest.hexdigest() for name, digest in models.items()}}
 

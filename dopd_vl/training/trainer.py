@@ -11,9 +11,11 @@ Overridden seams, each pinned by a test:
     _compute_loss                      one slice of it: the student's forward pass against the plan
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, Sampler
-from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler, maybe_gather_lm_head_ctx
 
@@ -30,6 +39,7 @@ from dopd_vl.core import (
     Projection,
     Source,
     TokenScores,
+    divergence_of,
     fused_plan_loss,
     item_count,
     rows_to_keep,
@@ -38,11 +48,22 @@ from dopd_vl.core import (
 )
 from dopd_vl.evaluation.accuracy import forget_image_positions, image_token_ids, predict, summarise, to_device
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
+from dopd_vl.objectives.base import POLICIES, Pair, Requirements
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, rollout_records, token_metrics
-from dopd_vl.training.rollouts import Refusal, ViewRenderer, pad_responses, render_batch
+from dopd_vl.training.requirements import check_requirements
+from dopd_vl.training.rollouts import (
+    SIBLING_VIEW,
+    Refusal,
+    ViewRenderer,
+    pad_responses,
+    render_batch,
+    render_siblings,
+    siblings_shown,
+)
 from dopd_vl.training.scoring import Scored, score_views
-from dopd_vl.training.vision_features import shared_vision_features
+from dopd_vl.training.teachers import KeepTimes, StudentTimes
+from dopd_vl.training.vision_features import SharedFeatures, shared_vision_features
 from dopd_vl.views import View, ViewProcessor, processor_for
 
 PLAIN_STUDENT = Source("student", "plain")
@@ -80,6 +101,7 @@ class DopdTrainer(DistillationTrainer):
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         objective: Objective | None = None,
         view_processor: ViewProcessor | None = None,
+        callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
         args = args or DopdConfig("dopd-output")
@@ -89,6 +111,9 @@ class DopdTrainer(DistillationTrainer):
                 name, padding_side="left", trust_remote_code=args.trust_remote_code
             )
         self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
+        self.requirements = Requirements.of(self.objective)
+        keep_times = KeepTimes(self)
+        self.resumed_from: Path | None = None
         super().__init__(
             model=model,
             teacher_model=teacher_model,
@@ -96,33 +121,54 @@ class DopdTrainer(DistillationTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            callbacks=[keep_times, *(callbacks or [])],  # before whatever marks a checkpoint as whole
             **kwargs,
         )
         config = self.accelerator.unwrap_model(self.model).config
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
-        self.renderer = ViewRenderer(self.views, {"teacher": args.teacher_variant, "student": args.student_variant})
+        policies = {source.policy for source in self.objective.sources()}
+        # Where no larger model teaches, the student that does is the teacher, and sees what a teacher is to see.
+        of_student = args.student_variant if "teacher" in policies else args.teacher_variant
+        variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
+        self.renderer = ViewRenderer(self.views, variants)
         self._forbid_tokens(image_token_ids(config))
-        for policy in ("student", "teacher"):
+        for policy in policies | {"student"}:
             _refuse_scaled_logits(self._policy(policy)[1].config, policy)
+        check_requirements(self.objective, args.num_generations, self.views.reads_images, train_dataset)
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        self.times = StudentTimes(unwrapped, policies, self.requirements.average_rate)
+        self._features: dict[int, SharedFeatures] = {}
         self.refusals: list[Refusal] = []
         self.kept_rollouts: list[dict[str, Any]] = []
         self._decision: Decision | None = None
         self._sums = TokenSums()
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; also takes up the student's slow average again."""
+        found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        self.resumed_from = Path(found) if found else None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     # ---- one optimizer step: views, rollouts, scores, plan ----------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with ExitStack() as shared:
-            if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-                for policy in dict.fromkeys(["student", *(source.policy for source in self.objective.sources())]):
-                    shared.enter_context(shared_vision_features(self._policy(policy)[1]))
-            return self._roll_out_and_score(inputs)
+        # Of sharded models every rank must run every module, whatever it has seen already.
+        models = [] if self.is_fsdp_enabled or self.is_deepspeed_enabled else [self.model, self.teacher_model]
+        with ExitStack() as stack:
+            for model in models:
+                if model is not None:
+                    self._features[id(model)] = stack.enter_context(shared_vision_features(model))
+            try:
+                return self._roll_out_and_score(inputs)
+            finally:
+                self._features.clear()
 
     def _roll_out_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         siblings = self.args.num_generations
         sources = self.objective.sources()
-        rendered = render_batch(self.renderer, inputs, [PLAIN_STUDENT, *sources], siblings)
+        fixed = [source for source in sources if source.view != SIBLING_VIEW]
+        rendered = render_batch(self.renderer, inputs, [PLAIN_STUDENT, *fixed], siblings)
         self.refusals += rendered.refusals
         plain_views = rendered.views[PLAIN_STUDENT]
         forget_image_positions(self.accelerator.unwrap_model(self.model))
@@ -131,12 +177,28 @@ class DopdTrainer(DistillationTrainer):
         response_ids, response_mask = (t.to(device) for t in pad_responses(responses, self._tokenizer.pad_token_id))
         response_mask &= rendered.usable.to(device)[:, None]
 
-        scored = {source: self._score(source, rendered.views[source], responses, response_mask) for source in sources}
-        group = torch.arange(len(inputs), device=device) // siblings
-        policies = {source: result.scores for source, result in scored.items()}
-        scores = Scores(policies, response_ids, response_mask, group)
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        verdicts = [is_correct(example, text) for example, text in zip(inputs, texts, strict=True)]
+        usable = response_mask.any(dim=-1).tolist()
+        shown = siblings_shown([v if u else None for v, u in zip(verdicts, usable, strict=True)], siblings)
+        views = dict(rendered.views)
+        if len(fixed) < len(sources):
+            by_sibling, shown = render_siblings(self.renderer, inputs, plain_views, texts, shown)
+            views |= {source: by_sibling for source in sources if source.view == SIBLING_VIEW}
+
+        scored = {source: self._score(source, views[source], responses, response_mask) for source in sources}
+        scores = Scores(
+            policies={source: result.scores for source, result in scored.items()},
+            response_ids=response_ids,
+            response_mask=response_mask,
+            group=torch.arange(len(inputs), device=device) // siblings,
+            correct=torch.tensor([math.nan if v is None else float(v) for v in verdicts], device=device),
+            pairs={pair: self._measure(pair, scored, response_mask) for pair in self.requirements.pairs},
+            has_sibling=torch.tensor([other is not None for other in shown], device=device),
+        )
+        policies = scores.policies
         self._decision = decision = self.objective.decide(scores)
-        self._log_rollouts(inputs, responses, scores)
+        self._log_rollouts(inputs, responses, texts, verdicts, scores)
 
         reduction = decision.plan.reduction
         count = self.accelerator.gather(item_count(response_mask, reduction)).sum()
@@ -183,9 +245,24 @@ class DopdTrainer(DistillationTrainer):
         wrapped.eval()
         size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
         try:
-            return score_views(redirected, views, responses, size, mask)
+            with ExitStack() as stack:
+                if source.policy not in ("student", "teacher"):
+                    stack.enter_context(self.times.acting(source.policy))
+                    if id(self.model) in self._features:
+                        stack.enter_context(self._features[id(self.model)].of(source.policy))
+                return score_views(redirected, views, responses, size, mask)
         finally:
             wrapped.train(was_training)
+
+    @torch.no_grad()
+    def _measure(self, pair: Pair, scored: Mapping[Source, Scored], mask: Tensor) -> Tensor:
+        """A divergence between two policies over the whole vocabulary, `[B, N]`."""
+        with self.compute_loss_context_manager(), self._whole_heads(pair.student, pair.target, in_forward=False):
+            student, target = (
+                self._projection(source, scored[source].hidden.to(mask.device), policy_acts=False)
+                for source in (pair.student, pair.target)
+            )
+            return divergence_of(pair.divergence, student, target, mask, self.args.logits_chunk_size)
 
     def _hidden_states(
         self, unwrapped: PreTrainedModel, views: Sequence[View], responses: Sequence[Sequence[int]]
@@ -223,7 +300,7 @@ class DopdTrainer(DistillationTrainer):
         scale = inputs["token_scale"][:, :longest] / num_items_in_batch
         with self._whole_heads(PLAIN_STUDENT, *sources):
             student = self._projection(PLAIN_STUDENT, hidden, constant=False)
-            projections = {source: self._projection(source, whole) for source, whole in sources.items()}
+            projections = {s: self._projection(s, whole, policy_acts=False) for s, whole in sources.items()}
             taught = fused_plan_loss(plan, student, projections, ids, mask, scores, scale, self.args.logits_chunk_size)
 
         parts = inputs["parts"][:, :, :longest].unbind(1) if inputs["parts"] is not None else ()
@@ -235,29 +312,40 @@ class DopdTrainer(DistillationTrainer):
         return taught.loss, taught.entropy[seen].sum(), seen.sum()
 
     @contextmanager
-    def _whole_heads(self, *sources: Source) -> Iterator[None]:
-        """While it lasts, the heads of these policies are not sharded (FSDP2, ZeRO-3)."""
+    def _whole_heads(self, *sources: Source, in_forward: bool = True) -> Iterator[None]:
+        """While it lasts, the heads of these policies are not sharded (FSDP2, ZeRO-3).
+
+        `in_forward`: within the student's own forward pass, where its weights are whole already.
+        """
         with ExitStack() as stack:
             for policy in dict.fromkeys(source.policy for source in sources):
                 wrapped, unwrapped = self._policy(policy)
-                if isinstance(wrapped, FSDPModule) and policy != "student":  # the student is in its own forward pass
-                    wrapped.unshard()
-                    stack.callback(wrapped.reshard)
+                if isinstance(wrapped, FSDPModule):
+                    if policy == "teacher" or not in_forward:
+                        wrapped.unshard()
+                        stack.callback(wrapped.reshard)
                 else:
-                    head = unwrapped.get_output_embeddings()
-                    stack.enter_context(maybe_gather_lm_head_ctx(head.weight, getattr(head, "bias", None)))
+                    head: Any = unwrapped.get_output_embeddings()
+                    bias: Any = getattr(head, "bias", None)
+                    stack.enter_context(maybe_gather_lm_head_ctx(head.weight, bias))
             yield
 
-    def _projection(self, source: Source, hidden: Tensor, constant: bool = True) -> Projection:
+    def _projection(
+        self, source: Source, hidden: Tensor, constant: bool = True, policy_acts: bool = True
+    ) -> Projection:
+        """The policy's head on hidden states. `policy_acts`: the student's model has that policy's weights now."""
         head = self._policy(source.policy)[1].get_output_embeddings()
         weight, bias = head.weight, getattr(head, "bias", None)
+        if not policy_acts:
+            weight = self.times.head(source.policy, weight)
+            bias = None if bias is None else self.times.head(source.policy, bias)
         if constant:
             weight, bias = weight.detach(), None if bias is None else bias.detach()
         return Projection(hidden, weight, bias)
 
     def _policy(self, policy: str) -> tuple[torch.nn.Module, PreTrainedModel]:
         """The wrapped and the bare model of a policy."""
-        if policy == "student":
+        if policy != "teacher":
             wrapped = self.model_wrapped
         elif self.teacher_model is None:
             raise ValueError(f"objective {self.objective.name!r} needs a teacher_model")
@@ -267,10 +355,15 @@ class DopdTrainer(DistillationTrainer):
 
     # ---- logging and evaluation -------------------------------------------------------------------------------------
 
-    def _log_rollouts(self, inputs: list[dict[str, Any]], responses: list[list[int]], scores: Scores) -> None:
+    def _log_rollouts(
+        self,
+        inputs: list[dict[str, Any]],
+        responses: list[list[int]],
+        texts: list[str],
+        correct: list[bool | None],
+        scores: Scores,
+    ) -> None:
         assert self._decision is not None
-        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        correct = [is_correct(example, text) for example, text in zip(inputs, texts, strict=True)]
         add_rollouts(self._sums, scores, self._decision, correct, self.args.logged_top_k)
         values = {**self._decision.values, "refused_examples": float(len(self.refusals))}
         of_ranks = self.accelerator.gather(torch.tensor([list(values.values())], device=self.accelerator.device))

@@ -5,8 +5,10 @@ computes of an image without a gradient in that time can be used again.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -27,23 +29,38 @@ class Count(NamedTuple):
     computed: int
 
 
+@dataclass
+class SharedFeatures:
+    """What is known so far, by the name of whose weights the model has at the moment."""
+
+    counts: list[Count] = field(default_factory=list)
+    """one for each call that was served"""
+    known: dict[str, dict[bytes, Features]] = field(default_factory=lambda: defaultdict(dict))
+    weights: str = ""
+
+    @contextmanager
+    def of(self, weights: str) -> Iterator[None]:
+        """While it lasts, the model has these weights in place of its own."""
+        before, self.weights = self.weights, weights
+        try:
+            yield
+        finally:
+            self.weights = before
+
+
 @contextmanager
-def shared_vision_features(model: Any) -> Iterator[list[Count]]:
+def shared_vision_features(model: Any) -> Iterator[SharedFeatures]:
     """While it lasts, `model` computes each image's features once, wherever no gradient is asked for.
 
     Images are told apart by their pixels. A model without a Qwen-VL style `get_image_features` is left as it is. The
-    weights must not change meanwhile. Not for a model whose weights are sharded: ranks that skip the tower would leave
-    the others waiting.
-
-    Yields:
-        a list that grows by one `Count` for each call that the cache served.
+    weights must not change meanwhile, unless `SharedFeatures.of` is told. Not for a model whose weights are sharded:
+    ranks that skip the tower would leave the others waiting.
     """
     body = _vision_language_body(model)
-    counts: list[Count] = []
+    shared = SharedFeatures()
     if body is None:
-        yield counts
+        yield shared
         return
-    known: dict[bytes, Features] = {}
     compute = body.get_image_features
 
     output_class: Any = None
@@ -52,6 +69,7 @@ def shared_vision_features(model: Any) -> Iterator[list[Count]]:
         nonlocal output_class
         if torch.is_grad_enabled() or image_grid_thw is None:
             return compute(pixel_values, image_grid_thw, **kwargs)
+        known = shared.known[shared.weights]
         images = pixel_values.split(image_grid_thw.prod(-1).tolist())
         keys = [_key(image, grid) for image, grid in zip(images, image_grid_thw, strict=True)]
         new = {key: at for at, key in reversed(list(enumerate(keys))) if key not in known}
@@ -63,7 +81,7 @@ def shared_vision_features(model: Any) -> Iterator[list[Count]]:
                     found.pooler_output[place], tuple(layer[place] for layer in found.deepstack_features)
                 )
             output_class = type(found)
-        counts.append(Count(len(keys), len(new)))
+        shared.counts.append(Count(len(keys), len(new)))
         chosen = [known[key] for key in keys]
         assert output_class is not None
         return output_class(
@@ -73,7 +91,7 @@ def shared_vision_features(model: Any) -> Iterator[list[Count]]:
 
     body.get_image_features = get_image_features
     try:
-        yield counts
+        yield shared
     finally:
         del body.get_image_features
 

@@ -7,7 +7,7 @@ To teach the toolkit a new model family, subclass `ViewProcessor` and implement 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMix
 
 from dopd_vl.views.messages import split_content
 from privileged import VARIANTS
+from privileged.hints import append_to_last_user
 from privileged.images import load_image
 
 
@@ -71,8 +72,10 @@ class ViewProcessor(ABC):
             token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special
         ]
 
-    def view(self, example: Mapping[str, Any], variant: str = "none") -> View:
+    def view(self, example: Mapping[str, Any], variant: str = "none", addition: str | None = None) -> View:
         """Render `example` (columns of a privileged dataset) with the named variant of its privileged input.
+
+        `addition` is text that comes after the last user message, a blank line between them.
 
         Raises:
             ViewError: an image cannot be read or is not read by this model, image markers and images differ in number,
@@ -85,6 +88,8 @@ class ViewProcessor(ABC):
         except ValueError as error:
             raise ViewError(f"{name}: {error}") from error
         rendered = VARIANTS[variant].render({**example, "images": images})
+        if addition is not None:
+            rendered = replace(rendered, messages=append_to_last_user(rendered.messages, addition))
         if rendered.images and not self.reads_images:
             raise ViewError(
                 f"{name} has {len(rendered.images)} image(s), but a {self.config.model_type} model reads text only: "

@@ -1,12 +1,30 @@
 """Objectives are pure functions from scores to a plan."""
 
+import ast
+import dataclasses
+import inspect
+import itertools
 import math
+import re
 
 import pytest
 import torch
+from helpers import project, random_batch
 
-from dopd_vl.core import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER, Regime, Source, TokenScores
+from dopd_vl.configuration import settings_of
+from dopd_vl.core import (
+    PRIVILEGED_STUDENT,
+    PRIVILEGED_TEACHER,
+    Regime,
+    Source,
+    TokenScores,
+    execute_plan,
+    fused_plan_loss,
+    reduce,
+)
 from dopd_vl.objectives import OBJECTIVES, Dopd, Opd, Scores
+from dopd_vl.objectives.base import POLICIES
+from privileged import VARIANTS
 
 
 def scores(teacher: list[float], student: list[float], mask: list[int]) -> Scores:
@@ -48,12 +66,14 @@ def test_dopd_gives_each_regime_its_teacher_divergence_and_weight() -> None:
         2: ("teacher/privileged", "js", "full", 1.0),
         3: ("student/privileged", "reverse_kl", "top_k", 0.6),
     }
-    assert decision.values["gap/mean"] == pytest.approx((math.log(9 / 8) + 0 + math.log(8) + math.log(6)) / 4, rel=1e-5)
+    assert decision.per_token["gap"][0].tolist() == pytest.approx(
+        [math.log(9 / 8), 0, math.log(8), math.log(6), 0], rel=1e-5, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("view", ["plain", "privileged"])
 def test_opd_teaches_every_response_token_alike_from_the_teacher_alone(view: str) -> None:
-    objective = Opd(teacher_view=view, divergence="js", support="top_k", top_k=5)  # type: ignore[arg-type]
+    objective = Opd(teacher_view=view, divergence="js", support="top_k", top_k=5)
     assert objective.sources() == (Source("teacher", view),)
     (term,) = objective.decide(scores([0.9, 0.2, 0.8], [0.8, 0.2, 0.1], [1, 1, 0])).plan.terms
     assert term.weight.tolist() == [[1.0, 1.0, 0.0]]
@@ -68,3 +88,42 @@ def test_a_batch_without_tokens_is_decided_without_nan() -> None:
 
 def test_the_table_of_objectives_names_each_by_its_name() -> None:
     assert {name: cls.name for name, cls in OBJECTIVES.items()} == {name: name for name in OBJECTIVES}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_has_defaults_that_a_file_can_repeat_and_known_policies(name: str) -> None:
+    objective = OBJECTIVES[name]()
+    settings = dataclasses.asdict(objective)  # type: ignore[call-overload]
+    assert settings_of(OBJECTIVES[name], settings, "objective.settings") == objective
+    assert {source.policy for source in objective.sources()} <= set(POLICIES)
+    assert {source.view for source in objective.sources()} <= {"plain", "privileged", "sibling", *VARIANTS}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_fused_loss_and_its_gradient_are_those_of_the_whole_logits(name: str) -> None:
+    cls = OBJECTIVES[name]
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    objective = cls(**({"top_k": 3} if "top_k" in fields else {}))
+    batch = random_batch(objective)
+    given = batch.scores(objective, group=[0, 0, 1, 1], correct=[1.0, 0.0, 1.0, 0.0], has_sibling=[True, False] * 2)
+    plan = objective.decide(given).plan
+    token_loss = execute_plan(plan, batch.student, batch.logits, batch.ids, batch.mask)
+    loss = reduce(token_loss, batch.mask, plan.reduction)
+    (gradient,) = torch.autograd.grad(loss, batch.student)
+    sources = {source: project(logits) for source, logits in batch.logits.items()}
+    fused = fused_plan_loss(plan, project(batch.student), sources, batch.ids, batch.mask, given.policies)
+    fused.loss.backward()
+    assert fused.loss.item() == pytest.approx(loss.item(), rel=1e-9)
+    torch.testing.assert_close(batch.student.grad, gradient)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_field_is_documented_and_every_objective_cites_its_paper(name: str) -> None:
+    module = inspect.getmodule(OBJECTIVES[name])
+    assert re.search(r"arXiv \d{4}\.\d{5}", module.__doc__ or ""), name
+    tree = ast.parse(inspect.getsource(OBJECTIVES[name])).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    for node, following in itertools.pairwise([*tree.body, None]):
+        if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            assert documented, f"{name}: {ast.unparse(node.target)} has no doc string"

@@ -31,9 +31,9 @@ def test_other_views_and_siblings_of_an_image_are_not_looked_at_again(world):
     privileged = batch_of(views, siblings, ["box_label"] * 4)
     with torch.no_grad():
         expected = [model(**batch).logits for batch in (plain, privileged)]
-        with shared_vision_features(model) as counts:
+        with shared_vision_features(model) as shared:
             found = [model(**batch).logits for batch in (plain, privileged)]
-    assert [tuple(count) for count in counts] == [(4, 2), (4, 0)]
+    assert [tuple(count) for count in shared.counts] == [(4, 2), (4, 0)]
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -42,21 +42,33 @@ def test_a_changed_image_is_another_image(world):
     model, views, examples = world
     two = [examples[0], examples[0]]
     batch = batch_of(views, two, ["none", "degraded"])
-    with torch.no_grad(), shared_vision_features(model) as counts:
+    with torch.no_grad(), shared_vision_features(model) as shared:
         found = model(**batch).logits
-    assert [tuple(count) for count in counts] == [(2, 2)]
+    assert [tuple(count) for count in shared.counts] == [(2, 2)]
     with torch.no_grad():
         assert torch.equal(found, model(**batch).logits)
+
+
+def test_other_weights_look_for_themselves(world):
+    model, views, examples = world
+    batch = batch_of(views, examples[:2], ["none"] * 2)
+    with torch.no_grad(), shared_vision_features(model) as shared:
+        model(**batch)
+        with shared.of("average"):
+            model(**batch)
+            model(**batch)
+        model(**batch)
+    assert [count.computed for count in shared.counts] == [2, 2, 0, 0]
 
 
 def test_learning_looks_for_itself(world):
     model, views, examples = world
     batch = batch_of(views, examples[:2], ["none"] * 2)
-    with shared_vision_features(model) as counts:
+    with shared_vision_features(model) as shared:
         with torch.no_grad():
             model(**batch)
         model(**batch).logits.sum().backward()
-    assert len(counts) == 1
+    assert len(shared.counts) == 1
     assert model.model.visual.patch_embed.proj.weight.grad.abs().sum() > 0
     model.zero_grad()
 
@@ -68,5 +80,5 @@ def test_afterwards_the_model_is_as_it_was(world):
         raise RuntimeError("stop")
     assert model.model.get_image_features == before
     assert "get_image_features" not in vars(model.model)
-    with shared_vision_features(torch.nn.Linear(1, 1)) as counts:
-        assert counts == []
+    with shared_vision_features(torch.nn.Linear(1, 1)) as shared:
+        assert shared.counts == []

@@ -1,0 +1,77 @@
+"""Every objective trains through the trainer, logs what its paper looks at, and goes on as if it had not stopped."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dopd_vl.configuration import read_config
+from dopd_vl.errors import UserError
+from dopd_vl.objectives import OBJECTIVES
+from dopd_vl.objectives.base import Requirements
+from dopd_vl.training.config import TrainConfig
+from dopd_vl.training.run import RunResult, run_training
+
+LOGGED = {
+    "opd": (),
+    "opcd": ("kept_mass/student",),
+    "exopd": ("exopd/reference_gap",),
+    "uni-opd": ("uni-opd/margin",),
+    "eopd": ("eopd/gated_share",),
+    "tip": ("tip/kept_share",),
+    "va-opd": ("va-opd/visual_advantage",),
+    "sdpo": ("sdpo/masked_rollouts",),
+    "dopd": ("gap/mean", "token_share/HS"),
+}
+
+
+def train(name: str, world: str, models: Path, data: Path, output: Path, steps: int, **settings: Any) -> RunResult:
+    options = {
+        "output_dir": output,
+        "model.student": models / f"{world}-student",
+        "model.teacher": models / f"{world}-teacher",
+        "data.train": data,
+        "objective.name": name,
+        "training.max_steps": steps,
+        "training.save_steps": 2,
+        "training.per_device_train_batch_size": 4,
+        "training.num_generations": 2,
+        "training.max_completion_length": 8,
+        "training.gradient_checkpointing": "false",
+        "training.learning_rate": 1e-3,
+        "training.lr_scheduler_type": "constant",
+        **settings,
+    }
+    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    return run_training(read_config(TrainConfig, arguments, "dopd-vl train"))
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("world", ["text", "vision"])
+def test_an_objective_trains_and_goes_on(
+    name: str, world: str, nano_models: Path, text_data: Path, vision_data: Path, tmp_path: Path
+) -> None:
+    data = {"text": text_data, "vision": vision_data}[world]
+    if world == "text" and Requirements.of(OBJECTIVES[name]()).needs_images:
+        with pytest.raises(UserError, match=f"objective.name: objective '{name}' is about images"):
+            train(name, world, nano_models, data, tmp_path / "run", 2)
+        return
+    whole = train(name, world, nano_models, data, tmp_path / "whole", 4)
+    rows = [row for row in whole.metrics if "loss" in row]
+    assert len(rows) == 4
+    for key in LOGGED.get(name, ()):
+        assert all(key in row for row in rows), (key, sorted(rows[0]))
+    # As if killed within step 4: a checkpoint of step 2, metrics of step 3.
+    killed = shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(killed / "checkpoint-4")
+    shutil.rmtree(killed / "student")
+    metrics = (killed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (killed / "metrics.jsonl").write_text("".join(line for line in metrics if json.loads(line)["step"] <= 3))
+    resumed = train(name, world, nano_models, data, killed, 4, resume="true")
+    assert resumed.metrics == whole.metrics
+    before, after = (load_file(result.student / "model.safetensors") for result in (whole, resumed))
+    assert all(torch.equal(weight, after[key]) for key, weight in before.items())
