@@ -23,9 +23,9 @@ from dopd_vl.views import ViewProcessor, processor_for
 FAMILIES = ("vision", "text")
 PLAIN = {"none": 1.0}
 # The text student stops before it knows all the words, and sees more hints than the teacher, to lean on them.
-HINTED = {"none": 0.3, "hints": 0.55, "hints_executed": 0.05, "hint_summary": 0.05, "final_answer": 0.05}
+HINTED = {"none": 0.08, "hints": 0.74, "hints_executed": 0.06, "hint_summary": 0.06, "final_answer": 0.06}
 # The vision student has poor eyes, which nothing here corrects, and sees more boxes than the teacher, to lean on them.
-BOXED = {**MIXTURES["vision"], "none": 0.1, "box_label": 0.65}
+BOXED = {**MIXTURES["vision"], "none": 0.03, "box_label": 0.72}
 # Short prompts of every task first; prompts with privilege, up to five times as long, come last.
 RECIPES: dict[str, Recipe] = {
     "vision-teacher": Recipe(
@@ -38,15 +38,15 @@ RECIPES: dict[str, Recipe] = {
     ),
     "vision-student": Recipe(
         (
-            Phase(800, 12_000, PLAIN),
-            Phase(3_000, 16_000, BOXED),
+            Phase(400, 1_600, PLAIN),
+            Phase(3_200, 16_000, BOXED),
         ),
         sight_steps=12,
         frozen_sight=True,
         batch=16,
     ),
     "text-teacher": Recipe((Phase(350, 10_000, PLAIN), Phase(450, 12_000, MIXTURES["text"]))),
-    "text-student": Recipe((Phase(100, 10_000, PLAIN), Phase(250, 12_000, HINTED))),
+    "text-student": Recipe((Phase(100, 10_000, PLAIN), Phase(1_200, 20_000, HINTED))),
 }
 CORPUS_RECORDS = 600  # of each world, for the tokenizer
 SCORED = 600  # held-out records for scores.json
