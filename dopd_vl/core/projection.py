@@ -98,15 +98,16 @@ def score_tokens(
         response_ids: `[B, N]` int64.
         response_mask: `[B, N]`, true where there is a response token; masked positions may hold anything.
         top_k: entries kept a position, at most the whole vocabulary.
-        store: device of the result, e.g. "cpu" to keep it off the accelerator; default: where the hidden states are.
+        store: where the K entries a token are kept, by far the largest part, e.g. "cpu" to keep them off the
+            accelerator; default: where the hidden states are.
     """
     mask = response_mask.bool()
     hidden = projection.hidden
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     top_k = min(top_k, projection.weight.shape[0])
-    device = hidden.device if store is None else torch.device(store)
 
     def filled(value: float, *size: int, dtype: torch.dtype = dtype) -> Tensor:
+        device = hidden.device if not size or store is None else torch.device(store)
         return torch.full((*mask.shape, *size), value, dtype=dtype, device=device)
 
     kept = TokenScores(
@@ -120,10 +121,10 @@ def score_tokens(
     )
     for rows in chunks(mask, chunk_size):
         found = score_logits(projection.logits(rows), response_ids[rows], top_k)
-        there = tuple(index.to(device) for index in rows)
         for field in fields(kept):
             whole = getattr(kept, field.name)
-            whole[there] = getattr(found, field.name).to(device=device, dtype=whole.dtype)
+            there = tuple(index.to(whole.device) for index in rows)
+            whole[there] = getattr(found, field.name).to(device=whole.device, dtype=whole.dtype)
     return kept
 
 

@@ -157,13 +157,14 @@ class Chunk:
         return Sparse(term, chosen, weight, ids, at, target)
 
     def _known_support(self, term: Term, chosen: Tensor, known: TokenScores) -> tuple[Tensor, Support]:
-        there = tuple(index[chosen].to(known.logp.device) for index in self.rows)
+        there = self._index(chosen)
         if term.support == "sampled":
             ids = self.ids[chosen].unsqueeze(-1)
             support = Support(known.logp[there].unsqueeze(-1), known.rest_logp[there])
         else:
-            ids = known.top_k_ids[there][:, : term.top_k].to(self.logits.device).long()
-            logp = known.top_k_logp[there]
+            stored = tuple(index.to(known.top_k_ids.device) for index in there)
+            ids = known.top_k_ids[stored][:, : term.top_k].to(self.logits.device).long()
+            logp = known.top_k_logp[stored].to(self.logits.device)
             beyond = logp[:, term.top_k :].logsumexp(-1)
             support = Support(logp[:, : term.top_k], torch.logaddexp(known.tail_logp[there], beyond))
         return ids, Support(*(part.to(device=self.logits.device, dtype=self.logits.dtype) for part in support))

@@ -26,27 +26,35 @@ PLAIN = {"none": 1.0}
 HINTED = {"none": 0.08, "hints": 0.74, "hints_executed": 0.06, "hint_summary": 0.06, "final_answer": 0.06}
 # The vision student has poor eyes, which nothing here corrects, and sees more boxes than the teacher, to lean on them.
 BOXED = {**MIXTURES["vision"], "none": 0.03, "box_label": 0.72}
+# The vision teacher learns last to rely on labels.
+LABELLED = {**MIXTURES["vision"], "none": 0.25, "box_label": 0.5}
 # Short prompts of every task first; prompts with privilege, up to five times as long, come last.
-RECIPES: dict[str, Recipe] = {
-    "vision-teacher": Recipe(
-        (
-            Phase(3_500, 16_000, PLAIN),
-            Phase(1_800, 14_000, MIXTURES["vision"]),
+# Several recipes follow one another, each from the weights that the one before would have saved.
+RECIPES: dict[str, tuple[Recipe, ...]] = {
+    "vision-teacher": (
+        Recipe(
+            (
+                Phase(3_500, 16_000, PLAIN),
+                Phase(1_800, 14_000, MIXTURES["vision"]),
+            ),
+            sight_steps=400,
+            batch=16,
         ),
-        sight_steps=400,
-        batch=16,
+        Recipe((Phase(800, 12_800, LABELLED),), batch=16, learning_rate=8e-4),
     ),
-    "vision-student": Recipe(
-        (
-            Phase(400, 1_600, PLAIN),
-            Phase(3_200, 16_000, BOXED),
+    "vision-student": (
+        Recipe(
+            (
+                Phase(400, 1_600, PLAIN),
+                Phase(3_200, 16_000, BOXED),
+            ),
+            sight_steps=12,
+            frozen_sight=True,
+            batch=16,
         ),
-        sight_steps=12,
-        frozen_sight=True,
-        batch=16,
     ),
-    "text-teacher": Recipe((Phase(350, 10_000, PLAIN), Phase(450, 12_000, MIXTURES["text"]))),
-    "text-student": Recipe((Phase(100, 10_000, PLAIN), Phase(1_200, 20_000, HINTED))),
+    "text-teacher": (Recipe((Phase(350, 10_000, PLAIN), Phase(450, 12_000, MIXTURES["text"]))),),
+    "text-student": (Recipe((Phase(100, 10_000, PLAIN), Phase(1_200, 20_000, HINTED))),),
 }
 CORPUS_RECORDS = 600  # of each world, for the tokenizer
 SCORED = 600  # held-out records for scores.json
@@ -104,18 +112,13 @@ def _build_model(
 ) -> dict[str, Any]:
     start = time.monotonic()
     world = SHAPES[name].family
-    recipe = shrunk(RECIPES[name], shrink)
+    recipes = [shrunk(recipe, shrink) for recipe in RECIPES[name]]
     model = build_model(name, tokenizer, seed)
     processing_class: Any = nano_processor(tokenizer) if world == "vision" else tokenizer
     views = processor_for(model.config, processing_class)
-    with Progress(console, f"{name}: prompts", sum(phase.rows for phase in recipe.phases), "rows") as progress:
-        rows = [make_rows(phase, world, views, seed, on_row=progress.advance) for phase in recipe.phases]
-    if recipe.sight_steps:
-        with Progress(console, f"{name}: sight", recipe.sight_steps, "steps") as progress:
-            name_cells(model, processing_class, recipe.sight_steps, seed, on_step=partial(_tell_loss, progress))
-    with Progress(console, name, recipe.steps, "steps") as progress:
-        watch = _Watch(model, views, world, progress, recipe)
-        train(model, views, recipe, rows, seed, on_step=watch)
+    curve: list[dict[str, float]] = []
+    for stage, recipe in enumerate(recipes):
+        curve += _follow(recipe, name, model, views, seed + stage, console)
     save(model, processing_class, folder)
     reloaded, views = load(folder)
     scores: dict[str, Any] = {
@@ -125,14 +128,34 @@ def _build_model(
         "heldout": {"size": scored, "seed": 0},
         "seed": seed,
         "command": command,
-        "recipe": asdict(recipe),
-        "curve": watch.curve,
+        "recipe": [asdict(recipe) for recipe in recipes],
+        "curve": curve,
         "seconds": round(time.monotonic() - start),
     }
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     shown = ", ".join(f"{variant} {shares['all']:.1%}" for variant, shares in scores["accuracy"].items())
     console.print(f"{name}: {shown} -> {folder}", highlight=False)
     return scores
+
+
+def _follow(
+    recipe: Recipe, name: str, model: PreTrainedModel, views: ViewProcessor, seed: int, console: Console
+) -> list[dict[str, float]]:
+    """Train in place by one recipe; returns the held-out accuracy on the way."""
+    world = SHAPES[name].family
+    with Progress(console, f"{name}: prompts", sum(phase.rows for phase in recipe.phases), "rows") as progress:
+        rows = [make_rows(phase, world, views, seed, on_row=progress.advance) for phase in recipe.phases]
+    if recipe.sight_steps:
+        with Progress(console, f"{name}: sight", recipe.sight_steps, "steps") as progress:
+            processor: Any = views.processing_class
+            name_cells(model, processor, recipe.sight_steps, seed, on_step=partial(_tell_loss, progress))
+    with Progress(console, name, recipe.steps, "steps") as progress:
+        watch = _Watch(model, views, world, progress, recipe)
+        train(model, views, recipe, rows, seed, on_step=watch)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.half())  # as `save` stores it
+    return watch.curve
 
 
 def _tell_loss(progress: Progress, step: int, loss: float) -> None:

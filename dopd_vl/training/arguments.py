@@ -35,7 +35,8 @@ class DopdConfig(DistillationConfig):
     )
     logged_top_k: int = field(default=128, metadata={"help": "K of the logged Top-K mass of the policies."})
     offload_scores: bool = field(
-        default=False, metadata={"help": "Keep what scoring leaves for the learning pass in host memory."}
+        default=False,
+        metadata={"help": "Keep Top-K entries and hidden states between scoring and learning in host memory."},
     )
     rollouts_to_keep: int = field(default=8, metadata={"help": "Rollouts kept, with their routing, at each log."})
     eval_variants: list[str] = field(

@@ -5,6 +5,11 @@ from typing import Any
 from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements
+from dopd_vl.training.rollouts import SIBLING_VIEW
+from privileged import VARIANTS
+from privileged.errors import nearest
+
+VIEWS = ("plain", "privileged", SIBLING_VIEW, *VARIANTS)
 
 
 def check_requirements(objective: Objective, num_generations: int, reads_images: bool, dataset: Any) -> None:
@@ -13,6 +18,8 @@ def check_requirements(objective: Objective, num_generations: int, reads_images:
     for source in objective.sources():
         if source.policy not in POLICIES:
             raise ValueError(f"objective {name!r} asks for policy {source.policy!r}, known: {', '.join(POLICIES)}")
+        if source.view not in VIEWS:
+            raise ValueError(f"objective {name!r} asks for view {source.view!r}, {nearest(source.view, VIEWS)}")
     if num_generations < needs.needs_siblings:
         raise ValueError(
             f"objective {name!r} compares rollouts of one prompt: num_generations={num_generations} must be at least "

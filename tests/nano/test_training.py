@@ -101,7 +101,7 @@ def test_build_makes_loadable_folders_with_scores(tmp_path, monkeypatch):
 
 
 def test_a_recipe_shrinks_to_no_less_than_one_step():
-    small = shrunk(RECIPES["vision-teacher"], 10_000)
+    small = shrunk(RECIPES["vision-teacher"][0], 10_000)
     assert [phase.steps for phase in small.phases] == [1] * len(small.phases)
     assert all(phase.rows == small.batch for phase in small.phases)
 

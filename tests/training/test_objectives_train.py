@@ -75,3 +75,19 @@ def test_an_objective_trains_and_goes_on(
     assert resumed.metrics == whole.metrics
     before, after = (load_file(result.student / "model.safetensors") for result in (whole, resumed))
     assert all(torch.equal(weight, after[key]) for key, weight in before.items())
+
+
+def test_what_an_objective_needs_and_has_not_is_named(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
+    def refused(name: str, **settings: Any) -> str:
+        with pytest.raises(UserError) as error:
+            train(name, "text", nano_models, text_data, tmp_path / "run", 1, **settings)
+        return str(error.value)
+
+    assert "compares rollouts of one prompt: num_generations=1 must be at least 2" in refused(
+        "sdpo", **{"training.num_generations": 1}
+    )
+    assert "asks for view 'hintz', did you mean 'hints'" in refused(
+        "opd", **{"objective.settings": '{"teacher_view": "hintz"}'}
+    )
+    assert "model.teacher: none given" in refused("opd", **{"model.teacher": "null"})
+    assert not (tmp_path / "run").exists()
