@@ -184,6 +184,13 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cpu_name() -> str:
+    """As the kernel tells it, e.g. "AMD EPYC"."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 4096])
@@ -197,7 +204,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/loss"), help="path without a suffix")
     args = parser.parse_args()
-    where = platform.processor() or platform.machine() if args.device == "cpu" else torch.cuda.get_device_name()
+    where = cpu_name() if args.device == "cpu" else torch.cuda.get_device_name()
     report: dict[str, Any] = {
         "machine": f"{where}, {args.threads} threads, {args.dtype}",
         "versions": {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__},

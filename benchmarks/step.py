@@ -235,6 +235,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
+def cpu_name() -> str:
+    """As the kernel tells it, e.g. "AMD EPYC"."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", nargs="+", default=["nano", "qwen3"], choices=["nano", "qwen3"])
@@ -247,7 +254,7 @@ def main() -> None:
     parser.add_argument("--nano-length", type=int, default=48)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step"), help="path without a suffix")
     args = parser.parse_args()
-    where = platform.processor() or platform.machine() if args.device == "cpu" else torch.cuda.get_device_name()
+    where = cpu_name() if args.device == "cpu" else torch.cuda.get_device_name()
     report: dict[str, Any] = {
         "machine": f"{where}, {args.threads} threads, {'bf16' if args.bf16 else 'fp32'}",
         "versions": {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__},

@@ -35,7 +35,8 @@ def name_cells(
     names = cell_names(model, processor)
     tower = model.model.visual
     optimizer = torch.optim.AdamW(tower.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    warmup = 0.1 if steps != 10 else 0.11  # the schedule divides by warmup * steps - 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warmup)
     rng = random.Random(f"eyes/{seed}")
     tower.train()
     for step in range(1, steps + 1):

@@ -26,6 +26,7 @@ from dopd_vl.core import (
     rows_to_keep,
     score_tokens,
 )
+from dopd_vl.core.closed_forms import dense_divergence
 from dopd_vl.core.divergences import (
     DIVERGENCES,
     SUPPORTS,
@@ -37,7 +38,7 @@ from dopd_vl.core.divergences import (
     sampled_logp,
 )
 from dopd_vl.core.plan import TERM_TAILS
-from dopd_vl.core.projection import top_k_of
+from dopd_vl.core.projection import score_logits, top_k_of
 from dopd_vl.core.routing import THRESHOLD_SCOPES
 
 NAN = float("nan")
@@ -447,3 +448,38 @@ def test_divergence_of_two_policies_is_the_plain_one():
     logp = [log_softmax(p.hidden @ p.weight.T) for p in pair]
     ours = divergence_of("reverse_kl", *pair, batch["response_mask"], chunk_size=4)
     assert torch.allclose(ours, divergence("reverse_kl", *logp) * batch["response_mask"], atol=1e-12)
+
+
+def test_a_lora_wrapped_head_teaches_its_adapter():
+    batch = make_batch(19)
+    generator = torch.Generator().manual_seed(5)
+    down, up = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, H_S), (V, 2)))
+    gradients = []
+    for fused_form in (True, False):
+        a, b = down.clone().requires_grad_(), up.clone().requires_grad_()
+        head = batch["student_head"] + 0.5 * b @ a
+        if fused_form:
+            changed = {**batch, "student_head": head}
+            loss = fused_dopd_loss(**changed, settings=DopdSettings(top_k=2), chunk_size=4).loss
+        else:
+            student, privileged = batch["student_hidden"] @ head.T, batch["privileged_student_hidden"] @ head.T.detach()
+            teacher = batch["teacher_hidden"] @ batch["teacher_head"].T
+            ids, mask = batch["response_ids"], batch["response_mask"]
+            loss = dopd_loss(student, teacher, privileged, ids, mask, DopdSettings(top_k=2)).loss
+        gradients.append(gradients_of(loss, a, b))
+    assert all(torch.allclose(ours, theirs, atol=1e-12) for ours, theirs in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_elementwise_work_can_be_compiled(name: str):
+    # One graph, without a break: what a GPU gains from is that such chains become one kernel.
+    logits = torch.randn(2, 4, 50, generator=torch.Generator().manual_seed(6))
+    ids = torch.tensor([0, 3, 7, 49])
+    dense = torch.compile(dense_divergence, backend="eager", fullgraph=True)
+    for ours, theirs in zip(
+        dense(name, *log_softmax(logits)), dense_divergence(name, *log_softmax(logits)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    scored = torch.compile(score_logits, backend="eager", fullgraph=True)(logits[0].clone(), ids, 5)
+    for key, value in vars(score_logits(logits[0].clone(), ids, 5)).items():
+        assert torch.equal(getattr(scored, key), value), key
