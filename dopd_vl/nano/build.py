@@ -23,7 +23,7 @@ from dopd_vl.views import ViewProcessor, processor_for
 FAMILIES = ("vision", "text")
 PLAIN = {"none": 1.0}
 # The text student stops before it knows all the words, and sees more hints than the teacher, to lean on them.
-HINTED = {"none": 0.08, "hints": 0.74, "hints_executed": 0.06, "hint_summary": 0.06, "final_answer": 0.06}
+HINTED = {"none": 0.02, "hints": 0.8, "hints_executed": 0.06, "hint_summary": 0.06, "final_answer": 0.06}
 # The vision student has poor eyes, which nothing here corrects, and sees more boxes than the teacher, to lean on them.
 BOXED = {**MIXTURES["vision"], "none": 0.03, "box_label": 0.72}
 # The vision teacher learns last to rely on labels.
@@ -52,9 +52,10 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
             frozen_sight=True,
             batch=16,
         ),
+        Recipe((Phase(400, 6_400, BOXED),), sight_steps=30, frozen_sight=True, batch=16, learning_rate=8e-4),
     ),
     "text-teacher": (Recipe((Phase(350, 10_000, PLAIN), Phase(450, 12_000, MIXTURES["text"]))),),
-    "text-student": (Recipe((Phase(100, 10_000, PLAIN), Phase(1_200, 20_000, HINTED))),),
+    "text-student": (Recipe((Phase(60, 1_600, PLAIN), Phase(380, 8_000, HINTED))),),
 }
 CORPUS_RECORDS = 600  # of each world, for the tokenizer
 SCORED = 600  # held-out records for scores.json

@@ -40,15 +40,11 @@ def test_there_is_a_gap_to_close(world):
     assert teacher >= student + 0.3
 
 
-SHORT = pytest.mark.xfail(strict=True, reason="the shipped models fall short of this: docs/nano.md, Models")
-
-
-@pytest.mark.parametrize("world", [pytest.param("vision", marks=SHORT), "text"])
+@pytest.mark.parametrize("world", WORLDS)
 def test_the_teacher_is_right_nearly_always(world):
     assert stated(f"{world}-teacher")["accuracy"]["none"]["all"] >= 0.85
 
 
-@SHORT
 @pytest.mark.parametrize("world", WORLDS)
 def test_privilege_helps_the_student(world):
     scores = stated(f"{world}-student")["accuracy"]
