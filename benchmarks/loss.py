@@ -11,7 +11,6 @@ inputs and the gradients that are returned. Every measurement is made in a proce
 import argparse
 import json
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-import trl
+from machine import VERSIONS, describe
 from rich.progress import track
 from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
@@ -184,13 +182,6 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cpu_name() -> str:
-    """As the kernel tells it, e.g. "AMD EPYC"."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 4096])
@@ -204,10 +195,9 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/loss"), help="path without a suffix")
     args = parser.parse_args()
-    where = cpu_name() if args.device == "cpu" else torch.cuda.get_device_name()
     report: dict[str, Any] = {
-        "machine": f"{where}, {args.threads} threads, {args.dtype}",
-        "versions": {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__},
+        "machine": describe(args.device, args.threads, args.dtype),
+        "versions": VERSIONS,
         "vocabulary": args.vocabulary,
         "hidden": [args.hidden, args.teacher_hidden],
         "rows": {str(tokens): {} for tokens in args.tokens},

@@ -11,7 +11,6 @@ The rollouts of a trained nano student are the same for all; an untrained studen
 import argparse
 import json
 import multiprocessing
-import platform
 import queue
 import statistics
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 import transformers
-import trl
+from machine import VERSIONS, describe
 from rich.progress import track
 
 STEPS, WARM = 7, 2
@@ -235,13 +234,6 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def cpu_name() -> str:
-    """As the kernel tells it, e.g. "AMD EPYC"."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", nargs="+", default=["nano", "qwen3"], choices=["nano", "qwen3"])
@@ -254,10 +246,9 @@ def main() -> None:
     parser.add_argument("--nano-length", type=int, default=48)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step"), help="path without a suffix")
     args = parser.parse_args()
-    where = cpu_name() if args.device == "cpu" else torch.cuda.get_device_name()
     report: dict[str, Any] = {
-        "machine": f"{where}, {args.threads} threads, {'bf16' if args.bf16 else 'fp32'}",
-        "versions": {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__},
+        "machine": describe(args.device, args.threads, "bf16" if args.bf16 else "fp32"),
+        "versions": VERSIONS,
         "rows": {world: {} for world in args.worlds},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ Overridden seams, each pinned by a test:
     _tokenize_prompts                  the rollout's prompt is the plain view, not a second rendering of it
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
+
+`train` is TRL's, and remembers which checkpoint a run goes on from.
 """
 
 import math
@@ -49,6 +51,7 @@ from dopd_vl.core import (
 from dopd_vl.evaluation.accuracy import forget_image_positions, image_token_ids, predict, summarise, to_device
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Pair, Requirements
+from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, rollout_records, token_metrics
 from dopd_vl.training.requirements import check_requirements
@@ -65,8 +68,6 @@ from dopd_vl.training.scoring import Scored, score_views
 from dopd_vl.training.teachers import KeepTimes, StudentTimes
 from dopd_vl.training.vision_features import SharedFeatures, shared_vision_features
 from dopd_vl.views import View, ViewProcessor, processor_for
-
-PLAIN_STUDENT = Source("student", "plain")
 
 
 class DopdTrainer(DistillationTrainer):
