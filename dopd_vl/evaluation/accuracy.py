@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from dopd_vl.core import Projection, score_tokens
 from dopd_vl.evaluation.verifiers import verifier_for
-from dopd_vl.views import View, ViewProcessor
+from dopd_vl.views import Request, View, ViewProcessor
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,12 @@ def predict(
     try:
         for batch in _batches(examples, batch_size):
             shown: list[tuple[Mapping[str, Any], View]] = []
-            for example in batch:
-                try:
-                    shown.append((example, views.view(example, variant)))
-                except ValueError as error:
-                    refused.append((str(example["id"]), str(error)))
+            rendered = views.view_all([Request(example, variant) for example in batch])
+            for example, view in zip(batch, rendered, strict=True):
+                if isinstance(view, ValueError):
+                    refused.append((str(example["id"]), str(view)))
+                else:
+                    shown.append((example, view))
             if shown:
                 predictions += _predict_batch(model, views, shown, max_new_tokens)
             if on_batch is not None:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from dopd_vl.nano.source import NanoSource
-from dopd_vl.views import View, ViewProcessor
+from dopd_vl.views import Request, View, ViewProcessor
 
 # What a training prompt shows. Never a wrong hint, which would teach to distrust hints, and never a degraded image,
 # which would teach to make digits up: those two are for controls.
@@ -76,6 +76,7 @@ class Step:
 
 
 Row = tuple[View, list[int]]
+RENDERED_TOGETHER = 64
 
 
 def make_rows(
@@ -84,15 +85,24 @@ def make_rows(
     """A phase's records of the train split, each in a variant drawn by (seed, its index), with its response's ids."""
     tasks = None if phase.tasks is None else list(phase.tasks)
     source = NanoSource({"world": world, "size": phase.rows, "seed": seed, "tasks": tasks})
-    rows = []
-    for index in range(len(source)):
-        record, response = source.record_and_response(index)
-        rng = random.Random(f"{seed}/{index}")
-        variant = rng.choices(list(phase.mixture), list(phase.mixture.values()))[0]
-        view = views.view(record, variant)
-        rows.append((replace(view, images=[]), response_ids(response, views)))  # the pictures are in pixel_values
-        on_row()
+    rows: list[Row] = []
+    for start in range(0, len(source), RENDERED_TOGETHER):
+        indices = range(start, min(start + RENDERED_TOGETHER, len(source)))
+        pairs = [source.record_and_response(index) for index in indices]
+        requests = [
+            Request(record, _variant(phase.mixture, f"{seed}/{index}"))
+            for index, (record, _) in zip(indices, pairs, strict=True)
+        ]
+        for view, (_, response) in zip(views.view_all(requests), pairs, strict=True):
+            if isinstance(view, ValueError):
+                raise view
+            rows.append((replace(view, images=[]), response_ids(response, views)))  # the pictures are in pixel_values
+            on_row()
     return rows
+
+
+def _variant(mixture: Mapping[str, float], seed: str) -> str:
+    return random.Random(seed).choices(list(mixture), list(mixture.values()))[0]
 
 
 def response_ids(response: str, views: ViewProcessor) -> list[int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dopd_vl.core import Source
 from dopd_vl.training.config import DEFAULT_VARIANT
-from dopd_vl.views import View, ViewProcessor
+from dopd_vl.views import Request, View, ViewProcessor
 from privileged import VARIANTS
 
 SIBLING_VIEW = "sibling"
@@ -45,23 +45,28 @@ class ViewRenderer:
         self.views = views
         self.variants = variants
 
-    def render(self, example: Mapping[str, Any], sources: Sequence[Source]) -> dict[Source, View]:
-        """One view per source.
+    def render(
+        self, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+    ) -> list[dict[Source, View] | ValueError]:
+        """One view per source for each example, or why the example cannot be shown to one of them."""
+        variants = [{source: self._variant(example, source) for source in sources} for example in examples]
+        requests = {
+            (number, variant): Request(example, variant)
+            for number, (example, shown) in enumerate(zip(examples, variants, strict=True))
+            for variant in shown.values()
+        }
+        views = dict(zip(requests, self.views.view_all(list(requests.values())), strict=True))
+        rendered: list[dict[Source, View] | ValueError] = []
+        for number, shown in enumerate(variants):
+            found = {source: views[number, variant] for source, variant in shown.items()}
+            error = next((view for view in found.values() if isinstance(view, ValueError)), None)
+            rendered.append(error or {s: view for s, view in found.items() if not isinstance(view, ValueError)})
+        return rendered
 
-        Raises:
-            ValueError: the example cannot be shown to one of them; the message says which example and why.
-        """
-        by_variant: dict[str, View] = {}
-        result = {}
-        for source in sources:
-            if source.view == "privileged":
-                variant = resolve_variant(example, self.variants[source.policy])
-            else:
-                variant = "none" if source.view == "plain" else source.view
-            if variant not in by_variant:
-                by_variant[variant] = self.views.view(example, variant)
-            result[source] = by_variant[variant]
-        return result
+    def _variant(self, example: Mapping[str, Any], source: Source) -> str:
+        if source.view == "privileged":
+            return resolve_variant(example, self.variants[source.policy])
+        return "none" if source.view == "plain" else source.view
 
 
 @dataclass(frozen=True)
@@ -85,21 +90,21 @@ def render_batch(
     Raises:
         ValueError: no example of the batch can be shown; the message holds the first reason.
     """
-    rendered: list[dict[Source, View] | None] = []
-    refusals: list[Refusal] = []
-    for example in examples[::siblings]:
-        try:
-            rendered.append(renderer.render(example, sources))
-        except ValueError as error:
-            rendered.append(None)
-            refusals.append(Refusal(str(example.get("id")), str(error)))
-    filler = next((views for views in rendered if views is not None), None)
+    prompts = examples[::siblings]
+    rendered = renderer.render(prompts, sources)
+    refusals = [
+        Refusal(str(example.get("id")), str(error))
+        for example, error in zip(prompts, rendered, strict=True)
+        if isinstance(error, ValueError)
+    ]
+    filler = next((views for views in rendered if not isinstance(views, ValueError)), None)
     if filler is None:
         raise ValueError(f"no example of the batch can be used; the first: {refusals[0].reason}")
-    per_rollout = [views for views in rendered for _ in range(siblings)]
+    refused = [isinstance(views, ValueError) for views in rendered]
+    filled = [filler if isinstance(views, ValueError) else views for views in rendered for _ in range(siblings)]
     return RenderedBatch(
-        views={source: [(views or filler)[source] for views in per_rollout] for source in sources},
-        usable=torch.tensor([views is not None for views in per_rollout]),
+        views={source: [views[source] for views in filled] for source in sources},
+        usable=~torch.tensor(refused).repeat_interleave(siblings),
         refusals=refusals,
     )
 
@@ -133,13 +138,16 @@ def render_siblings(
 
     Where there is none, or its view cannot be made (too long, a control token), the plain view stands in its place.
     """
-    views, used = [], []
-    for example, view, other in zip(examples, plain, shown, strict=True):
-        if other is not None:
-            try:
-                view = renderer.views.view(example, addition=SOLUTION.format(response=responses[other]))
-            except ValueError:
-                other = None
-        views.append(view)
-        used.append(other)
+    requests = {
+        row: Request(example, addition=SOLUTION.format(response=responses[other]))
+        for row, (example, other) in enumerate(zip(examples, shown, strict=True))
+        if other is not None
+    }
+    made = dict(zip(requests, renderer.views.view_all(list(requests.values())), strict=True))
+    views, used = list(plain), list(shown)
+    for row, view in made.items():
+        if isinstance(view, ValueError):
+            used[row] = None
+        else:
+            views[row] = view
     return views, used

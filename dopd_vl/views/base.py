@@ -8,7 +8,7 @@ To teach the toolkit a new model family, subclass `ViewProcessor` and implement 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,29 @@ class View:
         return self
 
 
+class Request(NamedTuple):
+    """A view that is asked for."""
+
+    example: Mapping[str, Any]
+    """columns of a privileged dataset"""
+    variant: str = "none"
+    addition: str | None = None
+    """text that comes after the last user message, a blank line between them"""
+
+
+class Prompt(NamedTuple):
+    """What `_encode` turns into a view."""
+
+    messages: list[dict[str, Any]]
+    """content is a list of `{"type": "text", "text": ..}` and `{"type": "image"}` parts"""
+    images: list[Any]
+    """PIL images in the order of those parts"""
+
+
+ENCODED_TOGETHER = 64
+"""Prompts whose images are prepared in one call of the image processor."""
+
+
 class ViewProcessor(ABC):
     """Renders examples for one model family.
 
@@ -75,18 +98,50 @@ class ViewProcessor(ABC):
     def view(self, example: Mapping[str, Any], variant: str = "none", addition: str | None = None) -> View:
         """Render `example` (columns of a privileged dataset) with the named variant of its privileged input.
 
-        `addition` is text that comes after the last user message, a blank line between them.
-
         Raises:
             ViewError: an image cannot be read or is not read by this model, image markers and images differ in number,
                 the prompt holds one of the tokenizer's control tokens, or is longer than `max_prompt_length`.
             MissingPrivilege: the example lacks what the variant shows (a ValueError too).
         """
+        [result] = self.view_all([Request(example, variant, addition)])
+        if isinstance(result, ValueError):
+            raise result
+        return result
+
+    def view_all(self, requests: Sequence[Request]) -> list[View | ValueError]:
+        """Render many: cheaper than one by one. Where `view` would raise, its error stands in the view's place."""
+        images: dict[int, list[Any] | ValueError] = {}  # the views of one example share its images
+        prompts: list[Prompt | ValueError] = []
+        for request in requests:
+            try:
+                prompts.append(self._prompt(request, images))
+            except ValueError as error:
+                prompts.append(error)
+        good = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+        encoded = iter(
+            [
+                view
+                for start in range(0, len(good), ENCODED_TOGETHER)
+                for view in self._encode_all(good[start : start + ENCODED_TOGETHER])
+            ]
+        )
+        return [
+            prompt if isinstance(prompt, ValueError) else self._checked(next(encoded), request)
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
+
+    def _prompt(self, request: Request, known_images: dict[int, list[Any] | ValueError]) -> Prompt:
+        example, variant, addition = request
         name = f"example {example['id']!r}"
-        try:
-            images = [load_image(image).image for image in example.get("images") or []]
-        except ValueError as error:
-            raise ViewError(f"{name}: {error}") from error
+        images = known_images.get(id(example))
+        if images is None:
+            try:
+                images = [load_image(image).image for image in example.get("images") or []]
+            except ValueError as error:
+                images = error
+            known_images[id(example)] = images
+        if isinstance(images, ValueError):
+            raise ViewError(f"{name}: {images}") from images
         rendered = VARIANTS[variant].render({**example, "images": images})
         if addition is not None:
             rendered = replace(rendered, messages=append_to_last_user(rendered.messages, addition))
@@ -100,20 +155,25 @@ class ViewProcessor(ABC):
                 if token in message["content"]:
                     raise ViewError(f"{name}: its prompt holds the control token {token}")
         try:
-            messages = split_content(rendered.messages, len(rendered.images))
+            return Prompt(split_content(rendered.messages, len(rendered.images)), list(rendered.images))
         except ValueError as error:
             raise ViewError(f"{name}: {error}") from error
-        view = self._encode(messages, rendered.images)
-        if self.max_prompt_length is not None and len(view.prompt_ids) > self.max_prompt_length:
-            raise ViewError(
-                f"{name}: its prompt in variant {variant!r} has {len(view.prompt_ids)} tokens, more than "
-                f"max_prompt_length={self.max_prompt_length}"
-            )
-        return view
+
+    def _checked(self, view: View, request: Request) -> View | ViewError:
+        if self.max_prompt_length is None or len(view.prompt_ids) <= self.max_prompt_length:
+            return view
+        return ViewError(
+            f"example {request.example['id']!r}: its prompt in variant {request.variant!r} has {len(view.prompt_ids)} "
+            f"tokens, more than max_prompt_length={self.max_prompt_length}"
+        )
 
     @abstractmethod
     def _encode(self, messages: list[dict[str, Any]], images: list[Any]) -> View:
         """Tokenise messages whose content is a list of `{"type": "text", "text": ..}` and `{"type": "image"}` parts."""
+
+    def _encode_all(self, prompts: Sequence[Prompt]) -> list[View]:
+        """As `_encode` for each; a family that can do many at once overrides it."""
+        return [self._encode(*prompt) for prompt in prompts]
 
     def collate(
         self, views: Sequence[View], response_ids: Sequence[Sequence[int]], pad_token_id: int

@@ -5,11 +5,12 @@ processor's bounds. mRoPE positions are left to the model, which derives them pe
 `image_grid_thw`: they differ between views.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, fetch_image
 
-from dopd_vl.views.base import View, ViewProcessor
+from dopd_vl.views.base import Prompt, View, ViewProcessor
 
 
 class QwenVLViewProcessor(ViewProcessor):
@@ -32,17 +33,37 @@ class QwenVLViewProcessor(ViewProcessor):
         }
 
     def _encode(self, messages: list[dict[str, Any]], images: list[Any]) -> View:
-        text = self.processing_class.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+        [view] = self._encode_all([Prompt(messages, images)])
+        return view
+
+    def _encode_all(self, prompts: Sequence[Prompt]) -> list[View]:
+        """One call of the processor for all: its cost is of the call more than of the images."""
+        if not prompts:
+            return []
+        texts = [
+            self.processing_class.apply_chat_template(
+                prompt.messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+            )
+            for prompt in prompts
+        ]
+        resized = [[self._resized(image) for image in prompt.images] for prompt in prompts]
+        every = [image for images in resized for image in images]
+        if not every:
+            return [View(prompt_ids=ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        encoded = self.processing_class(
+            text=texts,
+            images=every,
+            do_resize=False,
+            padding=False,
+            images_kwargs={"return_tensors": "pt"},
         )
-        if not images:
-            return View(prompt_ids=self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        resized = [fetch_image({"image": image, **self._bounds}, image_patch_size=self._patch_size) for image in images]
-        encoded = self.processing_class(text=[text], images=resized, do_resize=False, return_tensors="pt")
-        return View(
-            prompt_ids=encoded["input_ids"][0].tolist(),
-            images=resized,
-            mm_token_type_ids=encoded["mm_token_type_ids"][0].tolist(),
-            pixel_values=encoded["pixel_values"],
-            image_grid_thw=encoded["image_grid_thw"],
-        )
+        grids = encoded["image_grid_thw"].split([len(images) for images in resized])
+        pixels = encoded["pixel_values"].split([int(grid.prod(-1).sum()) for grid in grids])
+        rows = zip(encoded["input_ids"], encoded["mm_token_type_ids"], resized, grids, pixels, strict=True)
+        return [
+            View(ids, images, kinds, some_pixels.clone(), grid.clone()) if images else View(ids)
+            for ids, kinds, images, grid, some_pixels in rows
+        ]
+
+    def _resized(self, image: Any) -> Any:
+        return fetch_image({"image": image, **self._bounds}, image_patch_size=self._patch_size)

@@ -8,7 +8,15 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from dopd_vl.views import QwenVLViewProcessor, TextViewProcessor, View, ViewError, ViewProcessor, processor_for
+from dopd_vl.views import (
+    QwenVLViewProcessor,
+    Request,
+    TextViewProcessor,
+    View,
+    ViewError,
+    ViewProcessor,
+    processor_for,
+)
 from dopd_vl.views.messages import split_content
 from privileged.errors import MissingPrivilege
 
@@ -121,6 +129,33 @@ def test_batching_text_views_changes_no_hidden_state(text: tuple[Any, TextViewPr
     for row, (view, response) in enumerate(zip(shown, responses, strict=True)):
         alone = response_states(model, views, [view], [response])
         torch.testing.assert_close(together[row, : len(response)], alone[0], atol=2e-5, rtol=1e-4)
+
+
+def test_many_views_at_once_are_the_views_one_by_one(vision: tuple[Any, QwenVLViewProcessor]) -> None:
+    _, views = vision
+    large = {**example("Another size."), "images": [Image.radial_gradient("L").resize((96, 64)).convert("RGB")]}
+    corrupt = {**example(), "images": [{"bytes": b"\x89PNG not really", "path": None}]}
+    requests = [
+        Request(example(), "box_label"),
+        Request(corrupt),
+        Request(example("Text only, no picture at all.", images=0)),
+        Request(example("Is <image> larger than <image>?", images=2), "degraded"),
+        Request(example(images=0), "hints"),
+        Request(large, addition="Look twice."),
+    ]
+    together = views.view_all(requests)
+    assert isinstance(together[1], ViewError)
+    assert isinstance(together[4], MissingPrivilege)
+    for request, view in zip(requests, together, strict=True):
+        if isinstance(view, View):
+            alone = views.view(*request)
+            assert view.prompt_ids == alone.prompt_ids
+            assert view.mm_token_type_ids == alone.mm_token_type_ids
+            if alone.pixel_values is None or alone.image_grid_thw is None:
+                assert view.pixel_values is None
+            else:
+                torch.testing.assert_close(view.pixel_values, alone.pixel_values, rtol=0, atol=0)
+                torch.testing.assert_close(view.image_grid_thw, alone.image_grid_thw)
 
 
 def test_image_markers_place_the_images(vision: tuple[Any, QwenVLViewProcessor]) -> None:
