@@ -30,6 +30,13 @@ class DopdConfig(DistillationConfig):
     scoring_batch_size: int | None = field(
         default=None, metadata={"help": "Sequences per scoring forward pass. Default: per_device_train_batch_size."}
     )
+    share_prompts: bool = field(
+        default=True,
+        metadata={
+            "help": "Read a prompt once for all of its rollouts: in scoring, and in learning without gradient "
+            "checkpointing. For models with an ordinary cache of keys and values."
+        },
+    )
     logits_chunk_size: int = field(
         default=DEFAULT_CHUNK_SIZE, metadata={"help": "Response tokens projected to the vocabulary at a time."}
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dopd_vl.core import TokenScores
+from dopd_vl.training.prompt_sharing import siblings_of
 from dopd_vl.views import View
 
 Forward = Callable[[list[View], list[list[int]]], tuple[Tensor, TokenScores]]
@@ -28,12 +29,21 @@ def score_views(
 ) -> Scored:
     """Score all rollouts, `batch_size` at a time.
 
-    Sequences of like length share a forward pass, so that little of it is padding.
+    Sequences of like length share a forward pass, so that little of it is padding, and siblings do, so that they can
+    share their prompt.
 
     Args:
         response_mask: `[B, N]`, false also for the tokens of an example that takes no part.
     """
-    order = sorted(range(len(views)), key=lambda b: len(views[b].prompt_ids) + len(responses[b]))
+    _, prompt = siblings_of(views)
+    longest = [0] * len(views)
+    for b, response in enumerate(responses):
+        longest[prompt[b]] = max(longest[prompt[b]], len(response))
+
+    def by_length(b: int) -> tuple[int, int, int]:
+        return len(views[b].prompt_ids) + longest[prompt[b]], prompt[b], len(responses[b])
+
+    order = sorted(range(len(views)), key=by_length)
     hidden: Tensor | None = None
     scores: TokenScores | None = None
     for start in range(0, len(order), batch_size):

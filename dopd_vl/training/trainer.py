@@ -54,6 +54,7 @@ from dopd_vl.objectives.base import POLICIES, Pair, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, rollout_records, token_metrics
+from dopd_vl.training.prompt_sharing import backbone_of, sibling_hidden_states, siblings_of
 from dopd_vl.training.requirements import check_requirements
 from dopd_vl.training.rollouts import (
     SIBLING_VIEW,
@@ -227,9 +228,10 @@ class DopdTrainer(DistillationTrainer):
         wrapped, unwrapped = self._policy(source.policy)
         top_k = max(self.args.logged_top_k, getattr(self.objective, "top_k", 0))
         store = "cpu" if self.args.offload_scores else None
+        shared = self.args.share_prompts and self.args.num_generations > 1 and source.view != SIBLING_VIEW
 
         def forward(some_views: list[View], some_responses: list[list[int]]) -> tuple[Tensor, TokenScores]:
-            hidden = self._hidden_states(unwrapped, some_views, some_responses)
+            hidden = self._hidden_states(unwrapped, some_views, some_responses, shared)
             ids, some_mask = pad_responses(some_responses, self._tokenizer.pad_token_id)
             projection = self._projection(source, hidden)
             chunk_size = self.args.logits_chunk_size
@@ -266,10 +268,16 @@ class DopdTrainer(DistillationTrainer):
             return divergence_of(pair.divergence, student, target, mask, self.args.logits_chunk_size)
 
     def _hidden_states(
-        self, unwrapped: PreTrainedModel, views: Sequence[View], responses: Sequence[Sequence[int]]
+        self, unwrapped: PreTrainedModel, views: Sequence[View], responses: Sequence[Sequence[int]], shared: bool
     ) -> Tensor:
-        batch = self.views.collate(views, responses, self._tokenizer.pad_token_id)
-        inputs = to_device(batch, self.accelerator.device)
+        """`[b, n, H]`, n the longest response; `shared`: siblings' prompts are read once."""
+        device, pad = self.accelerator.device, self._tokenizer.pad_token_id
+        if shared:
+            different, rows = siblings_of(views)
+            prompts = to_device(self.views.collate(different, [[] for _ in different], pad), device)
+            ids, mask = (tensor.to(device) for tensor in pad_responses(responses, pad))
+            return sibling_hidden_states(backbone_of(unwrapped), prompts, torch.tensor(rows, device=device), ids, mask)
+        inputs = to_device(self.views.collate(views, responses, pad), device)
         length = max(len(ids) for ids in responses)
         return self._get_last_hidden_state(unwrapped, logits_to_keep=length, **inputs)
 
@@ -284,7 +292,7 @@ class DopdTrainer(DistillationTrainer):
         longest = max(lengths)
         ids, mask = inputs["completion_ids"][:, :longest], inputs["completion_mask"][:, :longest]
         responses = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
-        hidden = self._hidden_states(unwrapped_student, inputs["views"], responses)
+        hidden = self._hidden_states(unwrapped_student, inputs["views"], responses, self._learns_from_shared_prompts())
         template = self._decision.plan
         terms = zip(template.terms, inputs["weights"].unbind(1), strict=True)
         plan = Plan(tuple(replace(term, weight=weight[:, :longest]) for term, weight in terms), template.reduction)
@@ -311,6 +319,12 @@ class DopdTrainer(DistillationTrainer):
         self._sums.add("kept_mass/student", taught.kept_mass[supported].sum().item(), int(supported.sum()))
         seen = ~taught.entropy.isnan()
         return taught.loss, taught.entropy[seen].sum(), seen.sum()
+
+    def _learns_from_shared_prompts(self) -> bool:
+        """Checkpointed layers keep no keys and values, and a sharded module runs once between forward and backward."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        several = self.args.num_generations > 1 and not self.args.gradient_checkpointing and not sharded
+        return self.args.share_prompts and several
 
     @contextmanager
     def _whole_heads(self, *sources: Source, in_forward: bool = True) -> Iterator[None]:
