@@ -58,6 +58,12 @@ def _evaluate(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _study(argv: Sequence[str]) -> int:
+    from dopd_vl.commands.study import main
+
+    return main(argv)
+
+
 def _quickstart(argv: Sequence[str]) -> int:
     from dopd_vl.commands.quickstart import main
 
@@ -74,6 +80,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "prepare": (_prepare, "turn source records into a checked privileged data set"),
     "train": (_train, "distil a teacher into a student"),
     "evaluate": (_evaluate, "score a model on a privileged data set"),
+    "study": (_study, "run a grid of methods, variants, settings and seeds, and compare"),
     "quickstart": (_quickstart, "the whole job on a laptop, in minutes"),
     "nano": (_nano, "build the CPU-size world's models"),
 }

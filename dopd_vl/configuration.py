@@ -23,14 +23,16 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
     """An instance of the dataclass `cls`.
 
     Args:
-        argv: `--config FILE` (a path or a shipped config's name), dotted overrides, `--print_config`, `--help`.
+        argv: `--config FILE` (a path or a shipped config's name; a later file adds to an earlier one), dotted
+            overrides, `--print_config`, `--help`.
 
     Raises:
         ConfigurationError: a wrong key, type or value; the message names it, the nearest right one, and where it stood.
     """
-    arguments, file = _resolve_file(list(argv))
-    if file is not None:
-        _check_file_keys(cls, file)
+    arguments, files = _resolve_files(list(argv))
+    for given in files:
+        _check_file_keys(cls, given)
+    file = files[-1] if files else None
     _check_option_keys(cls, arguments)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
@@ -72,8 +74,8 @@ def settings_of(cls: type[Config], settings: dict[str, Any], where: str) -> Conf
         raise ConfigurationError(f"{where}: {_one_line(str(error), None)}") from error
 
 
-def _resolve_file(arguments: list[str]) -> tuple[list[str], Path | None]:
-    file = None
+def _resolve_files(arguments: list[str]) -> tuple[list[str], list[Path]]:
+    files = []
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name != "--config":
@@ -83,11 +85,12 @@ def _resolve_file(arguments: list[str]) -> tuple[list[str], Path | None]:
                 raise ConfigurationError("--config needs a file")
             value = arguments[position + 1]
         file = find_config(value)
+        files.append(file)
         if equals:
             arguments[position] = f"--config={file}"
         else:
             arguments[position + 1] = str(file)
-    return arguments, file
+    return arguments, files
 
 
 def _check_file_keys(cls: type, file: Path) -> None:

@@ -24,6 +24,13 @@ class DopdConfig(DistillationConfig):
     student_variant: str = field(
         default=DEFAULT_VARIANT, metadata={"help": "Variant of the privileged input that the privileged student sees."}
     )
+    learner_variant: str = field(
+        default="none",
+        metadata={
+            "help": "Variant that the student sees when it rolls out and learns. A deployed student sees none: "
+            "anything else is for the analysis of what comes of it."
+        },
+    )
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Longest prompt in tokens, of any view; a longer one is refused, never cut."}
     )

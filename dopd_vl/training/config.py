@@ -51,11 +51,13 @@ class DataSettings:
 
 @dataclass
 class PrivilegeSettings:
-    """What the privileged views show; the student that learns never sees any of it."""
+    """What the privileged views show; a student that is to be deployed never sees any of it."""
 
     teacher_variant: str = DEFAULT_VARIANT
     """"default": boxes with labels where an example has any, else step-wise hints"""
     student_variant: str = DEFAULT_VARIANT
+    learner_variant: str = "none"
+    """what the student sees when it rolls out and learns; other than "none" only to analyse what comes of it"""
 
 
 @dataclass

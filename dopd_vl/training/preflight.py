@@ -88,6 +88,7 @@ def check_variants(config: TrainConfig) -> None:
     named = {
         "privilege.teacher_variant": [config.privilege.teacher_variant],
         "privilege.student_variant": [config.privilege.student_variant],
+        "privilege.learner_variant": [config.privilege.learner_variant],
         "training.eval_variants": config.training.eval_variants,
     }
     for key, variants in named.items():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dopd_vl.core import Source
+from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.training.config import DEFAULT_VARIANT
 from dopd_vl.views import Request, View, ViewProcessor
 from privileged import VARIANTS
@@ -35,15 +36,19 @@ def resolve_variant(example: Mapping[str, Any], variant: str) -> str:
 class ViewRenderer:
     """Renders what each source sees; siblings of one prompt share their views."""
 
-    def __init__(self, views: ViewProcessor, variants: Mapping[str, str]):
-        """`variants` maps a policy to the variant that its privileged view shows."""
-        unknown = [name for name in variants.values() if name != DEFAULT_VARIANT and name not in VARIANTS]
+    def __init__(self, views: ViewProcessor, variants: Mapping[str, str], learner_variant: str = "none"):
+        """`variants` maps a policy to the variant that its privileged view shows; the student that learns sees
+        `learner_variant`."""
+        unknown = [
+            name for name in (*variants.values(), learner_variant) if name != DEFAULT_VARIANT and name not in VARIANTS
+        ]
         if unknown:
             raise ValueError(
                 f"unknown variant {unknown[0]!r}, expected one of {', '.join([DEFAULT_VARIANT, *VARIANTS])}"
             )
         self.views = views
         self.variants = variants
+        self.learner_variant = learner_variant
 
     def render(
         self, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source]
@@ -66,6 +71,8 @@ class ViewRenderer:
     def _variant(self, example: Mapping[str, Any], source: Source) -> str:
         if source.view == "privileged":
             return resolve_variant(example, self.variants[source.policy])
+        if source == PLAIN_STUDENT:
+            return resolve_variant(example, self.learner_variant)
         return "none" if source.view == "plain" else source.view
 
 

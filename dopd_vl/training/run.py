@@ -121,6 +121,7 @@ def _trainer_arguments(config: TrainConfig) -> DopdConfig:
         "seed": config.seed,
         "teacher_variant": config.privilege.teacher_variant,
         "student_variant": config.privilege.student_variant,
+        "learner_variant": config.privilege.learner_variant,
         "max_prompt_length": config.data.max_prompt_length,
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "trust_remote_code": config.model.trust_remote_code,

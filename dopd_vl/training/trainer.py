@@ -133,7 +133,7 @@ class DopdTrainer(DistillationTrainer):
         # Where no larger model teaches, the student that does is the teacher, and sees what a teacher is to see.
         of_student = args.student_variant if "teacher" in policies else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        self.renderer = ViewRenderer(self.views, variants)
+        self.renderer = ViewRenderer(self.views, variants, args.learner_variant)
         self._forbid_tokens(image_token_ids(config))
         for policy in policies | {"student"}:
             _refuse_scaled_logits(self._policy(policy)[1].config, policy)

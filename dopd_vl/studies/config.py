@@ -1,0 +1,234 @@
+"""The keys of `dopd-vl study --config FILE`, and the runs that they unfold into."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dopd_vl.configuration import read_config
+from dopd_vl.errors import ConfigurationError
+from dopd_vl.training.config import TrainConfig
+from privileged.errors import nearest
+
+DATA_PREFIX = "study:"
+OWN_KEYS = ("output_dir", "seed", "resume")
+
+
+@dataclass
+class StudyConfig:
+    """Train a grid of runs with equal budgets and compare what they come to."""
+
+    output_dir: str = "runs/studies"
+    name: str = ""
+    """of the study: a folder of that name in output_dir"""
+    train_config: str = "configs/vlm/nano.yaml"
+    """the training run that every cell begins from"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """dotted keys of a training run, for every cell, e.g. {training.max_steps: 150}"""
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """name -> dotted keys of that cell"""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """dotted key -> values: every combination, for every cell"""
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """name -> dotted keys: one run after another, each from the student that the one before made"""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    baseline: str | None = None
+    """the cell that the others are compared with"""
+    equal_budget: bool = True
+    """refuse cells that differ in steps or rollouts a step"""
+    data: dict[str, Any] = field(default_factory=dict)
+    """name -> folder of a privileged data set, or a source of `dopd-vl prepare` (kind, options) to make one from; named
+    `study:NAME` elsewhere"""
+    score: dict[str, str] = field(default_factory=dict)
+    """name -> held-out data set that every final student is scored on; default: the runs' own `data.eval`"""
+    score_variants: list[str] = field(default_factory=lambda: ["none"])
+    """what a final student sees when scored; the first is what a deployed student sees"""
+    paper: dict[str, str] = field(default_factory=dict)
+    """{table: .., column: ..} of data/paper_analyses.yaml, whose rows are named as the cells"""
+    workers: int = 1
+    """runs at a time"""
+    threads: int = 1
+    """CPU threads a run"""
+    devices: list[str] = field(default_factory=list)
+    """GPUs, e.g. ["0", "1"] or ["0,1", "2,3"]: a run each at a time; takes the place of `workers`"""
+    launcher: str = ""
+    """what starts a run, e.g. "accelerate launch --num_processes 8"; default: this Python"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of settings, run once a seed."""
+
+    name: str
+    overrides: Mapping[str, Any]
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder's."""
+        return re.sub(r"[^a-z0-9.=+-]+", "-", self.name.casefold()).strip("-.") or "cell"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell with one seed: one training run, or one a stage."""
+
+    cell: Cell
+    seed: int
+    folder: Path
+    stages: tuple[tuple[str, TrainConfig], ...]
+    """(name, configuration); the name is empty where the study has no stages"""
+
+    @property
+    def steps(self) -> int:
+        return sum(config.training.max_steps for _, config in self.stages)
+
+    @property
+    def rollouts(self) -> int:
+        """Per device, in all."""
+        return sum(
+            c.training.max_steps * c.training.per_device_train_batch_size * c.training.gradient_accumulation_steps
+            for _, c in self.stages
+        )
+
+
+def study_folder(config: StudyConfig) -> Path:
+    """Where everything of a study lies."""
+    return Path(config.output_dir) / config.name
+
+
+def check(config: StudyConfig) -> None:
+    """Find what is wrong with a study before anything runs.
+
+    Raises:
+        ConfigurationError: names the key.
+    """
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise ConfigurationError(f"seeds: must be different numbers, at least one, not {config.seeds}")
+    if not config.cells and not config.grid:
+        raise ConfigurationError("cells: a study needs cells or a grid")
+    for key in ("workers", "threads"):
+        if getattr(config, key) < 1:
+            raise ConfigurationError(f"{key}: {getattr(config, key)} is less than 1")
+    cells = expand(config)
+    slugs: dict[str, str] = {}
+    for cell in cells:
+        if cell.slug in slugs:
+            raise ConfigurationError(
+                f"cells: {slugs[cell.slug]!r} and {cell.name!r} would share one folder; rename one"
+            )
+        slugs[cell.slug] = cell.name
+    names = [cell.name for cell in cells]
+    if config.baseline is not None and config.baseline not in names:
+        raise ConfigurationError(f"baseline: no cell {config.baseline!r}, {nearest(config.baseline, names)}")
+    if not config.score_variants:
+        raise ConfigurationError("score_variants: at least one")
+    runs = unfold(config)
+    budgets = {run.cell.name: (run.steps, run.rollouts) for run in runs}
+    first = names[0]
+    for name, budget in budgets.items():
+        if config.equal_budget and budget != budgets[first]:
+            raise ConfigurationError(
+                f"cells.{name}: {budget[0]} steps and {budget[1]} rollouts a device, where {first!r} has "
+                f"{budgets[first][0]} and {budgets[first][1]}; set equal_budget: false if that is meant"
+            )
+
+
+def expand(config: StudyConfig) -> list[Cell]:
+    """Every combination of cells and grid values, in the order of the file."""
+    cells = config.cells or {"": {}}
+    keys = list(config.grid)
+    short = _short_names(keys)
+    found = []
+    for name, overrides in cells.items():
+        for values in itertools.product(*(config.grid[key] for key in keys)):
+            parts = [name] if name else []
+            parts += [f"{short[key]}={_shown(value)}" for key, value in zip(keys, values, strict=True)]
+            found.append(Cell(" ".join(parts), {**overrides, **dict(zip(keys, values, strict=True))}))
+    return found
+
+
+def unfold(config: StudyConfig) -> list[Run]:
+    """All runs, seed by seed, so that an early look at the results compares like with like.
+
+    Raises:
+        ConfigurationError: a setting that no training run has; the message names the cell.
+    """
+    return [_run(config, cell, seed) for seed in config.seeds for cell in expand(config)]
+
+
+def _run(config: StudyConfig, cell: Cell, seed: int) -> Run:
+    folder = study_folder(config) / "runs" / cell.slug / f"seed-{seed}"
+    if not config.stages:
+        return Run(cell, seed, folder, (("", _train_config(config, cell, seed, folder, {})),))
+    stages = []
+    before: dict[str, Any] = {}
+    for number, (name, overrides) in enumerate(config.stages.items(), start=1):
+        stage = folder / f"{number}-{Cell(name, {}).slug}"
+        stages.append((name, _train_config(config, cell, seed, stage, overrides, before)))
+        before = {"model.student": str(stage / "student")}
+    return Run(cell, seed, folder, tuple(stages))
+
+
+def _train_config(
+    config: StudyConfig,
+    cell: Cell,
+    seed: int,
+    folder: Path,
+    stage: Mapping[str, Any],
+    before: Mapping[str, Any] | None = None,
+) -> TrainConfig:
+    """`before`: what the stage before settles, whatever the cell says."""
+    overrides = {**config.settings, **stage, **cell.overrides, **(before or {})}
+    for key in OWN_KEYS:
+        if key in overrides:
+            raise ConfigurationError(f"cells.{cell.name}: {key} is the study's own; leave it out")
+    overrides = {key: resolve(config, value) for key, value in overrides.items()}
+    overrides |= {"output_dir": str(folder), "seed": seed, "resume": True}
+    try:
+        return read_config(TrainConfig, ["--config", config.train_config, *_options(overrides)], "dopd-vl study")
+    except ConfigurationError as error:
+        raise ConfigurationError(f"cells.{cell.name}: {error}") from error
+
+
+def resolve(config: StudyConfig, value: Any) -> Any:
+    """`study:NAME` as the folder of that data set; anything else as it is.
+
+    Raises:
+        ConfigurationError: the study has no data set of that name.
+    """
+    if not isinstance(value, str) or not value.startswith(DATA_PREFIX):
+        return value
+    name = value.removeprefix(DATA_PREFIX)
+    if name not in config.data:
+        raise ConfigurationError(f"data: no data set {name!r}, {nearest(name, config.data)}")
+    given = config.data[name]
+    return given if isinstance(given, str) else str(data_folder(config, name))
+
+
+def data_folder(config: StudyConfig, name: str) -> Path:
+    """Where a data set lies that the study makes: beside all studies of its output_dir, which share it."""
+    return Path(config.output_dir) / "data" / name
+
+
+def _options(overrides: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in overrides.items():
+        yield f"--{key}={_value(value)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)  # JSON is YAML: null, true, [..] and {..} read as what they are
+
+
+def _shown(value: Any) -> str:
+    return str(value).removeprefix("nano:") if not isinstance(value, dict | list) else json.dumps(value)
+
+
+def _short_names(keys: list[str]) -> dict[str, str]:
+    """The last part of each dotted key, or the whole key where two end alike."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}

@@ -1,0 +1,212 @@
+"""From the runs of a study to one table, its figures and its comparison with the paper."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dopd_vl.errors import ConfigurationError
+from dopd_vl.files import read_jsonl
+from dopd_vl.resources import shipped
+from dopd_vl.studies.config import Run, StudyConfig, expand, unfold
+from dopd_vl.studies.run import load_scores, reference_folder, score_sets
+from dopd_vl.studies.statistics import Comparison, Summary, compare, holm, rank_correlation, summarise
+from privileged.errors import nearest
+
+CURVES = (
+    "eval_accuracy",
+    "eval_entropy",
+    "gap/mean",
+    "kept_mass/student",
+    "completions/mean_length",
+    "rollout_accuracy",
+)
+"""Quantities of metrics.jsonl that are averaged over seeds, beside the shares of the regimes."""
+SHARES = "token_share/"
+
+
+@dataclass
+class CellResult:
+    """One cell over its finished seeds. Accuracies are shares, 0 to 1; entropies nats a response token."""
+
+    name: str
+    seeds: list[int]
+    missing: list[int]
+    """seeds without scores yet"""
+    scores: dict[str, dict[str, Summary]]
+    """data set -> "accuracy", "entropy", "mean_tokens", "clipped", and "accuracy/VARIANT" -> summary"""
+    gap_recovered: Summary | None
+    """(student after - before) / (teacher - before), on the first data set; None where teacher and student are equal"""
+    against_baseline: Comparison | None
+    holm_p: float | None = None
+    forgetting: dict[str, Summary] = field(default_factory=dict)
+    """data set -> best accuracy after an earlier stage, less that after the last (studies with stages)"""
+    after_stage: dict[str, dict[str, Summary]] = field(default_factory=dict)
+    """stage -> data set -> accuracy"""
+
+
+@dataclass
+class StudyResult:
+    """Everything that a study's runs came to so far."""
+
+    data_sets: list[str]
+    cells: list[CellResult]
+    references: dict[str, dict[str, float]]
+    """model that runs begin from or learn from -> data set -> accuracy"""
+    curves: list[dict[str, Any]]
+    """rows (cell, stage, step, metric, mean, spread, seeds)"""
+    paper: dict[str, Any] | None
+    """table, column, pairs of (cell, ours, the paper's), Spearman's rho and p"""
+
+
+def gather(config: StudyConfig) -> StudyResult:
+    """Read what is finished; unfinished cells say which seeds are missing."""
+    runs = unfold(config)
+    by_cell: dict[str, list[Run]] = {cell.name: [] for cell in expand(config)}
+    for run in runs:
+        by_cell[run.cell.name].append(run)
+    data_sets = list(score_sets(config, runs[0]))
+    main = data_sets[0]
+    deployed = config.score_variants[0]
+    cells = []
+    accuracy: dict[str, dict[int, float]] = {}
+    for name, some in by_cell.items():
+        found = {run.seed: (run, scores) for run in some if (scores := load_scores(run.folder)) is not None}
+        missing = [run.seed for run in some if run.seed not in found]
+        last = {seed: scores[_last_stage(run)] for seed, (run, scores) in found.items()}
+        accuracy[name] = {seed: score[main][deployed]["accuracy"] for seed, score in last.items()}
+        recovered = [
+            value
+            for seed, (run, _) in found.items()
+            if (value := _gap_recovered(config, run, main, deployed, accuracy[name][seed])) is not None
+        ]
+        cell = CellResult(
+            name,
+            sorted(found),
+            missing,
+            {data: _summaries(last.values(), data, config.score_variants) for data in data_sets} if last else {},
+            summarise(recovered) if recovered else None,
+            None,
+        )
+        if config.stages and found:
+            _add_stages(cell, found, data_sets, deployed, list(config.stages))
+        cells.append(cell)
+    _compare_all(cells, accuracy, config.baseline)
+    references = {
+        model: {data: scores["model"][data][deployed]["accuracy"] for data in scores["model"]}
+        for run in runs
+        for model in (run.stages[0][1].model.student, run.stages[0][1].model.teacher)
+        if model is not None and (scores := load_scores(reference_folder(config, model))) is not None
+    }
+    return StudyResult(data_sets, cells, references, _curves(by_cell), _paper(config, cells, main))
+
+
+def _last_stage(run: Run) -> str:
+    return run.stages[-1][0] or "student"
+
+
+def _summaries(scores: Iterable[Mapping[str, Any]], data: str, variants: list[str]) -> dict[str, Summary]:
+    rows = [score[data] for score in scores]
+    deployed = variants[0]
+    found = {
+        key: summarise([row[deployed][key] for row in rows])
+        for key in ("accuracy", "entropy", "mean_tokens", "clipped")
+    }
+    for variant in variants[1:]:
+        found[f"accuracy/{variant}"] = summarise([row[variant]["accuracy"] for row in rows])
+    return found
+
+
+def _gap_recovered(config: StudyConfig, run: Run, data: str, variant: str, after: float) -> float | None:
+    model = run.stages[0][1].model
+    if model.teacher is None:
+        return None
+    scores = [load_scores(reference_folder(config, name)) for name in (model.student, model.teacher)]
+    if scores[0] is None or scores[1] is None:
+        return None
+    before, teacher = (score["model"][data][variant]["accuracy"] for score in scores if score is not None)
+    return (after - before) / (teacher - before) if teacher != before else None
+
+
+def _add_stages(
+    cell: CellResult, found: Mapping[int, tuple[Run, Any]], data_sets: list[str], variant: str, stages: list[str]
+) -> None:
+    for data in data_sets:
+        after = {s: [scores[s][data][variant]["accuracy"] for _, scores in found.values()] for s in stages}
+        for stage, values in after.items():
+            cell.after_stage.setdefault(stage, {})[data] = summarise(values)
+        if len(stages) > 1:
+            earlier = zip(*(after[s] for s in stages[:-1]), strict=True)
+            lost = [max(before) - last for before, last in zip(earlier, after[stages[-1]], strict=True)]
+            cell.forgetting[data] = summarise(lost)
+
+
+def _compare_all(cells: list[CellResult], accuracy: Mapping[str, Mapping[int, float]], baseline: str | None) -> None:
+    if baseline is None:
+        return
+    tested = []
+    for cell in cells:
+        if cell.name != baseline:
+            cell.against_baseline = compare(dict(accuracy[cell.name]), dict(accuracy[baseline]))
+            if cell.against_baseline is not None and cell.against_baseline.p is not None:
+                tested.append((cell, cell.against_baseline.p))
+    for (cell, _), adjusted in zip(tested, holm([p for _, p in tested]), strict=True):
+        cell.holm_p = adjusted
+
+
+def _curves(by_cell: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
+    rows = []
+    for name, runs in by_cell.items():
+        for number, (stage, _) in enumerate(runs[0].stages):
+            values: dict[tuple[str, int], list[float]] = {}
+            for run in runs:
+                for row in read_jsonl(Path(run.stages[number][1].output_dir) / "metrics.jsonl"):
+                    for key, value in row.items():
+                        if (key in CURVES or key.startswith((SHARES, "eval_"))) and isinstance(value, int | float):
+                            values.setdefault((key, row["step"]), []).append(float(value))
+            for (metric, step), some in sorted(values.items()):
+                summary = summarise(some)
+                rows.append(
+                    {
+                        "cell": name,
+                        "stage": stage,
+                        "step": step,
+                        "metric": metric,
+                        "mean": summary.mean,
+                        "spread": summary.spread,
+                        "seeds": len(some),
+                    }
+                )
+    return rows
+
+
+def paper_column(table: str, column: str) -> dict[str, float]:
+    """One column of a table of the paper's analyses, by row.
+
+    Raises:
+        ConfigurationError: there is no such table or column.
+    """
+    tables = yaml.safe_load(shipped("data/paper_analyses.yaml").read_text(encoding="utf-8"))["tables"]
+    if table not in tables:
+        raise ConfigurationError(f"paper.table: no table {table!r}, {nearest(table, tables)}")
+    columns = tables[table]["columns"]
+    if column not in columns:
+        raise ConfigurationError(f"paper.column: no column {column!r}, {nearest(column, columns)}")
+    at = columns.index(column)
+    return {name: float(values[at]) for name, values in tables[table]["rows"].items()}
+
+
+def _paper(config: StudyConfig, cells: list[CellResult], data: str) -> dict[str, Any] | None:
+    if not config.paper:
+        return None
+    column = paper_column(config.paper["table"], config.paper["column"])
+    pairs = [
+        (cell.name, cell.scores[data]["accuracy"].mean, column[cell.name])
+        for cell in cells
+        if cell.name in column and cell.scores
+    ]
+    correlation = rank_correlation([ours for _, ours, _ in pairs], [theirs for _, _, theirs in pairs])
+    rho, p = correlation if correlation is not None else (None, None)
+    return {**config.paper, "pairs": pairs, "spearman": rho, "p": p}

@@ -1,0 +1,305 @@
+"""Run a study: prepare its data, run what is not done yet, as many at a time as asked for, and gather the results."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dopd_vl.configuration import as_yaml
+from dopd_vl.errors import ConfigurationError, UserError
+from dopd_vl.files import write_json
+from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder, unfold
+from privileged.journal import exclusive, write_atomically
+
+SCORES_FILE = "scores.json"
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.5
+TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: a run with its scores, or the scores of the models that runs begin from."""
+
+    title: str
+    folder: Path
+    steps: int
+    content: dict[str, Any]
+    metrics: tuple[Path, ...] = ()
+    """one for each stage"""
+
+    @property
+    def output(self) -> Path:
+        return self.folder / SCORES_FILE
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def status(self) -> Path:
+        """Written when the job's process is through with it."""
+        return self.folder / "status.json"
+
+    def done_steps(self) -> int:
+        """Optimizer steps so far, over all stages."""
+        return sum(_last_step(file) for file in self.metrics)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that did not come to its end."""
+
+    title: str
+    reason: str
+    log: Path
+
+
+def run_study(config: StudyConfig, console: Console) -> list[Failure]:
+    """Do what is not done yet.
+
+    Raises:
+        ConfigurationError: something is wrong with the study; nothing was run.
+    """
+    check(config)
+    folder = study_folder(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
+    with exclusive(folder):
+        write_atomically(folder / "study.yaml", as_yaml(config))
+        prepare_data(config, console)
+        jobs = [*_reference_jobs(config), *(_job(config, run) for run in unfold(config))]
+        waiting = [job for job in jobs if not job.output.exists()]
+        if len(waiting) < len(jobs):
+            console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done already", highlight=False)
+        return _run_all(waiting, config, console) if waiting else []
+
+
+def prepare_data(config: StudyConfig, console: Console) -> None:
+    """The study's own data sets, as `dopd-vl prepare` makes them."""
+    from dopd_vl.nano.source import NanoSource
+    from privileged.config import PrepareConfig, SourceConfig
+    from privileged.prepare import prepare
+
+    for name, source in config.data.items():
+        if isinstance(source, str):
+            continue
+        try:
+            settings = SourceConfig(**source)
+        except TypeError as error:
+            raise ConfigurationError(f"data.{name}: {error}") from error
+        output = str(data_folder(config, name))
+        prepare(PrepareConfig(source=settings, output=output), {"nano": NanoSource}, console)
+
+
+def score_sets(config: StudyConfig, run: Run) -> dict[str, tuple[str, int | None]]:
+    """Name -> (folder, how many examples) of what a run's student is scored on."""
+    if config.score:
+        return {name: (str(resolve(config, folder)), None) for name, folder in config.score.items()}
+    data = run.stages[-1][1].data
+    if data.eval is None:
+        raise ConfigurationError("score: name a held-out data set, or give the runs a data.eval")
+    return {"held-out": (data.eval, data.eval_size)}
+
+
+def _job(config: StudyConfig, run: Run) -> Job:
+    files = []
+    for _, stage in run.stages:
+        file = Path(stage.output_dir).with_name(f"{Path(stage.output_dir).name}.yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, as_yaml(stage))
+        files.append(str(file))
+    models = {name or "student": str(Path(stage.output_dir) / "student") for name, stage in run.stages}
+    content = {"train": files, "models": models, **_scoring(config, run), "output": str(run.folder / SCORES_FILE)}
+    metrics = tuple(Path(stage.output_dir) / "metrics.jsonl" for _, stage in run.stages)
+    return Job(f"{run.cell.name}, seed {run.seed}", run.folder, run.steps, content, metrics)
+
+
+def _scoring(config: StudyConfig, run: Run) -> dict[str, Any]:
+    loop = run.stages[-1][1].training
+    return {
+        "score": score_sets(config, run),
+        "variants": config.score_variants,
+        "max_new_tokens": loop.max_completion_length,
+        "batch_size": loop.per_device_eval_batch_size,
+    }
+
+
+def reference_folder(config: StudyConfig, model: str) -> Path:
+    """Where the scores of a model stand that runs begin from or learn from."""
+    name = "".join(c if c.isalnum() or c in "-." else "-" for c in model).strip("-.")
+    return study_folder(config) / "references" / name
+
+
+def _reference_jobs(config: StudyConfig) -> Iterator[Job]:
+    """Each student to begin with, and each teacher, is scored once."""
+    seen: set[str] = set()
+    for run in unfold(config):
+        first = run.stages[0][1]
+        for model in (first.model.student, first.model.teacher):
+            if model is not None and model not in seen:
+                seen.add(model)
+                folder = reference_folder(config, model)
+                content = {"train": [], "models": {"model": model}, **_scoring(config, run)}
+                yield Job(f"score {model}", folder, 0, {**content, "output": str(folder / SCORES_FILE)})
+
+
+def _last_step(metrics: Path) -> int:
+    """The step of the last whole row; only the file's end is read."""
+    if not metrics.exists():
+        return 0
+    with metrics.open("rb") as file:
+        file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
+        lines = file.read().split(b"\n")[:-1]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+class _Worker:
+    """A process that does one job after another, in a session of its own: Ctrl-C reaches it through us alone."""
+
+    def __init__(self, config: StudyConfig, device: str | None):
+        self.config, self.device = config, device
+        self.process: subprocess.Popen[bytes] | None = None
+        self.job: Job | None = None
+
+    def begin(self, job: Job) -> None:
+        self.job = job
+        job.folder.mkdir(parents=True, exist_ok=True)
+        job.status.unlink(missing_ok=True)
+        job_file = job.folder / "job.json"
+        write_json(job_file, {**job.content, "log": str(job.log), "status": str(job.status)})
+        if self.config.launcher and job.steps:  # the launcher's processes are for one job
+            self.close()
+            self.process = self._spawn(shlex.split(self.config.launcher), str(job_file))
+            return
+        if self.process is None or self.process.poll() is not None:
+            self.process = self._spawn([sys.executable], "-")
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{job_file}\n".encode())
+        self.process.stdin.flush()
+
+    def _spawn(self, start: list[str], argument: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.config.threads), "TOKENIZERS_PARALLELISM": "false"}
+        if self.device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.device
+        return subprocess.Popen(
+            [*start, "-m", "dopd_vl.studies.worker", argument],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def ended(self) -> tuple[int, str] | None:
+        """Exit code and reason of the job, or None while it runs."""
+        assert self.job is not None
+        assert self.process is not None
+        died = self.process.poll()
+        if self.job.status.exists():
+            status = json.loads(self.job.status.read_text(encoding="utf-8"))
+            return status["code"], status["reason"]
+        return None if died is None else (died, f"its process ended with code {died}")
+
+    def close(self) -> None:
+        """Let a process that has nothing to do end."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+            self.process.wait()
+
+    def stop(self) -> None:
+        """End it now; its job goes on later from its last whole checkpoint."""
+        if self.process is None:
+            return
+        for kind in (signal.SIGINT, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, kind)
+                self.process.wait(STOP_SECONDS)
+                return
+            except ProcessLookupError:
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _run_all(jobs: list[Job], config: StudyConfig, console: Console) -> list[Failure]:
+    devices: list[str | None] = list(config.devices) or [None] * config.workers
+    free = [_Worker(config, device) for device in devices]
+    waiting = list(reversed(jobs))
+    running: dict[_Worker, TaskID] = {}
+    failures = []
+    finished_steps = 0
+    with _progress(console) as progress:
+        whole = progress.add_task("study", total=sum(job.steps for job in jobs) or 1)
+        try:
+            while waiting or running:
+                while waiting and free:
+                    worker, job = free.pop(0), waiting.pop()
+                    worker.begin(job)
+                    running[worker] = progress.add_task(job.title, total=job.steps or 1)
+                time.sleep(POLL_SECONDS)
+                under_way = 0
+                for worker, task in list(running.items()):
+                    assert worker.job is not None
+                    job, ended = worker.job, worker.ended()
+                    progress.update(task, completed=job.done_steps())
+                    if ended is None:
+                        under_way += job.done_steps()
+                        continue
+                    finished_steps += job.steps
+                    free.append(worker)
+                    progress.remove_task(running.pop(worker))
+                    code, reason = ended
+                    if code:
+                        failures.append(Failure(job.title, reason, job.log))
+                    told = f"failed: {reason} ({job.log})" if code else "done"
+                    console.print(f"{job.title}: {told}", highlight=False, markup=False, soft_wrap=True)
+                progress.update(whole, completed=finished_steps + under_way)
+        finally:
+            for worker in running:
+                worker.stop()
+            for worker in free:
+                worker.close()
+    return failures
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield progress
+
+
+def load_scores(folder: Path) -> dict[str, Any] | None:
+    """What a finished job left, or None."""
+    file = folder / SCORES_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -1,0 +1,87 @@
+"""How a study unfolds into runs, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dopd_vl.configuration import read_config
+from dopd_vl.errors import ConfigurationError
+from dopd_vl.studies.config import StudyConfig, check, expand, unfold
+from dopd_vl.studies.results import paper_column
+from dopd_vl.training import preflight
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
+WORLDS = sorted((ROOT / "configs" / "study" / "worlds").glob("*.yaml"))
+
+
+def study(**settings: Any) -> StudyConfig:
+    return StudyConfig(**{"output_dir": "out", "cells": {"a": {"objective.name": "opd"}, "b": {}}, **settings})
+
+
+def test_grid_crosses_cells_in_the_order_of_the_file() -> None:
+    config = study(grid={"objective.settings.beta_weak": [0.1, 0.3], "training.learning_rate": [1e-4]})
+    names = [cell.name for cell in expand(config)]
+    assert names == [f"{cell} beta_weak={weak} learning_rate=0.0001" for cell in "ab" for weak in (0.1, 0.3)]
+
+
+def test_runs_come_seed_by_seed_each_with_its_own_folder_and_seed() -> None:
+    runs = unfold(study(seeds=[0, 5]))
+    assert [(run.cell.name, run.seed) for run in runs] == [("a", 0), ("b", 0), ("a", 5), ("b", 5)]
+    assert len({run.folder for run in runs}) == 4
+    for run in runs:
+        ((_, config),) = run.stages
+        assert (config.seed, config.output_dir, config.resume) == (run.seed, str(run.folder), True)
+    assert runs[0].stages[0][1].objective.name == "opd"
+
+
+def test_each_stage_begins_from_the_student_of_the_one_before() -> None:
+    stages = {"general": {"data.train": "study:one"}, "coding": {"data.train": "elsewhere"}}
+    data = {"one": {"kind": "nano", "options": {}}}
+    config = study(stages=stages, data=data, cells={"a": {"model.student": "nano:text-student"}})
+    first, second = (stage for _, stage in unfold(config)[0].stages)
+    assert first.model.student == "nano:text-student"
+    assert second.model.student == f"{first.output_dir}/student"
+    assert (first.data.train, second.data.train) == ("out/data/one", "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cells": {}}, "cells: a study needs"),
+        ({"seeds": [1, 1]}, "seeds: must be different"),
+        ({"baseline": "aa"}, r"baseline: no cell 'aa'.*'a'"),
+        ({"cells": {"a": {"objectiv.name": "opd"}}}, r"cells.a: unknown option --objectiv.name"),
+        ({"cells": {"a": {"seed": 3}}}, "cells.a: seed is the study's own"),
+        ({"cells": {"a": {"data.train": "study:x"}}}, "data: no data set 'x'"),
+        ({"cells": {"a b": {}, "A-b": {}}}, "would share one folder"),
+        ({"cells": {"a": {}, "b": {"training.max_steps": 7}}}, "cells.b: 7 steps .* equal_budget"),
+        ({"workers": 0}, "workers: 0 is less than 1"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check(study(**settings))
+
+
+def test_unequal_budgets_are_allowed_on_request() -> None:
+    check(study(cells={"a": {}, "b": {"training.max_steps": 7}}, equal_budget=False))
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", STUDIES, ids=lambda p: p.stem)
+def test_every_shipped_study_unfolds_in_every_world_that_it_is_for(world: Path, file: Path) -> None:
+    is_text = "vl" not in world.stem and "vision" not in world.stem
+    if file.stem in ("text-variants", "vision-variants") and is_text != file.stem.startswith("text"):
+        return
+    config = read_config(StudyConfig, ["--config", str(world), "--config", str(file)], "test")
+    check(config)
+    assert config.name == file.stem
+    for run in unfold(config):
+        for _, stage in run.stages:
+            preflight.build_objective(stage)
+            preflight.check_variants(stage)
+    if config.paper:
+        column = paper_column(config.paper["table"], config.paper["column"])
+        assert len(column.keys() & {cell.name for cell in expand(config)}) >= 3

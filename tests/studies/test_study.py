@@ -1,0 +1,99 @@
+"""The whole of a small study through the real command: stopped, taken up again, a cell that fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dopd_vl.files import read_jsonl
+
+COMMAND = [sys.executable, "-m", "dopd_vl.cli", "study"]
+
+
+@pytest.fixture
+def study_file(nano_models: Path, tmp_path: Path) -> Path:
+    def data(split: str, size: int) -> dict:
+        return {"kind": "nano", "options": {"world": "text", "split": split, "size": size, "seed": 0}}
+
+    study = {
+        "output_dir": str(tmp_path),
+        "name": "study",
+        "train_config": "configs/llm/nano.yaml",
+        "settings": {
+            "model.student": str(nano_models / "text-student"),
+            "model.teacher": str(nano_models / "text-teacher"),
+            "data.train": "study:train",
+            "data.eval": "study:held-out",
+            "training.max_steps": 2,
+            "training.warmup_steps": 0,
+            "training.per_device_train_batch_size": 4,
+            "training.max_completion_length": 4,
+            "training.eval_steps": 2,
+            "training.save_steps": 1,
+        },
+        "cells": {
+            "vanilla": {"objective.name": "opd"},
+            "beta 0.5": {"objective.settings": {"beta_weak": 0.5}},
+            "bad": {"objective.name": "sdpo"},  # needs siblings: fails when it starts
+        },
+        "seeds": [0, 1],
+        "baseline": "vanilla",
+        "data": {"train": data("train", 16), "held-out": data("heldout", 6)},
+        "score_variants": ["none", "hints"],
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study, sort_keys=False))
+    return file
+
+
+def test_a_study_is_stopped_taken_up_again_and_tells_what_failed(study_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*COMMAND, "--config", study_file], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    first = folder / "runs" / "vanilla" / "seed-0" / "metrics.jsonl"
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "run the same command again" in errors
+    assert not (folder / "results.md").exists()
+
+    result = subprocess.run(
+        [*COMMAND, "--config", study_file], env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 1, result.stderr
+    assert "failed: bad, seed 0: " in result.stdout
+    assert "several rollouts" in result.stdout or "num_generations" in result.stdout
+
+    results = json.loads((folder / "results.json").read_text())
+    cells = {cell["name"]: cell for cell in results["cells"]}
+    assert cells["bad"]["missing"] == [0, 1]
+    for name in ("vanilla", "beta 0.5"):
+        assert cells[name]["seeds"] == [0, 1]
+        # What the table says is what the students were scored, and the runs have their own configuration and metrics.
+        for at, seed in enumerate((0, 1)):
+            run = folder / "runs" / name.replace(" ", "-") / f"seed-{seed}"
+            scores = json.loads((run / "scores.json").read_text())["student"]["held-out"]
+            assert cells[name]["scores"]["held-out"]["accuracy"]["values"][at] == scores["none"]["accuracy"]
+            assert len(scores["none"]["correct"]) == 6
+            assert set(scores) == {"none", "hints"}
+            rows = read_jsonl(run / "metrics.jsonl")
+            assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+            assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == seed
+    assert cells["beta 0.5"]["against_baseline"]["seeds"] == 2
+    assert len(results["references"]) == 2
+    table = (folder / "results.md").read_text()
+    assert "| beta 0.5 | 2 |" in table
+    assert "not run yet" in table
+    assert (folder / "figures" / "eval_accuracy.svg").exists()
+    assert "beta 0.5" in (folder / "curves.csv").read_text()
