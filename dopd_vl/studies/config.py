@@ -19,7 +19,11 @@ OWN_KEYS = ("output_dir", "seed", "resume")
 
 @dataclass
 class StudyConfig:
-    """Train a grid of runs with equal budgets and compare what they come to."""
+    """Train a grid of runs with equal budgets and compare what they come to.
+
+    A study may stand in two files, the world (models, data, steps) and the question (cells, grid, stages): give
+    `--config` twice. A key of the second takes the place of the first's.
+    """
 
     output_dir: str = "runs/studies"
     name: str = ""
