@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .coco import CocoSource
 from .config import read_options
+from .detection import VocSource, YoloSource
 from .errors import ConfigError, RecordError, nearest
 from .schema import COLUMNS, PRIVILEGED_KEYS
 
@@ -200,5 +201,7 @@ SOURCES: dict[str, Callable[[Mapping[str, Any]], Source]] = {
     "jsonl": JsonlSource,
     "dataset": DatasetSource,
     "coco": CocoSource,
+    "yolo": YoloSource,
+    "voc": VocSource,
 }
 """Every kind of source that needs nothing from outside; `prepare` takes more as `extra_sources`."""

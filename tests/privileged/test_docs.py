@@ -9,8 +9,9 @@ from PIL import Image
 
 from privileged import VARIANTS
 from privileged.audit import SEVERITIES, AuditConfig
-from privileged.coco import CocoOptions, _read_questions
+from privileged.coco import CocoOptions
 from privileged.config import PrepareConfig, SourceConfig, read_options
+from privileged.questions import read_questions
 from privileged.sources import DatasetOptions, JsonlOptions, check_columns
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def check_config(settings):
         options = read_options(source.options, OPTIONS[source.kind])
         check_columns(getattr(options, "columns", {}))
         if source.kind == "coco":
-            _read_questions(options.questions)
+            read_questions(options.questions)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
