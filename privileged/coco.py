@@ -14,6 +14,7 @@ from .config import read_options
 from .errors import ConfigError, RecordError
 from .questions import read_questions
 
+
 @dataclass
 class CocoOptions:
     """COCO object annotations and the folder of their images.
@@ -101,6 +102,7 @@ class CocoSource:
         raw: dict[str, Any] = {
             "id": "-".join(str(part) for part in (self.name, image_id, category, number) if part is not None),
             "images": [entry.get("file_name")],
+            "box_format": "xyxy",
             **question.ask(boxes),
         }
         if "width" in entry and "height" in entry:

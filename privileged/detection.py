@@ -18,9 +18,8 @@ from xml.etree.ElementTree import Element, ParseError
 import yaml
 
 from .config import read_options
-from .errors import ConfigError, ImageError, RecordError
+from .errors import ConfigError, RecordError
 from .questions import read_questions
-from .images import upright_size
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_ANNOTATION = 16 * 1024 * 1024
@@ -66,6 +65,7 @@ class _ObjectFolders:
 
     kind = ""
     suffix = ""
+    box_format = "xyxy"
 
     def __init__(self, images: str, annotations: str, annotations_key: str, questions: list[Any]):
         self._questions = read_questions(questions)
@@ -111,7 +111,7 @@ class _ObjectFolders:
     def _labels(self, data: bytes) -> Iterator[str]:
         raise NotImplementedError
 
-    def _boxes(self, data: bytes, size: tuple[int, int]) -> list[dict[str, Any]]:
+    def _boxes(self, data: bytes) -> list[dict[str, Any]]:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
@@ -126,17 +126,13 @@ class _ObjectFolders:
         if len(item) == 2:
             raise RecordError(f"annotations of {name}: {item[1]}")
         _, number, label = item
-        assert self.image_root is not None
-        try:
-            size = upright_size(self.image_root / name)
-        except ImageError as error:
-            raise ImageError(f"image {name}: {error}") from error
-        boxes = self._boxes(_read(self._annotation_path(name)), size)
+        boxes = self._boxes(_read(self._annotation_path(name)))
         if label is not None:
             boxes = [box for box in boxes if box["label"] == label]
         return {
             "id": "-".join(str(part) for part in (self.name, Path(name).stem, label, number) if part is not None),
             "images": [name],
+            "box_format": self.box_format,
             **self._questions[number].ask(boxes),
         }
 
@@ -144,7 +140,7 @@ class _ObjectFolders:
 class YoloSource(_ObjectFolders):
     """YOLO text files."""
 
-    kind, suffix = "yolo", ".txt"
+    kind, suffix, box_format = "yolo", ".txt", "xyxy_1"
 
     def __init__(self, options: Mapping[str, Any]):
         settings = read_options(options, YoloOptions)
@@ -163,12 +159,12 @@ class YoloSource(_ObjectFolders):
             raise RecordError(f"class {text[:20]!r} is not among the {len(self._names)} names")
         return self._names[int(text)]
 
-    def _boxes(self, data: bytes, size: tuple[int, int]) -> list[dict[str, Any]]:
+    def _boxes(self, data: bytes) -> list[dict[str, Any]]:
         from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 
         lines = _lines(data)
         try:
-            found = yolo_annotations_to_detections(lines, size, with_masks=False)
+            found = yolo_annotations_to_detections(lines, (1, 1), with_masks=False)
         except ValueError as error:
             raise RecordError(f"annotations: {error}") from error
         labels = [self._label(line.split()[0]) for line in lines]
@@ -191,7 +187,7 @@ class VocSource(_ObjectFolders):
                 raise RecordError("an object has no name")
             yield name
 
-    def _boxes(self, data: bytes, size: tuple[int, int]) -> list[dict[str, Any]]:
+    def _boxes(self, data: bytes) -> list[dict[str, Any]]:
         from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
 
         root = _xml(data)
@@ -199,7 +195,7 @@ class VocSource(_ObjectFolders):
             for polygon in entry.findall("polygon"):  # its mask would be drawn, and is of no use here
                 entry.remove(polygon)
         try:
-            found, _ = detections_from_xml_obj(root, [], size)
+            found, _ = detections_from_xml_obj(root, [], (1, 1))  # the size is for masks alone
         except ValueError as error:
             raise RecordError(f"annotations: {error}") from error
         boxes = zip(self._labels(data), found.xyxy.tolist(), strict=True)

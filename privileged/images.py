@@ -109,19 +109,6 @@ def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
         raise ImageError(f"the image is {width} x {height}, a sliver (aspect above {limits.max_aspect:g})")
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height that a file's picture is stored with, EXIF orientation applied; only its header is read."""
-    Image.init()
-    with _strict_pillow():
-        try:
-            with Image.open(path, formats=FORMATS) as opened:
-                width, height = opened.size
-                turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        except Exception as error:  # as in `_decode`
-            raise ImageError(f"the file is no readable image ({type(error).__name__}: {error})") from error
-    return (height, width) if turned else (width, height)
-
-
 def _bytes_of(value: Any, root: Path | None, limits: ImageLimits) -> bytes:
     if isinstance(value, bytes | bytearray):
         return bytes(value)
