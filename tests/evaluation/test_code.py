@@ -75,9 +75,7 @@ def test_a_response_without_a_program_is_wrong(allowed: None) -> None:
 
 
 def test_a_future_import_and_a_main_block_do_no_harm(allowed: None) -> None:
-    program = (
-        "from __future__ import annotations\n" + ADD + 'if __name__ == "__main__":\n    print(add(*input().split()))\n'
-    )
+    main = 'if __name__ == "__main__":\n    print(add(*input().split()))\n'
     program = f"from __future__ import annotations\n{ADD}{main}"
     assert verify_code(fenced(program), CALLS, SHORT) is True
     assert verify_code(fenced(program), ASSERTS, SHORT) is True
