@@ -14,7 +14,7 @@ def from_pypi(requirement: str) -> Path:
     """The archive of a package on PyPI, e.g. "deepforest==2.1.0"; downloaded once, its dependencies not at all."""
     name, _, version = requirement.partition("==")
     if not (found := sorted(DOWNLOADS.glob(f"{name}-{version}*"))):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation", "--quiet"]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
         subprocess.run([*command, "--dest", str(DOWNLOADS), requirement], check=True)
         found = sorted(DOWNLOADS.glob(f"{name}-{version}*"))
     return found[0]
