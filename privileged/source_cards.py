@@ -95,7 +95,10 @@ def find_card(name: str) -> Path:
         return Path(name)
     shipped = {path.stem: path for path in sorted(cards_folder().glob("*.yaml"))}
     if name not in shipped:
-        raise ConfigError(f"source.card: {name!r} is unknown; {nearest(name, shipped)}, or the path of a .yaml file")
+        raise ConfigError(
+            f"source.card: {name!r} is unknown (one of your own is named by its path, which ends in .yaml); "
+            f"{nearest(name, shipped)}"
+        )
     return shipped[name]
 
 

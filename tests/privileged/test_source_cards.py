@@ -254,7 +254,7 @@ def test_a_card_of_ones_own_is_named_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (SourceConfig(card="dapo-math-17"), "source.card: 'dapo-math-17' is unknown; did you mean 'dapo-math-17k'"),
+        (SourceConfig(card="dapo-math-17"), "source.card: 'dapo-math-17' is unknown .*; did you mean 'dapo-math-17k'"),
         (SourceConfig(card="nowhere.yaml"), "source.card: no file 'nowhere.yaml'"),
         (SourceConfig("coco", card="virl39k"), "the card virl39k is read as 'dataset', and not as 'coco'"),
         (SourceConfig("hub", card="virl39k"), "the card virl39k names no data set on the hub"),
