@@ -155,7 +155,7 @@ def read_transform(settings: Any, where: str) -> tuple[str, Callable[[Any], Any]
     column, name = arguments.pop("column", None), arguments.pop("do", None)
     if not isinstance(column, str):
         raise ConfigError(f"{where}.column: must name one of our columns, not {column!r}")
-    if name not in TRANSFORMS:
+    if not isinstance(name, str) or name not in TRANSFORMS:
         raise ConfigError(f"{where}.do: {name!r} is unknown; {nearest(str(name), TRANSFORMS)}")
     return column, read_call(TRANSFORMS[name], arguments, where)
 

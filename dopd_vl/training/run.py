@@ -65,7 +65,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         allow_code()
     train = load_examples(config.data.train)
     preflight.check_data(train, "data.train", models)
-    say_what_is_not_scored(train, console or Console(stderr=True))
+    if arguments.process_index == 0:
+        say_what_is_not_scored(train, console or Console(stderr=True))
     try:
         check_requirements(
             objective, config.training.num_generations, student_config.model_type in VISION_PROCESSORS, train

@@ -231,6 +231,7 @@ CARD = {
             {"transforms": [{"column": "answr", "do": "unbox"}]},
             r"the column: 'answr' is unknown; did you",
         ),
+        ({"transforms": [{"column": "answer", "do": ["unbox"]}]}, r"transforms\[0\]\.do: \['unbox'\] is unknown"),
         ({"transforms": [{"do": "unbox"}]}, r"transforms\[0\]\.column: must name"),
         ({"transforms": [{"column": "answer", "do": "strip_prefix"}]}, r"transforms\[0\]\.text: missing"),
         ({"transforms": [{"column": "answer", "do": "item", "idx": 1}]}, r"transforms\[0\]\.idx: unknown; did you"),
