@@ -67,3 +67,14 @@ def test_the_boxes_of_a_scene_are_where_its_things_are() -> None:
         pixels = np.asarray(picture).astype(int)
         plain = pixels.min(axis=2) > 90  # the background is light, the things are not
         assert (plain == ~found).all()
+
+
+def test_the_page_names_every_target_and_script() -> None:
+    root = FOLDER.parents[1]
+    page = (root / "docs" / "real-data.md").read_text(encoding="utf-8")
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    for name in ("bigbench", "aerial", "stamps", "ocr"):
+        assert f"`make data-{name}`" in page
+        assert f"data-{name}" in makefile
+        assert (FOLDER / f"{name}.py").is_file()
+        assert (root / "configs" / "prepare" / f"{name}.yaml").is_file()

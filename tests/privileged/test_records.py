@@ -208,5 +208,5 @@ def test_a_record_may_say_how_its_own_boxes_are_given():
     record = parse_record(raw_record(**half, box_format="xyxy_1"), box_format="xyxy_1000")
     assert record.privileged["boxes"][0]["bbox"] == [0, 0, 24, 16]
     for wrong in ("xyhw", ["xyxy"]):
-        with pytest.raises(RecordError, match="box_format .* is unknown; known: xyxy"):
+        with pytest.raises(RecordError, match=r"box_format .* is unknown; known: xyxy"):
             parse_record(raw_record(**half, box_format=wrong))
