@@ -1,6 +1,7 @@
 # make quickstart   set everything up and run the main job on this machine's CPU
 # make test         set up what the tests need and run them
 # make check        style and types
+# make data-NAME    privileged data of real sources: bigbench, aerial, stamps or ocr (docs/real-data.md)
 
 VENV   ?= .venv
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 # The whole quickstart by default; e.g. QUICKSTART="--steps 20 --train_size 300 --eval_size 60"
 QUICKSTART ?=
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check clean data-bigbench data-aerial data-stamps data-ocr
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,20 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+data-bigbench data-aerial data-stamps: data-%: $(VENV)/.installed
+	$(BIN)/python examples/real_data/$*.py
+	$(BIN)/dopd-vl prepare --config configs/prepare/$*.yaml
+
+# RapidOCR and what it wants live in an environment of their own.
+runs/ocr-venv/.installed:
+	$(PYTHON) -m venv runs/ocr-venv
+	runs/ocr-venv/bin/python -m pip install --quiet --disable-pip-version-check rapidocr==3.10.0 onnxruntime
+	touch $@
+
+data-ocr: $(VENV)/.installed runs/ocr-venv/.installed
+	runs/ocr-venv/bin/python examples/real_data/ocr.py
+	$(BIN)/dopd-vl prepare --config configs/prepare/ocr.yaml
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import string
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import check_choice, read_options
+from .config import read_options
 from .errors import ConfigError, RecordError
-from .schema import TASKS
-
-FIELDS = {
-    "category": ("label", "count"),
-    "image": ("labels", "kinds", "total"),
-}
-"""What a template may name: for each category of an image its label and the count of its boxes; for a whole image the
-labels in it (alphabetic, comma-separated), how many different ones, and the count of all boxes."""
+from .questions import read_questions
 
 
 @dataclass
@@ -30,7 +22,7 @@ class CocoOptions:
     Args:
         annotations: The JSON file.
         images: The folder that its file names are relative to.
-        questions: A list of `CocoQuestion` settings.
+        questions: A list of settings of `questions.Question`.
         crowd: Keep categories that an image marks as a crowd; left out by default, since their count is not exact.
     """
 
@@ -38,25 +30,6 @@ class CocoOptions:
     images: str
     questions: list[Any]
     crowd: bool = False
-
-
-@dataclass
-class CocoQuestion:
-    """One question to ask of every image, or of every category in every image.
-
-    Args:
-        question: Template of the prompt, e.g. "How many {label} are there?".
-        answer: Template of the answer, e.g. "{count}".
-        task: The verifier of the answer.
-        per: "category" or "image".
-        hints: Templates of step-wise hints.
-    """
-
-    question: str
-    answer: str
-    task: str = "exact"
-    per: str = "category"
-    hints: list[str] = field(default_factory=list)
 
 
 class CocoSource:
@@ -71,7 +44,7 @@ class CocoSource:
         if not self.image_root.is_dir():
             raise ConfigError(f"source.options.images: no folder {self._options.images!r}")
         self.name = self._path.stem
-        self._questions = _read_questions(self._options.questions)
+        self._questions = read_questions(self._options.questions)
         data = self._path.read_bytes()
         self._digest = hashlib.sha256(data).hexdigest()
         self._read(data)
@@ -126,21 +99,11 @@ class CocoSource:
         boxes = [
             {"label": self._labels[key], "bbox": _xyxy(bbox)} for key, bboxes in categories.items() for bbox in bboxes
         ]
-        labels = sorted({self._labels[key] for key in categories})
-        values = {
-            "label": labels[0],
-            "labels": ", ".join(labels),
-            "kinds": len(labels),
-            "count": len(boxes),
-            "total": len(boxes),
-        }
         raw: dict[str, Any] = {
             "id": "-".join(str(part) for part in (self.name, image_id, category, number) if part is not None),
-            "prompt": question.question.format(**values),
             "images": [entry.get("file_name")],
-            "answer": question.answer.format(**values),
-            "task": question.task,
-            "privileged": {"boxes": boxes, "hints": [hint.format(**values) for hint in question.hints]},
+            "box_format": "xyxy",
+            **question.ask(boxes),
         }
         if "width" in entry and "height" in entry:
             raw["image_sizes"] = [[entry["width"], entry["height"]]]
@@ -158,33 +121,3 @@ def _xyxy(bbox: Any) -> Any:
         return bbox
     x, y, width, height = bbox
     return [x, y, x + width, y + height]
-
-
-def _read_questions(settings: list[Any]) -> list[CocoQuestion]:
-    if not settings:
-        raise ConfigError("source.options.questions: give at least one question")
-    questions = []
-    for number, item in enumerate(settings):
-        where = f"source.options.questions[{number}]"
-        question = read_options(item, CocoQuestion, where)
-        check_choice(question.per, tuple(FIELDS), f"{where}.per")
-        check_choice(question.task, TASKS, f"{where}.task")
-        for key, template in (
-            ("question", question.question),
-            ("answer", question.answer),
-            *(("hints", hint) for hint in question.hints),
-        ):
-            _check_template(template, FIELDS[question.per], f"{where}.{key}")
-        questions.append(question)
-    return questions
-
-
-def _check_template(template: Any, known: tuple[str, ...], where: str) -> None:
-    if not isinstance(template, str):
-        raise ConfigError(f"{where}: must be text, not {template!r}")
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error} (write a brace as {{{{ or }}}})") from error
-    for name in names:
-        check_choice(name, known, f"{where}: the field")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,21 +20,23 @@ Options = TypeVar("Options")
 
 @dataclass
 class SourceConfig:
-    """Where the records come from.
+    """Where the records come from: a kind of source, or a card that knows how a data set is read.
 
     Args:
-        kind: "jsonl", "dataset", "coco", or "nano".
+        kind: "jsonl", "dataset", "hub", "coco", "yolo", "voc" or "nano". With a card: in place of the card's own kind.
         options: What this kind needs; see `sources.py` and docs/data.md.
         name: Value of the column `source` for records that have none. Default: the source's own name.
-        default_task: The verifier for records that name none: exact, number, choice or math.
+        default_task: The verifier for records that name none: exact, number, choice, math, code or open.
         box_format: How boxes are given: xyxy or xywh in pixels, xyxy_1 or xywh_1 as shares of the image, or xyxy_1000.
+        card: A source card: one of those that ship (docs/sources.md), or the path of a YAML file.
     """
 
-    kind: str
+    kind: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     default_task: str | None = None
     box_format: str = "xyxy"
+    card: str | None = None
 
 
 @dataclass
@@ -84,6 +88,8 @@ class PrepareConfig:
                 raise ConfigError(f"images.{key}: {getattr(self.images, key)} is less than 1")
         if self.images.max_aspect < 1:
             raise ConfigError(f"images.max_aspect: {self.images.max_aspect} is less than 1")
+        if self.source.kind is None and self.source.card is None:
+            raise ConfigError("source.kind: missing; name a kind of source, or a card")
         check_choice(self.source.box_format, BOX_FORMATS, "source.box_format")
         if self.source.default_task is not None:
             check_choice(self.source.default_task, TASKS, "source.default_task")
@@ -109,6 +115,20 @@ def read_options(options: Mapping[str, Any], cls: type[Options], where: str = "s
         if required and item.name not in options:
             raise ConfigError(f"{where}.{item.name}: missing")
     return cls(**options)
+
+
+def read_call(function: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Callable[[Any], Any]:
+    """A function of one value with its other arguments fixed, their names and plain types checked."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    known = {parameter.name: parameter for parameter in parameters}
+    for key, value in arguments.items():
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: unknown; {nearest(str(key), [*known, 'column', 'do'])}")
+        _check_type(value, str(known[key].annotation), f"{where}.{key}")
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in arguments:
+            raise ConfigError(f"{where}.{parameter.name}: missing")
+    return functools.partial(function, **arguments)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

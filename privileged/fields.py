@@ -63,13 +63,13 @@ def check_keys(value: Mapping[Any, Any], known: Iterable[str], where: str) -> No
             raise RecordError(f"{where} has the unknown key {reprlib.repr(key)}; {nearest(str(key)[:MAX_ID], known)}")
 
 
-def required_text(value: Any, where: str) -> str:
+def required_text(value: Any, where: str, limit: int = MAX_TEXT) -> str:
     if value is None:
         raise RecordError(f"{where} is missing")
     if not isinstance(value, str):
         raise RecordError(f"{where} must be text, not {type(value).__name__}")
-    if len(value) > MAX_TEXT:
-        raise RecordError(f"{where} has {len(value)} characters, more than the {MAX_TEXT} allowed")
+    if len(value) > limit:
+        raise RecordError(f"{where} has {len(value)} characters, more than the {limit} allowed")
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -24,12 +24,13 @@ from .audit import Tally, judge
 from .card import card, dataset_info
 from .config import PrepareConfig, SourceConfig
 from .dataset import AUDIT_FILE, CARD_FILE, FORMAT, INFO_FILE, REJECTED_FILE, WORK_FOLDER, load_privileged, read_audit
-from .errors import ConfigError, PrepareError, PrivilegedError, nearest
+from .errors import ConfigError, PrepareError, PrivilegedError
 from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, commit_file, dumps, exclusive, write_atomically
 from .outcomes import Outcome, SourceFactory, outcomes
 from .progress import PrepareProgress
 from .records import Finding
 from .shards import ShardWriter
+from .source_cards import resolve_source
 from .sources import SOURCES, Source
 
 if TYPE_CHECKING:
@@ -71,10 +72,8 @@ def prepare(
         from rich.console import Console
 
         console = Console(stderr=True)
-    factories = {**SOURCES, **(extra_sources or {})}
-    if config.source.kind not in factories:
-        raise ConfigError(f"source.kind: {config.source.kind!r} is unknown; {nearest(config.source.kind, factories)}")
-    factory = factories[config.source.kind]
+    settings, factory = resolve_source(config.source, {**SOURCES, **(extra_sources or {})})
+    config = dataclasses.replace(config, source=settings)
     source = _open_source(config.source, factory)
     if len(source) == 0:
         raise ConfigError(f"source.options: the source {source.name!r} holds no records")

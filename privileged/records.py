@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .boxes import clip, is_empty, to_pixels
+from .boxes import BOX_FORMATS, clip, is_empty, to_pixels
+from .code_tests import MAX_TESTS, parse_tests
 from .errors import ImageError, RecordError, nearest
 from .fields import (
     MAX_ID,
@@ -108,7 +109,8 @@ def parse_record(
     Args:
         raw: A mapping with the dataset's columns. `prompt` may be a string, a message's content may be a list of text
             and image parts, `images` may hold paths, bytes or PIL images, and `image_sizes` may say which (width,
-            height) the boxes were drawn on. Unknown columns are ignored, unknown keys of `privileged` are errors.
+            height) the boxes were drawn on. A `box_format` of its own goes before the argument.
+            Unknown columns are ignored, unknown keys of `privileged` are errors.
         index: Position in the source; makes the id when the record has none.
         source: The value of the column `source` when the record has none.
         image_root: The folder that image paths are relative to and may not leave.
@@ -123,18 +125,22 @@ def parse_record(
     findings: list[Finding] = []
     images = _images(raw.get("images"), image_root, limits)
     _check_sizes(raw.get("image_sizes"), images)
+    task = _task(raw.get("task"), default_task, tasks)
     record = Record(
         id=_id(raw.get("id"), source, index),
         prompt=_prompt(raw.get("prompt"), len(images)),
         images=images,
-        answer=_answer(raw.get("answer")),
-        task=_task(raw.get("task"), default_task, tasks),
+        answer=_tests(raw.get("answer")) if task == "code" else _answer(raw.get("answer")),
+        task=task,
         source=optional_text(raw.get("source"), "source") or source,
         privileged=empty_privileged(),
         findings=findings,
     )
-    record.privileged = _privileged(raw.get("privileged"), images, box_format, findings)
-    if record.privileged["final_answer"] is None:
+    own_format = raw.get("box_format")
+    if own_format is not None and own_format not in BOX_FORMATS:
+        raise RecordError(f"box_format {reprlib.repr(own_format)} is unknown; known: {', '.join(BOX_FORMATS)}")
+    record.privileged = _privileged(raw.get("privileged"), images, own_format or box_format, findings)
+    if record.privileged["final_answer"] is None and task != "code":  # tests are no answer to show
         record.privileged["final_answer"] = record.answer
     return record
 
@@ -201,6 +207,13 @@ def _answer(value: Any, where: str = "answer") -> str:
     if not text:
         raise RecordError(f"{where} is empty")
     return without_marker(text, where)
+
+
+def _tests(value: Any) -> str:
+    """The answer of a programming problem: its tests."""
+    text = required_text(value, "answer", MAX_TESTS)
+    parse_tests(text)
+    return text
 
 
 def _task(value: Any, default: str | None, tasks: Collection[str]) -> str:

@@ -15,7 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from .coco import CocoSource
 from .config import read_options
+from .detection import VocSource, YoloSource
 from .errors import ConfigError, RecordError, nearest
+from .hub import HubRows
 from .schema import COLUMNS, PRIVILEGED_KEYS
 
 MAX_LINE = 64 * 1024 * 1024
@@ -160,6 +162,49 @@ class DatasetSource:
         return map_columns(self._rows[index], self._columns)
 
 
+@dataclass
+class HubOptions:
+    """A Hugging Face dataset by its id, downloaded into the Hugging Face cache.
+
+    Args:
+        id: "owner/name". Only ids that you write here are ever downloaded, and no code of theirs is run.
+        revision: A commit or tag; without one, whatever is newest.
+        config: The configuration, where the dataset has several.
+        split: Which split, where there are several.
+        images: As for dataset.
+        columns: As for jsonl.
+    """
+
+    id: str
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+    images: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+class HubSource:
+    """A dataset of the Hugging Face hub, memory-mapped from the cache."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self._options = read_options(options, HubOptions)
+        self.name = self._options.id
+        self.image_root: Path | None = None
+        if self._options.images is not None:
+            self.image_root = existing(self._options.images, "source.options.images", "folder")
+        self._columns = check_columns(self._options.columns)
+        self._rows = HubRows(self._options.id, self._options.revision, self._options.config, self._options.split)
+
+    def fingerprint(self) -> str:
+        return self._rows.fingerprint()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return map_columns(self._rows[index], self._columns)
+
+
 def existing(path: str, key: str, what: str) -> Path:
     """The path, if it is there: what is "file", "folder" or "file or folder"."""
     found = Path(path)
@@ -169,12 +214,12 @@ def existing(path: str, key: str, what: str) -> Path:
     return found
 
 
-def check_columns(columns: Mapping[str, Any]) -> dict[str, str]:
+def check_columns(columns: Mapping[str, Any], where: str = "source.options.columns") -> dict[str, str]:
     for target, column in columns.items():
         if target not in MAPPABLE:
-            raise ConfigError(f"source.options.columns.{target}: unknown; {nearest(str(target), MAPPABLE)}")
+            raise ConfigError(f"{where}.{target}: unknown; {nearest(str(target), MAPPABLE)}")
         if not isinstance(column, str):
-            raise ConfigError(f"source.options.columns.{target}: must name a column, not {column!r}")
+            raise ConfigError(f"{where}.{target}: must name a column, not {column!r}")
     return dict(columns)
 
 
@@ -199,6 +244,9 @@ def _look_up(row: Any, column: str) -> Any:
 SOURCES: dict[str, Callable[[Mapping[str, Any]], Source]] = {
     "jsonl": JsonlSource,
     "dataset": DatasetSource,
+    "hub": HubSource,
     "coco": CocoSource,
+    "yolo": YoloSource,
+    "voc": VocSource,
 }
 """Every kind of source that needs nothing from outside; `prepare` takes more as `extra_sources`."""

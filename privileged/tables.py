@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 FOOTER_BYTES = 64 * 1024
 
@@ -23,14 +26,7 @@ class SavedRows:
         except Exception as error:  # whatever datasets, arrow or the file system make of a damaged folder
             raise ConfigError(f"source.options.path: {path} is no readable saved dataset ({error})") from error
         if isinstance(loaded, DatasetDict):
-            names = list(loaded)
-            if split is None and len(names) == 1:
-                split = str(names[0])
-            if split not in names:
-                raise ConfigError(
-                    f"source.options.split: {split!r} is not among the splits {', '.join(map(str, names))}"
-                )
-            loaded = loaded[split]
+            loaded = pick_split(loaded, split)
         elif split is not None:
             raise ConfigError(f"source.options.split: {path} has no splits; leave it out")
         self._fingerprint = loaded._fingerprint
@@ -46,6 +42,16 @@ class SavedRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row: dict[str, Any] = self._rows[index : index + 1].to_pylist()[0]
         return row
+
+
+def pick_split(splits: DatasetDict, split: str | None) -> Dataset:
+    """The split of that name, or the only one; ConfigError names those that there are."""
+    names = [str(name) for name in splits]
+    if split is None and len(names) == 1:
+        split = names[0]
+    if split not in names:
+        raise ConfigError(f"source.options.split: {split!r} is not among the splits {', '.join(names)}")
+    return splits[split]
 
 
 class ParquetRows:

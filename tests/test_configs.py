@@ -9,9 +9,11 @@ import pytest
 
 from dopd_vl.commands.quickstart import QuickstartConfig
 from dopd_vl.configuration import as_yaml, read_config
+from dopd_vl.nano.source import NanoSource
 from dopd_vl.training import preflight
 from dopd_vl.training.config import TrainConfig
 from privileged.config import PrepareConfig
+from privileged.source_cards import resolve_source
 from privileged.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +37,8 @@ def test_training_config_parses_and_names_what_exists(file: Path) -> None:
 def test_preparation_config_parses(file: Path) -> None:
     config = read_config(PrepareConfig, ["--config", str(file)], "test")
     config.check()
-    assert config.source.kind in {*SOURCES, "nano"}
+    settings, _ = resolve_source(config.source, {**SOURCES, "nano": NanoSource})
+    assert settings.kind in {*SOURCES, "nano"}
 
 
 def test_quickstart_config_parses() -> None:
@@ -58,13 +61,20 @@ def test_the_wheel_carries_configs_data_and_prompts(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
-    for name in ("configs/quickstart.yaml", "configs/vlm/nano.yaml", "data/nano/digits/digits.png"):
+    for name in (
+        "configs/quickstart.yaml",
+        "configs/vlm/nano.yaml",
+        "data/nano/digits/digits.png",
+        "data/sources/virl39k.yaml",
+    ):
         assert f"dopd_vl/{name}" in names
     assert "privileged/variants.py" in names
     # An installed copy finds them there, from any folder.
     code = (
         "from dopd_vl.resources import find_config, find_model;"
-        "print(find_config('configs/quickstart.yaml')); print(find_model('nano:vision-student'))"
+        "from privileged.source_cards import find_card;"
+        "print(find_config('configs/quickstart.yaml')); print(find_model('nano:vision-student'));"
+        "print(find_card('virl39k'))"
     )
     found = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); {code}"],

@@ -13,6 +13,7 @@ from dopd_vl.errors import ConfigurationError
 
 
 def main(argv: Sequence[str]) -> int:
+    from dopd_vl.evaluation.code import allow_code
     from dopd_vl.evaluation.run import EvaluateConfig, evaluate_model
     from dopd_vl.files import write_json, write_jsonl
     from dopd_vl.terminal import quiet_libraries
@@ -24,6 +25,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigurationError("data: no data set given; `dopd-vl prepare` writes one")
     if config.variant not in VARIANTS:
         raise ConfigurationError(f"variant: unknown variant {config.variant!r}, known: {', '.join(VARIANTS)}")
+    if config.allow_code:
+        allow_code()
     quiet_libraries()
     console = Console()
     scores, predictions, refused = evaluate_model(
@@ -46,5 +49,7 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(source, f"{accuracy:.1%}")
     table.add_row("all", f"{scores.accuracy:.1%}", style="bold")
     console.print(table)
-    console.print(f"{scores.count} scored, {scores.refused} passed over: {folder}", highlight=False, soft_wrap=True)
+    unscored = f", {scores.unscored} without a verdict" if scores.unscored else ""
+    summary = f"{scores.count - scores.unscored} scored, {scores.refused} passed over{unscored}: {folder}"
+    console.print(summary, highlight=False, soft_wrap=True)
     return 0

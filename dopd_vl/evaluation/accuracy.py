@@ -20,7 +20,8 @@ class Prediction:
     source: str
     response: str
     answer: str
-    correct: bool
+    correct: bool | None
+    """None: its task is not scored"""
     tokens: int
     clipped: bool
     """the response reached the length limit without an end-of-turn token"""
@@ -33,7 +34,7 @@ class Accuracy:
     """Scores of a set of predictions; see `summarise`."""
 
     accuracy: float
-    """share of correct responses, 0 to 1"""
+    """share of correct responses among those with a verdict, 0 to 1"""
     entropy: float
     """mean over responses of their mean token entropy, nats"""
     mean_tokens: float
@@ -43,6 +44,8 @@ class Accuracy:
     count: int
     refused: int
     """examples that could not be shown to the model; they count as neither right nor wrong"""
+    unscored: int = 0
+    """responses without a verdict; they count as neither right nor wrong"""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,15 +57,17 @@ def summarise(predictions: Sequence[Prediction], refused: int = 0) -> Accuracy:
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values) if values else 0.0
 
-    sources = sorted({p.source for p in predictions})
+    judged = [p for p in predictions if p.correct is not None]
+    sources = sorted({p.source for p in judged})
     return Accuracy(
-        accuracy=mean([p.correct for p in predictions]),
+        accuracy=mean([bool(p.correct) for p in judged]),
         entropy=mean([p.entropy for p in predictions]),
         mean_tokens=mean([p.tokens for p in predictions]),
         clipped=mean([p.clipped for p in predictions]),
-        by_source={source: mean([p.correct for p in predictions if p.source == source]) for source in sources},
+        by_source={source: mean([bool(p.correct) for p in judged if p.source == source]) for source in sources},
         count=len(predictions),
         refused=refused,
+        unscored=len(predictions) - len(judged),
     )
 
 

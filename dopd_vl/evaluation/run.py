@@ -34,6 +34,8 @@ class EvaluateConfig:
     output_dir: str = "runs/evaluate"
     """gets predictions.jsonl, refused.jsonl and scores.json"""
     trust_remote_code: bool = False
+    allow_code: bool = False
+    """run the programs that the model writes for tasks of code, with limits but without a security boundary"""
 
 
 def load_model(

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
+from dopd_vl.evaluation.code import code_allowed, verify_code
+
 _ANSWER = re.compile(r"answer\s*(?:is)?\s*[:=]?\s*", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -59,15 +61,30 @@ def verify_math(response: str, answer: str) -> bool:
     return bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None))
 
 
-Verifier = Callable[[str, str], bool]
+def verify_open(response: str, answer: str) -> None:
+    """Free text is not scored."""
+    return None
+
+
+Verifier = Callable[[str, str], bool | None]
 
 VERIFIERS: dict[str, Verifier] = {
     "exact": verify_exact,
     "number": verify_number,
     "choice": verify_choice,
     "math": verify_math,
+    "code": verify_code,
+    "open": verify_open,
 }
-"""task name -> function of (response, reference answer)"""
+"""task name -> function of (response, reference answer); None where a response is not scored"""
+
+
+def unscored_tasks() -> dict[str, str]:
+    """Tasks that no response gets a verdict on, and why."""
+    unscored = {"open": "free text has no verifier"}
+    if not code_allowed():
+        unscored["code"] = "running a model's programs is not allowed; set allow_code: true where that is safe"
+    return unscored
 
 
 def verifier_for(task: str) -> Verifier:

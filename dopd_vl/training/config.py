@@ -118,6 +118,8 @@ class TrainConfig:
     privilege: PrivilegeSettings = field(default_factory=PrivilegeSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     training: LoopSettings = field(default_factory=LoopSettings)
+    allow_code: bool = False
+    """run the programs that the student writes for tasks of code, with limits but without a security boundary"""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """for every view alike, e.g. enable_thinking: false for Qwen3"""
     trl: dict[str, Any] = field(default_factory=dict)

@@ -60,9 +60,9 @@ def token_metrics(names: Sequence[str], sums: Sequence[float]) -> dict[str, floa
 
 
 def is_correct(example: Mapping[str, Any], response: str) -> bool | None:
-    """The verdict of the example's verifier, None where its task has none."""
+    """The verdict of the example's verifier, None where its task has none or is not scored."""
     verifier = VERIFIERS.get(str(example.get("task")))
-    return None if verifier is None else bool(verifier(response, str(example["answer"])))
+    return None if verifier is None else verifier(response, str(example["answer"]))
 
 
 def add_rollouts(

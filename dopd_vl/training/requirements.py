@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from dopd_vl.evaluation.verifiers import VERIFIERS
+from rich.console import Console
+
+from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.training.rollouts import SIBLING_VIEW
@@ -33,6 +35,17 @@ def check_requirements(objective: Objective, num_generations: int, reads_images:
             raise ValueError(
                 f"objective {name!r} needs a verdict on every rollout; no verifier for task {unknown[0]!r}"
             )
+        for task, reason in unscored_tasks().items():
+            if task in dataset.unique("task"):
+                raise ValueError(f"objective {name!r} needs a verdict on every rollout; task {task!r}: {reason}")
+
+
+def say_what_is_not_scored(dataset: Any, console: Console) -> None:
+    """One line for each task in the data whose responses get no verdict."""
+    present = set(dataset.unique("task"))
+    for task, reason in unscored_tasks().items():
+        if task in present:
+            console.print(f"responses to tasks {task!r} are not scored: {reason}", highlight=False, soft_wrap=True)
 
 
 def needs_teacher(objective: Objective) -> bool:

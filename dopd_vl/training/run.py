@@ -15,13 +15,14 @@ from transformers import PrinterCallback, ProgressCallback
 
 from dopd_vl.configuration import as_yaml
 from dopd_vl.errors import UserError
+from dopd_vl.evaluation.code import allow_code
 from dopd_vl.files import read_jsonl, write_json
 from dopd_vl.resources import find_model
 from dopd_vl.training import preflight
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole, whole_checkpoints
 from dopd_vl.training.config import LoraSettings, TrainConfig
-from dopd_vl.training.requirements import check_requirements, needs_teacher
+from dopd_vl.training.requirements import check_requirements, needs_teacher, say_what_is_not_scored
 from dopd_vl.training.trainer import DopdTrainer
 from dopd_vl.views import VISION_PROCESSORS
 from privileged.dataset import load_privileged
@@ -60,8 +61,12 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     if not config.data.train:
         raise UserError("data.train: no data set given; `dopd-vl prepare` writes one")
     models = {"student": student_config} | ({} if teacher_config is None else {"teacher": teacher_config})
+    if config.allow_code:
+        allow_code()
     train = load_examples(config.data.train)
     preflight.check_data(train, "data.train", models)
+    if arguments.process_index == 0:
+        say_what_is_not_scored(train, console or Console(stderr=True))
     try:
         check_requirements(
             objective, config.training.num_generations, student_config.model_type in VISION_PROCESSORS, train

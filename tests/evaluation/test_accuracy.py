@@ -69,6 +69,15 @@ def test_summary_counts_by_source() -> None:
     assert (total.count, total.refused, total.entropy) == (3, 2, 0.5)
 
 
+def test_responses_without_a_verdict_count_as_neither_right_nor_wrong() -> None:
+    def judged(source: str, correct: bool | None) -> Prediction:
+        return Prediction("x", source, "", "", correct, tokens=4, clipped=False, entropy=0.5)
+
+    total = summarise([judged("a", True), judged("a", None), judged("b", None)])
+    assert (total.accuracy, total.by_source) == (1.0, {"a": 1.0})
+    assert (total.count, total.unscored) == (3, 2)
+
+
 def test_summary_of_nothing_is_zero() -> None:
     assert summarise([]).accuracy == 0.0
 

@@ -9,14 +9,26 @@ from PIL import Image
 
 from privileged import VARIANTS
 from privileged.audit import SEVERITIES, AuditConfig
-from privileged.coco import CocoOptions, _read_questions
+from privileged.coco import CocoOptions
 from privileged.config import PrepareConfig, SourceConfig, read_options
-from privileged.sources import DatasetOptions, JsonlOptions, check_columns
+from privileged.detection import VocOptions, YoloOptions
+from privileged.questions import read_questions
+from privileged.source_cards import SourceCard, cards_folder, resolve_source
+from privileged.sources import SOURCES, DatasetOptions, HubOptions, JsonlOptions, check_columns
+from privileged.transforms import TRANSFORMS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+SOURCES_PAGE = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
 SHIPPED = sorted((ROOT / "configs" / "prepare").glob("*.yaml"))
-OPTIONS = {"jsonl": JsonlOptions, "dataset": DatasetOptions, "coco": CocoOptions}
+OPTIONS = {
+    "jsonl": JsonlOptions,
+    "dataset": DatasetOptions,
+    "hub": HubOptions,
+    "coco": CocoOptions,
+    "yolo": YoloOptions,
+    "voc": VocOptions,
+}
 EXAMPLE = {
     "id": "add-0",
     "answer": "9",
@@ -38,14 +50,14 @@ EXAMPLE = {
 
 
 def check_config(settings):
-    source = SourceConfig(**settings["source"])
+    source, _ = resolve_source(SourceConfig(**settings["source"]), dict.fromkeys([*OPTIONS, "nano"]))
     audit = AuditConfig(**settings.get("audit", {}))
     PrepareConfig(**{**settings, "source": source, "audit": audit}).check()
     if source.kind != "nano":
         options = read_options(source.options, OPTIONS[source.kind])
         check_columns(getattr(options, "columns", {}))
-        if source.kind == "coco":
-            _read_questions(options.questions)
+        if source.kind in ("coco", "yolo", "voc"):
+            read_questions(options.questions)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -81,3 +93,18 @@ def test_tables_on_the_page_name_every_variant_and_finding():
         assert f"| `{name}` | {variant.modality} |" in PAGE
     for code, severity in SEVERITIES.items():
         assert f"| `{code}` | {severity} |" in PAGE
+
+
+def test_the_page_of_sources_names_every_card_kind_and_transform_and_its_configs_parse():
+    for path in cards_folder().glob("*.yaml"):
+        assert f"| `{path.stem}` |" in SOURCES_PAGE
+    for name in (*SOURCES, *TRANSFORMS):
+        assert f"`{name}`" in SOURCES_PAGE
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", SOURCES_PAGE, re.DOTALL)]
+    for block in blocks:
+        if "source" in block:
+            check_config(block)
+    (own,) = [block for block in blocks if "title" in block]
+    SourceCard(**own).steps("the page")
+    for config in re.findall(r"dopd-vl prepare --config (\S+)", SOURCES_PAGE):
+        assert (ROOT / config).is_file()

@@ -201,3 +201,12 @@ def test_whatever_comes_in_only_a_sound_record_or_a_record_error_comes_out(raw, 
     check_record(record)
     record.row()
     record.content_digest()
+
+
+def test_a_record_may_say_how_its_own_boxes_are_given():
+    half = {"privileged": {"boxes": [{"label": "7", "bbox": [0, 0, 0.5, 0.5]}]}}
+    record = parse_record(raw_record(**half, box_format="xyxy_1"), box_format="xyxy_1000")
+    assert record.privileged["boxes"][0]["bbox"] == [0, 0, 24, 16]
+    for wrong in ("xyhw", ["xyxy"]):
+        with pytest.raises(RecordError, match=r"box_format .* is unknown; known: xyxy"):
+            parse_record(raw_record(**half, box_format=wrong))
