@@ -28,6 +28,12 @@ SMALL = {
         "--data.eval_size", "4",
     ],
     "evaluate": ["--size", "4", "--max_new_tokens", "6"],
+    "study": [
+        "--seeds", "[0]", "--cells", "{vanilla OPD: {objective.name: opd}}", "--settings",
+        "{data.train: study:train, data.eval: study:train, training.max_steps: 2, training.eval_steps: 2, "
+        "training.save_steps: 2, training.per_device_train_batch_size: 2, training.max_completion_length: 6}",
+        "--data", "{train: {kind: nano, options: {size: 4}}}", "--score", "{}",
+    ],
 }  # fmt: skip
 
 
@@ -38,7 +44,7 @@ def test_the_readme_has_its_two_commands() -> None:
 def test_the_cpu_commands_work_one_after_another(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     typed = [shlex.split(command) for command in COMMANDS if command.startswith("dopd-vl ")]
-    assert [words[1] for words in typed] == ["prepare", "prepare", "train", "evaluate"]
+    assert [words[1] for words in typed] == ["prepare", "prepare", "train", "evaluate", "study"]
     for words in typed:
         command = [sys.executable, "-m", "dopd_vl.cli", *words[1:], *SMALL[words[1]]]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
