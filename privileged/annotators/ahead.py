@@ -26,6 +26,7 @@ from .cache import ReplyCache
 from .detector import DetectorGenerator, detector_identity
 from .endpoint import EndpointGenerator
 from .local import LocalGenerator, model_identity
+from .outage import FAILURES_ALLOWED
 from .prompts import fingerprint as prompts_fingerprint
 from .prompts import load_prompts
 from .requests import Generator
@@ -33,6 +34,9 @@ from .settings import AnnotateConfig
 
 OPEN_RECORDS = 2
 """Records under way for each request that may be in flight: enough that some are always ready to send."""
+
+LEAST_OPEN_RECORDS = FAILURES_ALLOWED + 4
+"""Enough that an outage shows in those under way."""
 
 
 def annotation_fingerprint(settings: AnnotateConfig) -> list[Any]:
@@ -137,20 +141,21 @@ class AnnotationAhead:
         annotator = RecordAnnotator(self._settings, self._prompts, self._severity, model, detector)
         reader = ThreadPoolExecutor(1, "records")
         try:
-            await self._feed(annotator, reader, OPEN_RECORDS * max(asker.concurrency for asker in askers))
+            await self._feed(annotator, reader, askers)
         finally:
             reader.shutdown(wait=True)
             for asker in askers:
                 await asker.close()
 
-    async def _feed(self, annotator: RecordAnnotator, reader: ThreadPoolExecutor, open_records: int) -> None:
+    async def _feed(self, annotator: RecordAnnotator, reader: ThreadPoolExecutor, askers: list[Asker]) -> None:
         """Keep records under way until none is left or one ends the run."""
         loop = asyncio.get_running_loop()
+        open_records = max(LEAST_OPEN_RECORDS, OPEN_RECORDS * max(asker.concurrency for asker in askers))
         under_way: set[asyncio.Task[None]] = set()
         error: BaseException | None = None
         for index in self._indices:
             while len(under_way) >= open_records and error is None:
-                error = await self._settle(under_way)
+                error = await self._settle(under_way, askers)
             if error is not None:
                 break
             record = await loop.run_in_executor(reader, self._read, index)
@@ -164,13 +169,17 @@ class AnnotationAhead:
                 for task in under_way:
                     task.cancel()
             # At the end of the budget the others end too, but what they have asked for is awaited and kept.
-            error = await self._settle(under_way) or error
+            error = await self._settle(under_way, askers) or error
         if error is not None:
             raise error
 
-    async def _settle(self, under_way: set[asyncio.Task[None]]) -> BaseException | None:
+    async def _settle(self, under_way: set[asyncio.Task[None]], askers: list[Asker]) -> BaseException | None:
         """Wait until a record is done; the error that ends the run, if that is how it was done."""
+        for asker in askers:
+            asker.outage.feeding(False)
         done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        for asker in askers:
+            asker.outage.feeding(True)
         under_way -= done
         errors = [error for task in done if not task.cancelled() and (error := task.exception()) is not None]
         return errors[0] if errors else None

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ..errors import PrepareError
 from .cache import ReplyCache
+from .outage import OutageWatch
 from .requests import Generator, Reply, Request, RequestRefused, Transient
 from .settings import AnnotateConfig
 from .spending import Spending
@@ -38,9 +39,7 @@ class Asker:
         self._changed = asyncio.Condition()
         self._disk = ThreadPoolExecutor(1, "replies")
         self._not_before = 0.0
-        self._failures_in_a_row = 0
-        # So many failures one after another mean that the endpoint is gone, not that records are bad.
-        self._failures_allowed = max(20, 2 * generator.concurrency)
+        self.outage = OutageWatch()
         self.spending = Spending(settings.budget, *cache.spent())
 
     async def ask(self, request: Request) -> Reply:
@@ -92,20 +91,29 @@ class Asker:
         return reply
 
     async def _with_retries(self, request: Request) -> Reply:
+        self.outage.starts()
+        try:
+            reply = await self._tried(request)
+        except RequestFailed as error:
+            reason = str(error)
+        else:
+            self.outage.succeeded()
+            return reply
+        finally:
+            self.outage.ends()
+        await self.outage.failed(reason)
+        raise RequestFailed(reason)
+
+    async def _tried(self, request: Request) -> Reply:
         for attempt in range(self._settings.retries + 1):
             try:
-                reply = await self._once(request)
+                return await self._once(request)
             except RequestRefused as error:
-                self._count_failure(str(error))
                 raise RequestFailed(str(error)) from None
             except Transient as error:
                 last = str(error)
                 if attempt < self._settings.retries:
                     await self._back_off(attempt, error)
-            else:
-                self._failures_in_a_row = 0
-                return reply
-        self._count_failure(last)
         raise RequestFailed(f"{last} (tried {self._settings.retries + 1} times)")
 
     async def _once(self, request: Request) -> Reply:
@@ -126,14 +134,6 @@ class Asker:
                 self._not_before = max(self._not_before, time.monotonic() + wanted)
             delay = wanted * random.uniform(1.0, 1.1)
         await asyncio.sleep(delay)
-
-    def _count_failure(self, reason: str) -> None:
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= self._failures_allowed:
-            raise PrepareError(
-                f"annotate: {self._failures_in_a_row} requests failed one after another, the last one so: {reason}; "
-                "what was answered is kept, mend the cause and run the same command again"
-            )
 
     async def close(self) -> None:
         self._disk.shutdown(wait=True)
