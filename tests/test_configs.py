@@ -61,6 +61,7 @@ def test_the_wheel_carries_configs_data_and_prompts(tmp_path: Path) -> None:
     for name in ("configs/quickstart.yaml", "configs/vlm/nano.yaml", "data/nano/digits/digits.png"):
         assert f"dopd_vl/{name}" in names
     assert "privileged/variants.py" in names
+    assert {"privileged/prompts/hints.md", "privileged/prompts/check_hints.md"} <= names
     # An installed copy finds them there, from any folder.
     code = (
         "from dopd_vl.resources import find_config, find_model;"
