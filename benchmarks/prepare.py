@@ -33,7 +33,7 @@ GOOD = {
     "hints": '{"hints": ["Look at the terms.", "Combine them."]}',
 }
 CHILD = """
-import io, json, resource, sys, time
+import io, json, sys, time
 from rich.console import Console
 from privileged.config import PrepareConfig, SourceConfig
 from privileged.annotators.settings import AnnotateConfig
@@ -47,7 +47,8 @@ if __name__ == "__main__":
     start = time.perf_counter()
     result = prepare(config, console=Console(file=io.StringIO()))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 1024  # ru_maxrss would count what the parent held at the fork
     print(json.dumps({"records": result.records, "seconds": seconds, "peak_mib": peak}))
 """
 MAP = """
@@ -241,9 +242,9 @@ def as_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--images", type=int, default=3000)
-    parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--limit", type=int, default=64)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=1200)
+    parser.add_argument("--limit", type=int, default=32)
     parser.add_argument("--remark", default="", help="what else the machine did meanwhile")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/prepare"), help="path without a suffix")
     args = parser.parse_args()
@@ -255,8 +256,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         report["in_flight"] = [in_flight(folder, args.limit, args.requests, images) for images in (False, True)]
-        report["memory"] = memory(folder, args.sizes)
+        print(report["in_flight"], flush=True)
         report["speed"] = speed(folder, args.images)
+        print(report["speed"], flush=True)
+        report["memory"] = memory(folder, args.sizes)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(as_markdown(report))

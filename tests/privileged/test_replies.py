@@ -42,7 +42,7 @@ wrapped = st.tuples(
 ).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(wrapped)
 def test_any_text_is_read_or_refused(text):
     for read in READERS.values():
@@ -50,7 +50,7 @@ def test_any_text_is_read_or_refused(text):
             json.dumps(read(text), allow_nan=False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(near_boxes)
 def test_boxes_that_are_read_lie_in_their_image(boxes):
     try:
