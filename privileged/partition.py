@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -168,12 +169,13 @@ def merged_outcomes(output: Path, fingerprint: str, total: int, first: int) -> I
 
 
 def find_parts(output: Path, fingerprint: str, total: int) -> list[PartFolder]:
-    folders = sorted(output.parent.glob(f"{output.name}.part-*-of-*"))
-    counts = {folder.name.rpartition("-of-")[2] for folder in folders if folder.is_dir()} - {""}
-    if len(counts) != 1 or not next(iter(counts)).isdecimal():
-        found = ", ".join(folder.name for folder in folders) or "none"
-        raise PrepareError(f"{output}: merging needs all parts of one division beside it; found: {found}")
-    count = int(counts.pop())
+    name = re.compile(re.escape(output.name) + r"\.part-(\d+)-of-(\d+)")  # no other folder, such as a part's replies
+    found = [match for path in sorted(output.parent.glob("*")) if (match := name.fullmatch(path.name)) is not None]
+    counts = {int(match[2]) for match in found}
+    if len(counts) != 1:
+        names = ", ".join(match.string for match in found) or "none"
+        raise PrepareError(f"{output}: merging needs all parts of one division beside it; found: {names}")
+    count = counts.pop()
     parts = [PartFolder(part_folder(output, f"{number}/{count}")) for number in range(1, count + 1)]
     position = 0
     for part in parts:

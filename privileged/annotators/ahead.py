@@ -80,7 +80,7 @@ class AnnotationAhead:
         self._cache = ReplyCache(cache)
         self._ready = _Ready(scratch)
         self._changed = threading.Condition()
-        self._ended = False
+        self._ended = self._closing = False
         self._error: BaseException | None = None
         self._asker: Asker | None = None
         self._loop = asyncio.new_event_loop()
@@ -112,6 +112,7 @@ class AnnotationAhead:
             if self._main is not None:
                 self._main.cancel()
 
+        self._closing = True
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # the loop ended in this very moment
                 self._loop.call_soon_threadsafe(cancel)
@@ -132,6 +133,8 @@ class AnnotationAhead:
 
     async def _annotate_all(self) -> None:
         self._main = asyncio.current_task()
+        if self._closing:  # it was closed before there was a task to cancel
+            return
         model, detector = (
             Asker(generator, self._cache, self._settings) if generator is not None else None
             for generator in self._generators

@@ -32,9 +32,7 @@ def test_merged_parts_are_the_single_run(jsonl_world, tmp_path, parts):
     root = write_doubles(jsonl_world, tmp_path)
     server = Answering()
     with server.serving() as url:
-        annotate = AnnotateConfig(
-            url=url, model="m", key_env=None, parts=["caption"], recheck=False, cache=str(tmp_path / "cache")
-        )
+        annotate = AnnotateConfig(url=url, model="m", key_env=None, parts=["caption"], recheck=False)
         changes = {"annotate": annotate, "shuffle": True, "seed": 3, "max_rejected_share": 0.8}
         single = run(jsonl_settings(root, tmp_path / "single", **changes))
         for number in range(parts, 0, -1):  # in whatever order

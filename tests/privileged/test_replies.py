@@ -1,6 +1,8 @@
 """Replies of models: the good ones are read, and no text whatever does more than be refused with a reason."""
 
 import contextlib
+import doctest
+import importlib
 import json
 import re
 
@@ -137,3 +139,8 @@ def test_a_prompt_that_cannot_be_used_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_prompts(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["replies", "prompts", "spending", "endpoint", "detector", "parts"])
+def test_examples_in_docstrings_hold(name):
+    assert doctest.testmod(importlib.import_module(f"privileged.annotators.{name}")).failed == 0
