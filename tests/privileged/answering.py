@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"Retry-After": "0.1"} if fault == 429 else {}
             self._send(fault, {"error": {"message": f"fault, your key is {self.headers['Authorization']}"}}, headers)
         elif fault == "slow":
-            time.sleep(0.6)
+            time.sleep(2.5)
             self._send(200, good)
         elif fault == "cut":
             data = json.dumps(good).encode()

@@ -132,9 +132,9 @@ def misbehaving(part, body, seen):
 def test_nothing_is_lost_or_doubled_when_the_server_misbehaves(tmp_path):
     path, server = write_records(tmp_path, 30), Answering(misbehaving)
     with server.serving() as url:
-        config = configure(path, tmp_path / "out", url, annotate={"timeout": 0.5, "tries": 2})
+        config = configure(path, tmp_path / "out", url, annotate={"timeout": 2.0, "tries": 2})
         result, _ = run(config)
-        again, _ = run(configure(path, tmp_path / "again", url, annotate={"timeout": 0.5, "cache": f"{tmp_path}/c"}))
+        again, _ = run(configure(path, tmp_path / "again", url, annotate={"timeout": 2.0, "cache": f"{tmp_path}/c"}))
     bad = range(len(FAULTS_THAT_PASS), len(FAULTS_THAT_PASS) + len(FAULTS_FOR_GOOD))
     rejected = lines(result.output / "rejected.jsonl")
     assert [entry["id"] for entry in rejected] == [f"r{number}" for number in bad]
