@@ -129,6 +129,7 @@ class Tally:
     variants: Counter[str] = field(default_factory=Counter)
     findings: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=Counter)
+    annotated: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -178,4 +179,5 @@ class Tally:
             "variants": self.variants,
             "findings": self.findings,
             "stages": self.stages,
+            "annotated": self.annotated,
         }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from .annotators.settings import AnnotateConfig
 from .audit import AuditConfig
 from .boxes import BOX_FORMATS
 from .errors import ConfigError, nearest
@@ -55,6 +57,9 @@ class PrepareConfig:
         overwrite: Replace a dataset that was prepared from other settings or another source.
         audit: What the audit does with what it finds.
         images: Which images are accepted.
+        annotate: Who makes the privileged parts that the source lacks; null makes none.
+        part: Prepare one part of several, e.g. "2/4", into a folder beside the output; `merge` joins them.
+        merge: Join the parts that lie beside the output. The result is that of a single run.
     """
 
     source: SourceConfig
@@ -68,6 +73,9 @@ class PrepareConfig:
     overwrite: bool = False
     audit: AuditConfig = field(default_factory=AuditConfig)
     images: ImageLimits = field(default_factory=ImageLimits)
+    annotate: AnnotateConfig | None = None
+    part: str | None = None
+    merge: bool = False
 
     def check(self) -> None:
         """Raise ConfigError, naming the key, when a value cannot be used."""
@@ -94,6 +102,21 @@ class PrepareConfig:
         if self.source.default_task is not None:
             check_choice(self.source.default_task, TASKS, "source.default_task")
         self.audit.resolved()
+        if self.annotate is not None:
+            self.annotate.check()
+        if self.part is not None and self.merge:
+            raise ConfigError("part: a part is prepared, or all are merged; not both in one run")
+        self.part_range(1)
+
+    def part_range(self, total: int) -> tuple[int, int]:
+        """Which of `total` records, from and to, this run prepares."""
+        if self.part is None:
+            return 0, total
+        match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", self.part)
+        if match is None or int(match[1]) > int(match[2]):
+            raise ConfigError(f"part: {self.part!r} must have the form 2/4: the second of four parts")
+        number, parts = int(match[1]), int(match[2])
+        return total * (number - 1) // parts, total * number // parts
 
 
 def check_choice(value: str, known: tuple[str, ...], key: str) -> None:

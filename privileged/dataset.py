@@ -18,6 +18,7 @@ AUDIT_FILE = "audit.json"
 CARD_FILE = "README.md"
 INFO_FILE = "dataset_info.json"
 REJECTED_FILE = "rejected.jsonl"
+DROPPED_FILE = "dropped.jsonl"
 WORK_FOLDER = ".prepare"
 PREPARE_COMMAND = "dopd-vl prepare --config ..."
 

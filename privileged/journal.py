@@ -12,16 +12,16 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .dataset import AUDIT_FILE, CARD_FILE, DATA_FOLDER, INFO_FILE, REJECTED_FILE, WORK_FOLDER
+from .dataset import AUDIT_FILE, CARD_FILE, DATA_FOLDER, DROPPED_FILE, INFO_FILE, REJECTED_FILE, WORK_FOLDER
 from .errors import PrepareError
 
 PARTIAL_AUDIT_FILE = "audit-partial.json"
-OUR_FILES = (CARD_FILE, AUDIT_FILE, PARTIAL_AUDIT_FILE, REJECTED_FILE, INFO_FILE)
+OUR_FILES = (CARD_FILE, AUDIT_FILE, PARTIAL_AUDIT_FILE, REJECTED_FILE, DROPPED_FILE, INFO_FILE)
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -76,12 +76,12 @@ class Journal:
 
     def fingerprint(self) -> str | None:
         """Of the preparation that this folder was begun for; None when none was."""
-        state = _read_json(self.folder / "state.json")
+        state = read_json(self.folder / "state.json")
         return state["fingerprint"] if state else None
 
     def has_begun(self) -> bool:
         """False as well when a kill came while `begin` was clearing the folder."""
-        state = _read_json(self.folder / "state.json")
+        state = read_json(self.folder / "state.json")
         return state is not None and not state["clearing"]
 
     def begin(self, fingerprint: str) -> None:
@@ -113,7 +113,7 @@ class Journal:
         return count
 
     def read_shard(self, shard: int) -> dict[str, Any] | None:
-        return _read_json(self._note(shard))
+        return read_json(self._note(shard))
 
     def commit_shard(self, shard: int, temporary: Path, name: str, note: dict[str, Any], seen: Seen) -> None:
         """The parquet file first, then what it adds to the seen records, then the note that makes it count."""
@@ -122,6 +122,13 @@ class Journal:
         seen.commit()
         note = {"file": name, "bytes": final.stat().st_size, **note}
         write_atomically(self._note(shard), json.dumps(note, ensure_ascii=True))
+
+    def write_lines(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
+        """A JSONL file in the output, whole or not at all."""
+        temporary = self.folder / name
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        commit_file(temporary, self._output / name)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -156,7 +163,8 @@ class Seen:
         self._database.close()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None when there is no such file, or no object in it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -7,18 +7,19 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .annotators.annotation import Annotation
 from .annotators.own import OwnAnnotator
 from .audit import check_record, judge
 from .config import PrepareConfig
 from .errors import ImageError, PrepareError, RecordError
-from .records import MAX_ID, Finding, default_id, parse_record
+from .records import MAX_ID, Finding, Record, default_id, parse_record
 from .sources import ImageFolderSource, Source
 from .variants import VARIANTS
 
@@ -40,6 +41,9 @@ class Outcome:
     digest: bytes = b""
     variants: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    annotated: dict[str, int] = field(default_factory=dict)
+    """What annotation asked for, made and dropped, see `Annotation.counts`."""
+    dropped: list[dict[str, Any]] = field(default_factory=list)
 
     def set_aside(self, stage: str, reason: str) -> None:
         self.stage, self.reason, self.row = stage, reason[:MAX_REASON], None
@@ -51,24 +55,65 @@ class RecordProcessor:
     def __init__(self, config: PrepareConfig, source: Source):
         self._config, self._source = config, source
         self._severity = config.audit.resolved()
-        self._annotator = OwnAnnotator()
+        self._annotator, self._annotate = OwnAnnotator(), config.annotate
         self._image_root: Path | None = source.image_root if isinstance(source, ImageFolderSource) else None
 
-    def __call__(self, index: int) -> Outcome:
+    def __call__(self, index: int, annotation: Annotation | None = None) -> Outcome:
+        """The outcome of a record, with the parts that annotation made for it."""
+        outcome = Outcome(index, default_id(self._config.source.name or self._source.name, index))
+        try:
+            record = self._parse(index, outcome, annotation.parts if annotation else ())
+        except ImageError as error:
+            outcome.set_aside("image", str(error))
+            return outcome
+        except RecordError as error:
+            outcome.set_aside(outcome.stage or "record", str(error))
+            return outcome
+        if annotation is not None:
+            record.privileged.update(annotation.parts)  # type: ignore[typeddict-item]
+            record.privileged["provenance"] = self._provenance(record, annotation)
+            outcome.annotated, outcome.dropped = annotation.counts(), annotation.dropped
+        outcome.id, outcome.row, outcome.digest = record.id, record.row(), record.content_digest()
+        reason, outcome.findings = judge(check_record(record), self._severity)
+        if reason is not None:
+            outcome.set_aside("audit", reason)
+            return outcome
+        missing = annotation.missing(self._annotate.optional) if annotation and self._annotate else None
+        if missing is not None:
+            outcome.set_aside("annotate", missing)
+            return outcome
+        example = record.example()
+        outcome.variants = [name for name, variant in VARIANTS.items() if variant.missing(example) is None]
+        return outcome
+
+    def to_annotate(self, index: int) -> Record | None:
+        """The record as annotation sees it; None when it is set aside whatever is added to it."""
+        assert self._annotate is not None
+        replaced = self._annotate.parts if self._annotate.replace else ()
+        try:
+            record = self._parse(index, Outcome(index, ""), replaced)
+        except RecordError:
+            return None
+        findings = [finding for finding in check_record(record) if finding.code != "no_privilege"]
+        return record if judge(findings, self._severity)[0] is None else None
+
+    def _parse(self, index: int, outcome: Outcome, without: Iterable[str]) -> Record:
+        """The record as its source has it, save some privileged parts. Until it is read, `outcome.stage` says so."""
         settings = self._config.source
         name = settings.name or self._source.name
-        outcome = Outcome(index, default_id(name, index))
-        stage = "read"
+        outcome.stage = "read"
         try:
             raw = self._source[index]
-            stage = "record"
+            outcome.stage = None
             if not isinstance(raw, Mapping):
                 raise RecordError(f"a record must be a mapping, not {type(raw).__name__}")
             if isinstance(raw.get("id"), str):  # for the report, should the record not parse
                 outcome.id = raw["id"][:MAX_ID]
-            annotated = {**raw, "privileged": self._annotator.annotate(raw)}
-            record = parse_record(
-                annotated,
+            privileged = self._annotator.annotate(raw)
+            for part in without:
+                privileged.pop(part, None)
+            return parse_record(
+                {**raw, "privileged": privileged},
                 index=index,
                 source=name,
                 image_root=self._image_root,
@@ -76,38 +121,45 @@ class RecordProcessor:
                 box_format=settings.box_format,
                 limits=self._config.images,
             )
-        except ImageError as error:
-            outcome.set_aside("image", str(error))
-            return outcome
-        except RecordError as error:
-            outcome.set_aside(stage, str(error))
-            return outcome
+        except RecordError:
+            raise
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             raise PrepareError(f"record {index} of source {self._source.name!r}: the source failed, {what}") from error
-        outcome.id, outcome.row, outcome.digest = record.id, record.row(), record.content_digest()
-        reason, outcome.findings = judge(check_record(record), self._severity)
-        if reason is not None:
-            outcome.set_aside("audit", reason)
-            return outcome
-        example = record.example()
-        outcome.variants = [name for name, variant in VARIANTS.items() if variant.missing(example) is None]
-        return outcome
+
+    def _provenance(self, record: Record, annotation: Annotation) -> str | None:
+        """Who made what: "source; hints, caption by the-model; boxes by module:function"."""
+        assert self._annotate is not None
+        makers: dict[str, list[str]] = {}
+        for part in annotation.parts:
+            detected = part == "boxes" and self._annotate.detector is not None
+            maker = self._annotate.detector if detected else self._annotate.model
+            makers.setdefault(Path(str(maker)).name if self._annotate.kind == "local" else str(maker), []).append(part)
+        made = [f"{', '.join(parts)} by {maker}" for maker, parts in makers.items()]
+        carried = record.privileged["provenance"]
+        return "; ".join([carried, *made] if carried else made) or None
 
 
 def outcomes(
-    config: PrepareConfig, source: Source, factory: SourceFactory, indices: Sequence[int]
+    config: PrepareConfig,
+    source: Source,
+    factory: SourceFactory,
+    indices: Sequence[int],
+    annotation_of: Callable[[int], Annotation | None] = lambda index: None,
 ) -> Generator[Outcome, None, None]:
     """The outcome of each source record, in the order of `indices`, whatever the number of workers."""
     if config.workers == 0:
-        yield from map(RecordProcessor(config, source), indices)
+        processor = RecordProcessor(config, source)
+        for index in indices:
+            yield processor(index, annotation_of(index))
         return
     # Fresh processes, not forks: this one may hold threads and locks (progress bar, arrow).
     pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"), _start_worker, (config, factory))
     waiting: deque[Future[list[Outcome]]] = deque()
     try:
         for start in range(0, len(indices), BATCH):
-            waiting.append(pool.submit(_work, list(indices[start : start + BATCH])))
+            batch = [(index, annotation_of(index)) for index in indices[start : start + BATCH]]
+            waiting.append(pool.submit(_work, batch))
             if len(waiting) > 2 * config.workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -136,6 +188,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(indices: list[int]) -> list[Outcome]:
+def _work(batch: list[tuple[int, Annotation | None]]) -> list[Outcome]:
     assert _worker is not None
-    return [_worker(index) for index in indices]
+    return [_worker(index, annotation) for index, annotation in batch]

@@ -14,24 +14,39 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .annotators.ahead import annotation_fingerprint
+from .annotators.estimate import Estimate, estimate
 from .annotators.own import OwnAnnotator
 from .audit import Tally, judge
 from .card import card, dataset_info
 from .config import PrepareConfig, SourceConfig
-from .dataset import AUDIT_FILE, CARD_FILE, FORMAT, INFO_FILE, REJECTED_FILE, WORK_FOLDER, load_privileged, read_audit
+from .dataset import (
+    AUDIT_FILE,
+    CARD_FILE,
+    DROPPED_FILE,
+    FORMAT,
+    INFO_FILE,
+    REJECTED_FILE,
+    WORK_FOLDER,
+    load_privileged,
+    read_audit,
+)
 from .errors import ConfigError, PrepareError, PrivilegedError
-from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, commit_file, dumps, exclusive, write_atomically
-from .outcomes import Outcome, SourceFactory, outcomes
+from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps, exclusive, write_atomically
+from .outcomes import Outcome, RecordProcessor, SourceFactory
+from .partition import merged_outcomes, part_folder, prepare_part
 from .progress import PrepareProgress
 from .records import Finding
 from .shards import ShardWriter
 from .source_cards import resolve_source
 from .sources import SOURCES, Source
+from .stream import OutcomeStream, outcome_stream
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,14 +87,35 @@ def prepare(
         from rich.console import Console
 
         console = Console(stderr=True)
+    config, source, factory = _with_source(config, extra_sources)
+    output = _output_folder(config)
+    with exclusive(output):
+        preparation = _Preparation(config, source, factory, output, console)
+        return preparation.run() if config.part is None else preparation.run_part()
+
+
+def estimate_annotation(config: PrepareConfig, extra_sources: Mapping[str, SourceFactory] | None = None) -> Estimate:
+    """What the annotation of a preparation will cost. Nothing is asked and nothing is written."""
+    config.check()
+    if config.annotate is None:
+        raise ConfigError("annotate: is not set, there is nothing to estimate")
+    config, source, _ = _with_source(config, extra_sources)
+    assert config.annotate is not None
+    order = _order(len(source), config)
+    first, last = config.part_range(len(order))
+    return estimate(config.annotate, RecordProcessor(config, source).to_annotate, order[first:last])
+
+
+def _with_source(
+    config: PrepareConfig, extra_sources: Mapping[str, SourceFactory] | None
+) -> tuple[PrepareConfig, Source, SourceFactory]:
+    """The source, opened, and the configuration with its card's settings filled in."""
     settings, factory = resolve_source(config.source, {**SOURCES, **(extra_sources or {})})
     config = dataclasses.replace(config, source=settings)
     source = _open_source(config.source, factory)
     if len(source) == 0:
         raise ConfigError(f"source.options: the source {source.name!r} holds no records")
-    output = _output_folder(config)
-    with exclusive(output):
-        return _Preparation(config, source, factory, output, console).run()
+    return config, source, factory
 
 
 def _open_source(settings: SourceConfig, factory: SourceFactory) -> Source:
@@ -92,10 +128,10 @@ def _open_source(settings: SourceConfig, factory: SourceFactory) -> Source:
 
 
 def _output_folder(config: PrepareConfig) -> Path:
-    output = Path(config.output)
+    output = Path(config.output) if config.part is None else part_folder(Path(config.output), config.part)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output: {output} is a file")
-    if output.is_dir() and read_audit(output) is None and Journal(output).fingerprint() is None:
+    if config.part is None and output.is_dir() and read_audit(output) is None and Journal(output).fingerprint() is None:
         foreign = sorted(path.name for path in output.iterdir() if path.name != WORK_FOLDER)
         if foreign:
             raise ConfigError(f"output: {output} holds other files ({foreign[0]}, ...); name an empty or new folder")
@@ -147,25 +183,44 @@ class _Preparation:
             self._give_up(tally, committed, [])
         done = min(committed * self.config.shard_size, self.total)
         seen = Seen(self.journal.folder / "seen.sqlite", committed)
-        stream = outcomes(self.config, self.source, self.factory, self.order[done:])
         try:
-            with PrepareProgress(self.console, self.total, done, tally.rejected) as progress:
+            with (
+                self._stream(done) as (stream, spent),
+                PrepareProgress(self.console, self.total, done, tally.rejected, spent) as progress,
+            ):
                 for shard in range(committed, self.shard_count):
                     self._shard(shard, islice(stream, self.config.shard_size), seen, tally, progress)
         finally:
-            stream.close()
             seen.close()
         return tally
+
+    def run_part(self) -> PrepareResult:
+        """Prepare one part, for a merge to come."""
+        done, was_complete = prepare_part(
+            self.config, self.fingerprint, self.total, self.output, self.console, self._outcomes
+        )
+        return PrepareResult(self.output, done["records"], done["rejected"], {}, was_complete)
+
+    def _stream(self, first: int) -> AbstractContextManager[OutcomeStream]:
+        if self.config.merge:
+            return nullcontext((merged_outcomes(self.output, self.fingerprint, self.total, first), None))
+        return self._outcomes(first, self.total, self.journal.folder)
+
+    def _outcomes(self, first: int, last: int, work: Path) -> AbstractContextManager[OutcomeStream]:
+        indices = self.order[first:last]
+        return outcome_stream(self.config, self.source, self.factory, indices, self.output, work, self.console)
 
     def _shard(
         self, shard: int, stream: Iterator[Outcome], seen: Seen, tally: Tally, progress: PrepareProgress
     ) -> None:
-        part, rejected = Tally(), []
+        part, rejected, dropped = Tally(), [], []
         temporary = self.journal.folder / f"shard-{shard:05d}.parquet"
         with ShardWriter(temporary) as writer:
             for outcome in stream:
                 self._find_duplicates(outcome, seen, shard)
                 part.note(outcome.id, outcome.findings)
+                part.annotated.update(outcome.annotated)
+                dropped += [{"id": outcome.id, "index": outcome.index, **drop} for drop in outcome.dropped]
                 if outcome.row is not None:
                     part.keep(outcome.row, outcome.variants)
                     writer.add(outcome.row)
@@ -179,7 +234,8 @@ class _Preparation:
                     tally.add(part.to_dict())
                     self._give_up(tally, shard, rejected)
         name = f"train-{shard:05d}-of-{self.shard_count:05d}.parquet"
-        self.journal.commit_shard(shard, temporary, name, {"tally": part.to_dict(), "rejected": rejected}, seen)
+        note = {"tally": part.to_dict(), "rejected": rejected, "dropped": dropped}
+        self.journal.commit_shard(shard, temporary, name, note, seen)
         tally.add(part.to_dict())
 
     def _find_duplicates(self, outcome: Outcome, seen: Seen, shard: int) -> None:
@@ -216,11 +272,15 @@ class _Preparation:
     def _finish(self, tally: Tally) -> PrepareResult:
         if tally.records == 0:
             raise PrepareError(f"{self.output}: every record was rejected; see {REJECTED_FILE} there")
-        notes = [self.journal.read_shard(shard) for shard in range(self.shard_count)]
-        files = [note["file"] for note in notes if note is not None]
+        files, size = [], 0
+        for note in self._notes(self.shard_count):
+            files.append(note["file"])
+            size += note["bytes"]
         audit = {**self._audit(tally), "files": files}
         self._write_rejected(self.shard_count, [])
-        size = sum(note["bytes"] for note in notes if note is not None)
+        if self.config.annotate is not None:
+            dropped = (drop for note in self._notes(self.shard_count) for drop in note["dropped"])
+            self.journal.write_lines(DROPPED_FILE, dropped)
         write_atomically(self.output / INFO_FILE, dataset_info(audit, size))
         (self.output / PARTIAL_AUDIT_FILE).unlink(missing_ok=True)
         write_atomically(self.output / AUDIT_FILE, dumps(audit))
@@ -241,16 +301,16 @@ class _Preparation:
         }
 
     def _rejected(self, shards: int, unfinished: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        for shard in range(shards):
-            note = self.journal.read_shard(shard)
-            yield from note["rejected"] if note is not None else []
+        for note in self._notes(shards):
+            yield from note["rejected"]
         yield from unfinished
 
+    def _notes(self, shards: int) -> Iterator[dict[str, Any]]:
+        notes = (self.journal.read_shard(shard) for shard in range(shards))
+        return (note for note in notes if note is not None)
+
     def _write_rejected(self, shards: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
-        temporary = self.journal.folder / REJECTED_FILE
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in self._rejected(shards, unfinished))
-        commit_file(temporary, self.output / REJECTED_FILE)
+        self.journal.write_lines(REJECTED_FILE, self._rejected(shards, unfinished))
 
     def _report(self, audit: Mapping[str, Any]) -> None:
         findings = ", ".join(f"{count} {code}" for code, count in audit["counts"]["findings"].items())
@@ -265,10 +325,12 @@ class _Preparation:
 def _fingerprint(config: PrepareConfig, source: Source) -> str:
     """Of everything that decides what the dataset holds; not of how it is made (workers) or judged (the share)."""
     settings = dataclasses.asdict(config)
-    for key in ("output", "workers", "max_rejected_share", "overwrite"):
+    for key in ("output", "workers", "max_rejected_share", "overwrite", "annotate", "part", "merge"):
         del settings[key]
     settings["audit"] = config.audit.resolved()
     parts = [FORMAT, source.name, source.fingerprint(), OwnAnnotator().fingerprint(), settings]
+    if config.annotate is not None:
+        parts.append(annotation_fingerprint(config.annotate))
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -46,7 +46,10 @@ def offenders(folder: str, *forbidden: str) -> list[tuple[str, str]]:
 
 
 def test_privileged_imports_nothing_of_dopd_vl_and_no_torch():
-    assert offenders("privileged", "dopd_vl", "torch", "torchvision", "transformers", "trl") == []
+    # The local annotator runs a transformers model; it imports them in its functions, see test_imports.py.
+    local = "privileged/annotators/local.py"
+    found = offenders("privileged", "dopd_vl", "torch", "torchvision", "transformers", "trl")
+    assert set(found) == {(local, "torch"), (local, "transformers")}
 
 
 def test_core_imports_only_torch_and_the_standard_library():

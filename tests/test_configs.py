@@ -69,6 +69,7 @@ def test_the_wheel_carries_configs_data_and_prompts(tmp_path: Path) -> None:
     ):
         assert f"dopd_vl/{name}" in names
     assert "privileged/variants.py" in names
+    assert {"privileged/prompts/hints.md", "privileged/prompts/check_hints.md"} <= names
     # An installed copy finds them there, from any folder.
     code = (
         "from dopd_vl.resources import find_config, find_model;"

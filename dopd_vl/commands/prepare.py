@@ -12,9 +12,12 @@ def main(argv: Sequence[str]) -> int:
     config = read_config(PrepareConfig, argv, "dopd-vl prepare")
     from dopd_vl.nano.source import NanoSource
     from dopd_vl.terminal import quiet_libraries
-    from privileged.prepare import prepare
+    from privileged.prepare import estimate_annotation, prepare
 
     quiet_libraries()
+    if config.annotate is not None and config.annotate.dry_run:
+        print("\n".join(estimate_annotation(config, {"nano": NanoSource}).lines()))
+        return 0
     result = prepare(config, {"nano": NanoSource}, Console(stderr=True))
     done = "was complete already" if result.was_complete else "is complete"
     print(f"{result.output} {done}: {result.records} records, {result.rejected} set aside")

@@ -1,6 +1,8 @@
 """Annotators: what adds privileged information to a raw record.
 
-Here is the interface, and `own`, which takes over the annotations that a source already carries.
+Here is the interface of those that work at once, such as `own`, which takes over what a source already carries.
+Models and detectors take their time, and may be asked for several parts: `ahead` runs them beside the preparation, see
+docs/annotating.md.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from privileged import VARIANTS
+from privileged.annotators.settings import PART_NAMES, AnnotateConfig, BudgetConfig, SamplingConfig
 from privileged.audit import SEVERITIES, AuditConfig
 from privileged.coco import CocoOptions
 from privileged.config import PrepareConfig, SourceConfig, read_options
@@ -52,12 +53,21 @@ EXAMPLE = {
 def check_config(settings):
     source, _ = resolve_source(SourceConfig(**settings["source"]), dict.fromkeys([*OPTIONS, "nano"]))
     audit = AuditConfig(**settings.get("audit", {}))
-    PrepareConfig(**{**settings, "source": source, "audit": audit}).check()
+    annotate = check_annotate(settings["annotate"]) if "annotate" in settings else None
+    PrepareConfig(**{**settings, "source": source, "audit": audit, "annotate": annotate}).check()
     if source.kind != "nano":
         options = read_options(source.options, OPTIONS[source.kind])
         check_columns(getattr(options, "columns", {}))
         if source.kind in ("coco", "yolo", "voc"):
             read_questions(options.questions)
+
+
+def check_annotate(settings):
+    nested = {"sampling": SamplingConfig, "budget": BudgetConfig}
+    settings = {key: nested[key](**value) if key in nested else value for key, value in settings.items()}
+    annotate = AnnotateConfig(**settings)
+    annotate.check()
+    return annotate
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -72,6 +82,16 @@ def test_configs_on_the_page_hold_only_what_exists():
     for block in whole:
         check_config(block)
     AuditConfig(**next(block["audit"] for block in blocks if "audit" in block)).resolved()
+
+
+def test_sections_on_the_page_about_annotation_hold_only_what_exists():
+    page = (ROOT / "docs" / "annotating.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    assert {block["annotate"]["kind"] for block in blocks} == {"endpoint", "local", "detector"}
+    for block in blocks:
+        check_annotate(block["annotate"])
+    for part in PART_NAMES:
+        assert f"| `{part}` |" in page
 
 
 def test_commands_on_the_page_are_of_shipped_configs_or_the_page_own():

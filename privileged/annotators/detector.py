@@ -1,0 +1,96 @@
+"""A generator that is a function of the user's: it takes a PIL image and the question, and finds boxes.
+
+The function is named `module:function`. It gives supervision's Detections (with `data["class_name"]` for labels), or a
+list of (label, [x1, y1, x2, y2]) in pixels. With rapidocr, for instance, in a file `text_boxes.py`:
+
+    from rapidocr import RapidOCR
+
+    reader = RapidOCR()
+
+    def read(image, question):
+        found = reader(numpy.asarray(image)[:, :, ::-1])          # it expects BGR
+        if found.boxes is None:
+            return []
+        corners = [numpy.asarray(box) for box in found.boxes]     # four points each
+        return [(text, [*box.min(0), *box.max(0)]) for text, box in zip(found.txts, corners)]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .requests import Reply, Request, RequestRefused
+
+
+class DetectorGenerator:
+    """Calls the function for one image at a time, always in the same thread. A reply is a JSON list of boxes."""
+
+    concurrency = 1
+
+    def __init__(self, name: str):
+        self._name, self._function = name, load_function(name)
+        self._thread = ThreadPoolExecutor(1, "detector")
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "detector", "detector": detector_identity(self._name)}
+
+    async def generate(self, request: Request) -> Reply:
+        text = await asyncio.get_running_loop().run_in_executor(self._thread, self._detect, request)
+        return Reply(text, 0, 0)
+
+    def _detect(self, request: Request) -> str:
+        try:
+            found = self._function(request.images[0].image.copy(), request.question)
+            return boxes_json(found)
+        except Exception as error:  # the function is not ours: what it makes of one image may not end the run
+            raise RequestRefused(f"{self._name} failed, {type(error).__name__}: {error}") from error
+
+    async def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def boxes_json(found: Any) -> str:
+    """What a detector gave, as the JSON that `replies.pixel_boxes` judges.
+
+    >>> boxes_json([("STOP", (4, 5.5, 20, 30))])
+    '[{"label": "STOP", "bbox": [4.0, 5.5, 20.0, 30.0]}]'
+    """
+    if hasattr(found, "xyxy"):
+        names = found.data.get("class_name")
+        if names is None:
+            raise ValueError("the detections have no data['class_name']")
+        found = [(str(name), bbox) for name, bbox in zip(names, found.xyxy, strict=True)]
+    if not isinstance(found, Sequence):
+        raise TypeError(f"it must give Detections or a list of (label, bbox), not {type(found).__name__}")
+    return json.dumps([{"label": label, "bbox": [float(value) for value in bbox]} for label, bbox in found])
+
+
+def load_function(name: str) -> Callable[[Any, str], Any]:
+    """The function that `module:function` names; modules in the current folder are found too."""
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"annotate.detector: {name} cannot be imported ({error})") from error
+    if not callable(function):
+        raise ConfigError(f"annotate.detector: {name} is no function")
+    return function
+
+
+def detector_identity(name: str) -> str:
+    """The name and a digest of the function's file: a changed detector is asked anew."""
+    file = inspect.getsourcefile(inspect.unwrap(load_function(name)))
+    return f"{name}:{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ''}"

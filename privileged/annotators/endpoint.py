@@ -1,0 +1,209 @@
+"""A generator behind an OpenAI-compatible endpoint: vLLM, SGLang and the vendors all speak it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import email.utils
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, PrepareError
+from .requests import Reply, Request, RequestRefused, Transient
+from .settings import AnnotateConfig
+
+if TYPE_CHECKING:
+    import openai
+
+MAX_BODY = 8 * 1024 * 1024
+"""Bytes of a response body. A reply of `sampling.max_tokens` is far smaller; more is not read."""
+
+FATAL = {401: "the key is wrong or missing", 402: "the account has no credit", 404: "no such model or address"}
+TRANSIENT = (408, 409, 425, 429)
+MAX_DETAIL = 300
+
+
+class EndpointGenerator:
+    """Sends chat completions. The key lives in the client alone, and is blotted out of whatever the server says."""
+
+    def __init__(self, settings: AnnotateConfig):
+        try:
+            import httpx2
+            import openai
+        except ImportError as error:
+            raise ConfigError(
+                "annotate.kind: endpoint needs the openai client; pip install 'dopd-vl[annotate]'"
+            ) from error
+        self._settings, self.concurrency = settings, settings.concurrency
+        self._key = _read_key(settings.key_env)
+        limits = httpx2.Limits(
+            max_connections=settings.concurrency + 8, max_keepalive_connections=settings.concurrency + 8
+        )
+        # Retries are ours: they obey the slots, the budget and the other requests' rate limits.
+        self._client: openai.AsyncOpenAI = openai.AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=settings.url,
+            max_retries=0,
+            timeout=settings.timeout,
+            http_client=openai.DefaultAsyncHttpxClient(limits=limits),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        sampling = self._settings.sampling
+        return {
+            "kind": "endpoint",
+            "model": self._settings.model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "extra": sampling.extra,
+        }
+
+    async def generate(self, request: Request) -> Reply:
+        import httpx2
+        import openai
+
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                body = await self._send(request)
+        except openai.APIStatusError as error:
+            raise self._status_error(error) from None
+        except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException):
+            raise Transient(f"no reply within {self._settings.timeout:g} s") from None
+        except (openai.APIConnectionError, httpx2.TransportError) as error:
+            raise Transient(self._blot(f"the connection failed ({error.__cause__ or error!r})")) from None
+        return self._read(body, request)
+
+    async def _send(self, request: Request) -> bytes:
+        sampling = self._settings.sampling
+        body = bytearray()
+        async with self._client.chat.completions.with_streaming_response.create(
+            model=str(self._settings.model),
+            messages=chat_messages(request),  # type: ignore[arg-type]
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            extra_body=sampling.extra or None,
+        ) as response:
+            async for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise RequestRefused(f"the response is longer than {MAX_BODY} bytes")
+        return bytes(body)
+
+    def _read(self, body: bytes, request: Request) -> Reply:
+        """The reply in a response body. A body that is no completion may be a proxy's page: it is tried again."""
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Transient(self._blot(f"the response is no JSON: {_start_of(body)!r}")) from None
+        if not isinstance(value, Mapping) or not isinstance(value.get("choices"), list):
+            raise Transient(self._blot(f"the response is no chat completion: {_start_of(body)!r}"))
+        choices = value["choices"]
+        first = _mapping(choices[0] if choices else None)
+        message = _mapping(first.get("message"))
+        content = message["content"] if isinstance(message.get("content"), str) else ""
+        problem = None
+        if not choices:
+            problem = "the response has no choices"
+        elif message.get("refusal"):
+            problem = f"the model refused: {str(message['refusal'])[:MAX_DETAIL]}"
+        elif first.get("finish_reason") == "length":
+            problem = f"the reply was cut off at {self._settings.sampling.max_tokens} tokens"
+        elif first.get("finish_reason") == "content_filter":
+            problem = "the reply was held back by a content filter"
+        usage = _mapping(value.get("usage"))
+        return Reply(
+            self._blot(content),
+            _count(usage.get("prompt_tokens"), request.prompt_tokens()),
+            _count(usage.get("completion_tokens"), len(content) // 3),
+            self._blot(problem) if problem else None,
+        )
+
+    def _status_error(self, error: openai.APIStatusError) -> Exception:
+        status = error.status_code
+        detail = self._blot(" ".join(str(error.message).split()))[:MAX_DETAIL]
+        if status in FATAL:
+            raise PrepareError(f"annotate.url: {self._settings.url} answered {status}, {FATAL[status]}: {detail}")
+        if status in TRANSIENT or status >= 500:
+            after = retry_after(error.response.headers)
+            return Transient(f"the server answered {status}: {detail}", after, everyone=status in (429, 503))
+        return RequestRefused(f"the server answered {status}: {detail}")
+
+    def _blot(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def chat_messages(request: Request) -> list[dict[str, Any]]:
+    """A request as chat messages with images as data URLs; several images are told apart by a number before each."""
+    content: list[dict[str, Any]] = []
+    for number, stored in enumerate(request.images, start=1):
+        if len(request.images) > 1:
+            content.append({"type": "text", "text": f"Image {number}:"})
+        url = f"data:{_media_type(stored.data)};base64,{base64.b64encode(stored.data).decode()}"
+        content.append({"type": "image_url", "image_url": {"url": url}})
+    text = {"type": "text", "text": request.user}
+    # Plain text where there is no image: servers of text models often take nothing else.
+    user: Any = [*content, text] if content else request.user
+    return [{"role": "system", "content": request.system}, {"role": "user", "content": user}]
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a server asks to wait: a number, or a date (RFC 9110, 10.2.3).
+
+    >>> retry_after({"retry-after": "2.5"})
+    2.5
+    """
+    text = headers.get("retry-after")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _media_type(data: bytes) -> str:
+    """Of what `images.KEPT_FORMATS` can be."""
+    if data.startswith(b"\x89PNG"):
+        return "image/png"
+    return "image/webp" if data.startswith(b"RIFF") else "image/jpeg"
+
+
+def _read_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"annotate.key_env: the environment variable {variable} is not set; set it, or key_env: null for an "
+            "endpoint without a key"
+        )
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"annotate.key_env: the value of {variable} holds signs that no key has")
+    return key
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _count(value: Any, estimate: int) -> int:
+    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
+    return value if usable else estimate
+
+
+def _start_of(body: bytes) -> str:
+    return body[:MAX_DETAIL].decode("utf-8", "replace")

@@ -1,0 +1,155 @@
+"""The real command, killed in the middle of annotation: what was answered and committed is never sent again."""
+
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from answering import Answering, mark
+from privileged_samples import files_of
+from rich.console import Console
+
+from dopd_vl.configuration import read_config
+from privileged.config import PrepareConfig
+from privileged.prepare import prepare
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-secret-9f8e7d6c5b4a"
+COUNT = 40
+
+
+def write_config(folder, url, **annotate):
+    rows = [
+        {"id": f"r{number}", "prompt": f"Question {number}: which?", "answer": "a heron"} for number in range(COUNT)
+    ]
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "source": {"kind": "jsonl", "options": {"path": str(folder / "records.jsonl")}, "default_task": "exact"},
+        "output": str(folder / "out"),
+        "shard_size": 10,
+        "max_rejected_share": 1.0,
+        "annotate": {
+            "url": url, "model": "m", "key_env": "ANNOTATE_TEST_KEY", "parts": ["hints"], "recheck": False,
+            "concurrency": 4, **annotate,
+        },
+    }  # fmt: skip
+    (folder / "c.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "c.yaml"
+
+
+def start(config, *options):
+    command = [sys.executable, "-m", "dopd_vl.cli", "prepare", "--config", str(config), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ANNOTATE_TEST_KEY": KEY}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(config, *options):
+    process = start(config, *options)
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def committed_marks(folder):
+    """The words that tell which requests the committed replies answer."""
+    database = folder / "out.replies" / "replies.sqlite"
+    if not database.exists():
+        return set()
+    connection = sqlite3.connect(database)
+    try:
+        texts = [row[0] for row in connection.execute("SELECT text FROM replies")]
+    finally:
+        connection.close()
+    return {json.loads(text)["hints"][0].removeprefix("Look for ").removesuffix(".") for text in texts}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the key in /proc")
+def test_killed_in_the_middle_it_goes_on_without_paying_twice_and_the_key_shows_nowhere(tmp_path, monkeypatch):
+    server = Answering(delay=0.1)
+    said = []
+    with server.serving() as url:
+        config = write_config(tmp_path, url)
+        titles = set()
+        for wanted in (4, 15):  # killed at the start, and again later
+            process = start(config)
+            end = time.monotonic() + 60
+            while len(server.answered) < wanted and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.01)
+            titles.add(Path(f"/proc/{process.pid}/cmdline").read_bytes())
+            process.send_signal(signal.SIGKILL)
+            said.append(process.communicate()[0])
+            assert process.returncode == -signal.SIGKILL, said
+            committed, sent = committed_marks(tmp_path), len(server.bodies)
+            assert committed, "the kill came after some replies"
+            server.delay = 0.02
+        code, text = finish(config)
+        said.append(text)
+    assert code == 0, text
+    assert not committed & {mark(raw) for raw in server.bodies[sent:]}, "committed replies are not asked for again"
+    # A request whose reply was on the way when the kill came may be sent again, and only such: four at each kill.
+    assert len(server.bodies) <= COUNT + 2 * 4
+    assert set(Counter(map(mark, server.bodies))) == committed_marks(tmp_path)
+    with Answering().serving() as other:
+        other_folder = tmp_path / "undisturbed"
+        other_folder.mkdir()
+        monkeypatch.setenv("ANNOTATE_TEST_KEY", KEY)
+        settings = read_config(PrepareConfig, ["--config", str(write_config(other_folder, other))], "test")
+        prepare(settings, console=Console(file=io.StringIO()))
+    killed, undisturbed = files_of(tmp_path / "out"), files_of(other_folder / "out")
+    assert killed.keys() == undisturbed.keys()
+    data = [name for name in killed if name.startswith("data/")]
+    assert len(data) == 4
+    assert all(killed[name] == undisturbed[name] for name in data)
+
+    assert all(
+        headers.get("authorization", headers.get("Authorization")) == f"Bearer {KEY}" for headers in server.headers
+    ), "it was in use"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("replies.sqlite") for path in written)
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+    assert KEY not in "".join(said)
+    assert not [title for title in titles if KEY.encode() in title]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        (401, 2, "the key is wrong or missing: "),
+        (500, 2, "requests failed one after another"),
+        (400, 2, "requests failed one after another"),
+    ],
+)
+def test_a_server_that_repeats_the_key_in_its_errors_does_not_get_it_into_ours(tmp_path, fault, code, message):
+    with Answering(lambda *args: fault).serving() as url:
+        config = write_config(tmp_path, url, retries=0)
+        found, said = finish(config)
+    assert found == code
+    assert message in said
+    assert "your key is Bearer ***" in said
+    assert KEY not in said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_a_dry_run_of_the_command_prints_the_estimate_and_writes_nothing(tmp_path):
+    config = write_config(tmp_path, "http://127.0.0.1:9/v1")
+    code, said = finish(config, "--annotate.dry_run", "true", "--annotate.budget.tokens", "1000")
+    assert code == 0, said
+    assert "annotation of 40 records: about 40 requests" in said
+    assert "more than the budget of 1,000 tokens" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "records.jsonl"]
+
+
+def test_a_misspelt_key_of_the_section_is_named_in_one_line(tmp_path):
+    config = write_config(tmp_path, "http://127.0.0.1:9/v1", concurency=3)
+    code, said = finish(config)
+    assert code == 2
+    assert "annotate.concurency" in said
+    assert "did you mean 'concurrency'" in said
+    assert said.count("\n") == 1
