@@ -87,7 +87,7 @@ class PrepareConfig:
         check_choice(self.source.box_format, BOX_FORMATS, "source.box_format")
         if self.source.default_task is not None:
             check_choice(self.source.default_task, TASKS, "source.default_task")
-        self.audit.resolved()
+        self.audit.check()
 
 
 def check_choice(value: str, known: tuple[str, ...], key: str) -> None:

@@ -134,7 +134,7 @@ class Seen:
     """Ids and contents of kept records, on disk. What belongs to uncommitted shards is forgotten on opening."""
 
     def __init__(self, path: Path, committed: int):
-        self._database = sqlite3.connect(path, isolation_level="DEFERRED")
+        self.database = self._database = sqlite3.connect(path, isolation_level="DEFERRED")
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, id TEXT, shard INTEGER) WITHOUT ROWID"
         )

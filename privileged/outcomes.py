@@ -17,8 +17,10 @@ from typing import Any
 from .annotators.own import OwnAnnotator
 from .audit import check_record, judge
 from .config import PrepareConfig
+from .contamination import EvaluationQuestions
 from .errors import ImageError, PrepareError, RecordError
-from .records import MAX_ID, Finding, default_id, parse_record
+from .near import near_keys, signature
+from .records import MAX_ID, Finding, default_id, parse_record, user_text
 from .sources import ImageFolderSource, Source
 from .variants import VARIANTS
 
@@ -38,6 +40,8 @@ class Outcome:
     reason: str | None = None
     row: dict[str, Any] | None = None
     digest: bytes = b""
+    signature: bytes = b""
+    near_keys: list[bytes] = field(default_factory=list)
     variants: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -51,6 +55,9 @@ class RecordProcessor:
     def __init__(self, config: PrepareConfig, source: Source):
         self._config, self._source = config, source
         self._severity = config.audit.resolved()
+        self._questions: EvaluationQuestions | None = None
+        if config.audit.decontaminate is not None:
+            self._questions = EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
         self._annotator = OwnAnnotator()
         self._image_root: Path | None = source.image_root if isinstance(source, ImageFolderSource) else None
 
@@ -86,10 +93,16 @@ class RecordProcessor:
             what = f"{type(error).__name__}: {error}"
             raise PrepareError(f"record {index} of source {self._source.name!r}: the source failed, {what}") from error
         outcome.id, outcome.row, outcome.digest = record.id, record.row(), record.content_digest()
-        reason, outcome.findings = judge(check_record(record), self._severity)
+        reason, outcome.findings = judge(
+            check_record(record, self._config.audit, self._questions), self._severity
+        )
         if reason is not None:
             outcome.set_aside("audit", reason)
             return outcome
+        if self._severity["near_duplicate"] != "ignore":
+            text = user_text(record.prompt)
+            outcome.signature = signature(text)
+            outcome.near_keys = near_keys(text, record.image_digest(), outcome.signature)
         example = record.example()
         outcome.variants = [name for name, variant in VARIANTS.items() if variant.missing(example) is None]
         return outcome

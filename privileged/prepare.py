@@ -26,6 +26,7 @@ from .config import PrepareConfig, SourceConfig
 from .dataset import AUDIT_FILE, CARD_FILE, FORMAT, INFO_FILE, REJECTED_FILE, WORK_FOLDER, load_privileged, read_audit
 from .errors import ConfigError, PrepareError, PrivilegedError, nearest
 from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, commit_file, dumps, exclusive, write_atomically
+from .near import Signatures
 from .outcomes import Outcome, SourceFactory, outcomes
 from .progress import PrepareProgress
 from .records import Finding
@@ -148,6 +149,7 @@ class _Preparation:
             self._give_up(tally, committed, [])
         done = min(committed * self.config.shard_size, self.total)
         seen = Seen(self.journal.folder / "seen.sqlite", committed)
+        self.signatures = Signatures(seen.database, committed)
         stream = outcomes(self.config, self.source, self.factory, self.order[done:])
         try:
             with PrepareProgress(self.console, self.total, done, tally.rejected) as progress:
@@ -198,6 +200,14 @@ class _Preparation:
             if reason is not None:
                 outcome.set_aside("duplicate", reason)
                 return
+        near = self.signatures.find(outcome.near_keys, outcome.signature, self.config.audit.near_duplicate)
+        if near is not None:
+            reason, counted = judge([Finding("near_duplicate", f"nearly the prompt of {near!r}")], self.severity)
+            outcome.findings += counted
+            if reason is not None:
+                outcome.set_aside("duplicate", reason)
+                return
+        self.signatures.add(outcome.near_keys, outcome.signature, outcome.id, shard)
         seen.add(id_key, outcome.id, shard)
         seen.add(content_key, outcome.id, shard)
 
@@ -268,7 +278,7 @@ def _fingerprint(config: PrepareConfig, source: Source) -> str:
     settings = dataclasses.asdict(config)
     for key in ("output", "workers", "max_rejected_share", "overwrite"):
         del settings[key]
-    settings["audit"] = config.audit.resolved()
+    settings["audit"] = config.audit.fingerprint()
     parts = [FORMAT, source.name, source.fingerprint(), OwnAnnotator().fingerprint(), settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
