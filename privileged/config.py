@@ -84,6 +84,8 @@ class PrepareConfig:
                 raise ConfigError(f"images.{key}: {getattr(self.images, key)} is less than 1")
         if self.images.max_aspect < 1:
             raise ConfigError(f"images.max_aspect: {self.images.max_aspect} is less than 1")
+        if not self.images.url_seconds > 0:
+            raise ConfigError(f"images.url_seconds: {self.images.url_seconds} is not above 0")
         check_choice(self.source.box_format, BOX_FORMATS, "source.box_format")
         if self.source.default_task is not None:
             check_choice(self.source.default_task, TASKS, "source.default_task")

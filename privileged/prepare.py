@@ -23,6 +23,7 @@ from .annotators.own import OwnAnnotator
 from .audit import Tally, judge
 from .card import card, dataset_info
 from .config import PrepareConfig, SourceConfig
+from .contamination import EvaluationQuestions
 from .dataset import AUDIT_FILE, CARD_FILE, FORMAT, INFO_FILE, REJECTED_FILE, WORK_FOLDER, load_privileged, read_audit
 from .errors import ConfigError, PrepareError, PrivilegedError, nearest
 from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, commit_file, dumps, exclusive, write_atomically
@@ -72,6 +73,8 @@ def prepare(
         from rich.console import Console
 
         console = Console(stderr=True)
+    if config.audit.decontaminate is not None:  # a file that cannot be used is told of here, and not by a worker
+        EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
     factories = {**SOURCES, **(extra_sources or {})}
     if config.source.kind not in factories:
         raise ConfigError(f"source.kind: {config.source.kind!r} is unknown; {nearest(config.source.kind, factories)}")

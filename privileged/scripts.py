@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-_SHARED = {"CJK": "EAST ASIAN", "HIRAGANA": "EAST ASIAN", "KATAKANA": "EAST ASIAN", "HALFWIDTH": "EAST ASIAN"}
+_SHARED = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HALFWIDTH"), "EAST ASIAN")
 
 
 def scripts_of(text: str) -> set[str]:
