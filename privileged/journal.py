@@ -21,7 +21,7 @@ from .dataset import AUDIT_FILE, CARD_FILE, DATA_FOLDER, INFO_FILE, REJECTED_FIL
 from .errors import PrepareError
 
 PARTIAL_AUDIT_FILE = "audit-partial.json"
-OUR_FILES = (CARD_FILE, AUDIT_FILE, PARTIAL_AUDIT_FILE, REJECTED_FILE, INFO_FILE)
+OUR_FILES = (CARD_FILE, AUDIT_FILE, PARTIAL_AUDIT_FILE, REJECTED_FILE, INFO_FILE, "sample.html", "sample.png")
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:

@@ -31,6 +31,7 @@ from .near import Signatures
 from .outcomes import Outcome, SourceFactory, outcomes
 from .progress import PrepareProgress
 from .records import Finding
+from .sample import sample_note, sample_places, write_sample
 from .shards import ShardWriter
 from .sources import SOURCES, Source
 
@@ -117,6 +118,7 @@ class _Preparation:
         self.order = _order(len(source), config)
         self.total = len(self.order)
         self.shard_count = -(-self.total // config.shard_size)
+        self.places = sample_places(self.total, config.sample, config.seed)
         self.allowed = int(config.max_rejected_share * self.total + 1e-9)
 
     def run(self) -> PrepareResult:
@@ -166,13 +168,15 @@ class _Preparation:
     def _shard(
         self, shard: int, stream: Iterator[Outcome], seen: Seen, tally: Tally, progress: PrepareProgress
     ) -> None:
-        part, rejected = Tally(), []
+        part, rejected, sample = Tally(), [], []
         temporary = self.journal.folder / f"shard-{shard:05d}.parquet"
         with ShardWriter(temporary) as writer:
-            for outcome in stream:
+            for place, outcome in enumerate(stream, start=shard * self.config.shard_size):
                 self._find_duplicates(outcome, seen, shard)
                 part.note(outcome.id, outcome.findings)
                 if outcome.row is not None:
+                    if place in self.places:
+                        sample.append(sample_note(part.records, outcome.findings))
                     part.keep(outcome.row, outcome.variants)
                     writer.add(outcome.row)
                 else:
@@ -185,7 +189,8 @@ class _Preparation:
                     tally.add(part.to_dict())
                     self._give_up(tally, shard, rejected)
         name = f"train-{shard:05d}-of-{self.shard_count:05d}.parquet"
-        self.journal.commit_shard(shard, temporary, name, {"tally": part.to_dict(), "rejected": rejected}, seen)
+        note = {"tally": part.to_dict(), "rejected": rejected, "sample": sample}
+        self.journal.commit_shard(shard, temporary, name, note, seen)
         tally.add(part.to_dict())
 
     def _find_duplicates(self, outcome: Outcome, seen: Seen, shard: int) -> None:
@@ -230,13 +235,15 @@ class _Preparation:
     def _finish(self, tally: Tally) -> PrepareResult:
         if tally.records == 0:
             raise PrepareError(f"{self.output}: every record was rejected; see {REJECTED_FILE} there")
-        notes = [self.journal.read_shard(shard) for shard in range(self.shard_count)]
-        files = [note["file"] for note in notes if note is not None]
+        notes = [note for shard in range(self.shard_count) if (note := self.journal.read_shard(shard)) is not None]
+        files = [note["file"] for note in notes]
         audit = {**self._audit(tally), "files": files}
         self._write_rejected(self.shard_count, [])
-        size = sum(note["bytes"] for note in notes if note is not None)
+        size = sum(note["bytes"] for note in notes)
         write_atomically(self.output / INFO_FILE, dataset_info(audit, size))
         (self.output / PARTIAL_AUDIT_FILE).unlink(missing_ok=True)
+        if self.config.sample:
+            write_sample(self.output, notes, self.output.resolve().name)
         write_atomically(self.output / AUDIT_FILE, dumps(audit))
         write_atomically(self.output / CARD_FILE, card(audit))
         self.journal.remove()
@@ -279,7 +286,7 @@ class _Preparation:
 def _fingerprint(config: PrepareConfig, source: Source) -> str:
     """Of everything that decides what the dataset holds; not of how it is made (workers) or judged (the share)."""
     settings = dataclasses.asdict(config)
-    for key in ("output", "workers", "max_rejected_share", "overwrite"):
+    for key in ("output", "workers", "max_rejected_share", "overwrite", "sample"):
         del settings[key]
     settings["audit"] = config.audit.fingerprint()
     parts = [FORMAT, source.name, source.fingerprint(), OwnAnnotator().fingerprint(), settings]
