@@ -71,7 +71,10 @@ def scores(suite: Iterable[Case]) -> tuple[int, int, int, int]:
 
 def table() -> str:
     suite = cases()
-    lines = ["| kind | leaks | found | recall | good hints | false alarms | precision |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| kind | leaks | found | recall | good hints | false alarms | precision |",
+        "|---|---|---|---|---|---|---|",
+    ]
     rows = {kind: [case for case in suite if case.kind == kind] for kind in dict.fromkeys(case.kind for case in suite)}
     rows["**all**"] = suite
     rows["open two thirds"] = [case for case in suite if not case.held_out]
@@ -79,9 +82,7 @@ def table() -> str:
     for name, part in rows.items():
         planted, found, good, alarms = scores(part)
         precision = f"{found / (found + alarms):.3f}" if found + alarms else "-"
-        lines.append(
-            f"| {name} | {planted} | {found} | {found / planted:.3f} | {good} | {alarms} | {precision} |"
-        )
+        lines.append(f"| {name} | {planted} | {found} | {found / planted:.3f} | {good} | {alarms} | {precision} |")
     return "\n".join(lines)
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .boxes import is_empty
+from .code_leaks import code_leak
 from .contamination import EvaluationQuestions, file_digest
 from .errors import ConfigError, nearest
-from .code_leaks import code_leak
 from .leaks import answer_leaks, executed_step, same_answer
 from .records import Finding, Record, message_texts, user_text
 from .scripts import other_script

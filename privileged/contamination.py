@@ -78,7 +78,11 @@ def _questions(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _question(_json(line, f"line {number} of {path}"), str(path)) if path.suffix == ".jsonl" else line
+                    yield (
+                        _question(_json(line, f"line {number} of {path}"), str(path))
+                        if path.suffix == ".jsonl"
+                        else line
+                    )
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{KEY}: {path} cannot be read ({error})") from error
 

@@ -44,7 +44,9 @@ def normalised(text: str) -> str:
         text = _ROOT.sub(lambda match: "√" + _grouped(match.group(1) or match.group(2) or ""), text)
         text = _SCRIPT.sub(lambda match: match.group(1) + _grouped(match.group(2)), text)
         text = _FRACTION.sub(
-            lambda match: f"{_grouped(match.group(1) or match.group(2) or '')}/{_grouped(match.group(3) or match.group(4) or '')}",
+            lambda match: (
+                f"{_grouped(match.group(1) or match.group(2) or '')}/{_grouped(match.group(3) or match.group(4) or '')}"
+            ),
             text,
         )
     text = _SCRIPT_IN_PARENTHESES.sub(r"\1\2", text)

@@ -220,7 +220,9 @@ def executed_step(hints: Iterable[str], prompt: str) -> str | None:
             return hint
         for match in _EQUATION.finditer(text):
             # "Let x = 2" supposes; it works nothing out.
-            supposed = _NAME.match(match.group()) and _ASSUMPTION.search(text[max(0, match.start() - 20) : match.start()])
+            supposed = _NAME.match(match.group()) and _ASSUMPTION.search(
+                text[max(0, match.start() - 20) : match.start()]
+            )
             # The last word before "=" is enough to know a given equation again ("Start from a = 3").
             if not supposed and _squeeze(match.group()) not in squeezed_prompt:
                 return hint

@@ -70,7 +70,9 @@ _A_SCALE = re.compile(rf"\ban? ({'|'.join(SCALES)})\b(?! (?:times|of)\b)", re.IG
 _SHARE = re.compile(rf"(?<![\w./,])(\d{{1,3}})[ -]({_PART_WORDS})\b", re.IGNORECASE)
 _PERCENT = re.compile(r"(?<=\d)[\s-]?(?:%|percent\b|per cent\b)", re.IGNORECASE)
 _LOOSE_SHARE = re.compile(rf"\b(?:(?:an?|1)[ -](?:{_PART_WORDS})|half)\b", re.IGNORECASE)
-_LOOSE_ORDINAL = re.compile(rf"\b(?:{'|'.join(ORDINALS)}|(\d{{1,3}})(?:st|nd|rd|th))\b(?=\W*(?:[.;!]|$))", re.IGNORECASE)
+_LOOSE_ORDINAL = re.compile(
+    rf"\b(?:{'|'.join(ORDINALS)}|(\d{{1,3}})(?:st|nd|rd|th))\b(?=\W*(?:[.;!]|$))", re.IGNORECASE
+)
 
 
 def clean(text: str) -> str:

@@ -93,9 +93,7 @@ class RecordProcessor:
             what = f"{type(error).__name__}: {error}"
             raise PrepareError(f"record {index} of source {self._source.name!r}: the source failed, {what}") from error
         outcome.id, outcome.row, outcome.digest = record.id, record.row(), record.content_digest()
-        reason, outcome.findings = judge(
-            check_record(record, self._config.audit, self._questions), self._severity
-        )
+        reason, outcome.findings = judge(check_record(record, self._config.audit, self._questions), self._severity)
         if reason is not None:
             outcome.set_aside("audit", reason)
             return outcome

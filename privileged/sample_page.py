@@ -41,7 +41,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); p
 h3 { font-size: .95rem; margin: 0; } summary { cursor: pointer; padding: .35rem 0; } details { border-top: 1px solid var(--line); }
 ul { padding-left: 1.2rem; margin: .25rem 0 .75rem; } li { overflow-wrap: anywhere; }
 .warn { color: var(--warn); } .reject { color: var(--reject); }
-nav ol { columns: 14rem; padding-left: 1.5rem; font-size: .9rem; } .table { overflow-x: auto; }
+nav ol { columns: 15rem; column-gap: 2.5rem; padding-left: 1.75rem; font-size: .9rem; } .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; } td, th { text-align: left; vertical-align: top;
   border-top: 1px solid var(--line); padding: .4rem .6rem .4rem 0; overflow-wrap: anywhere; }
 th { white-space: nowrap; } td:first-child { min-width: 6rem; }
@@ -82,7 +82,8 @@ def _record(record: Sampled, number: int) -> str:
         for finding in record.findings
     )
     verdict = f"<ul>{findings}</ul>" if findings else '<p class="faint">nothing found</p>'
-    pictured = f'<div>{pictures}{_boxes(example)}</div>' if pictures else ""
+    note = '<p class="faint">Boxes are drawn for you; the student sees the plain image.</p>' if pictures else ""
+    pictured = f"<div>{pictures}{note}{_boxes(example)}</div>" if pictures else ""
     return f"""
 <article id="r{number}" aria-labelledby="h{number}"><h2 id="h{number}">{escape(example["id"])}</h2>
 <p class="faint">{escape(example["source"])} · task {escape(example["task"])}</p>
@@ -114,9 +115,7 @@ def _variants(example: Mapping[str, Any]) -> str:
             missing.append(f"{escape(name)} ({escape(reason)})")
             continue
         rendered = variant.render(example)
-        changed = [
-            new for new, old in zip(rendered.images, plain.images, strict=True) if new is not old
-        ][:MAX_IMAGES]
+        changed = [new for new, old in zip(rendered.images, plain.images, strict=True) if new is not old][:MAX_IMAGES]
         pictures = "".join(_image(resized(image, SMALL), f"{name}: changed image") for image in changed)
         text = "" if rendered.messages == plain.messages else _messages(rendered.messages[-1:])
         shown.append(f"<details><summary><code>{name}</code></summary>{pictures}{text}</details>")
@@ -126,7 +125,8 @@ def _variants(example: Mapping[str, Any]) -> str:
 
 def _messages(messages: Sequence[Mapping[str, str]]) -> str:
     return "".join(
-        f'<div class="faint">{escape(message["role"])}</div><pre>{_text(message["content"])}</pre>' for message in messages
+        f'<div class="faint">{escape(message["role"])}</div><pre>{_text(message["content"])}</pre>'
+        for message in messages
     )
 
 
@@ -140,16 +140,14 @@ def _image(image: Image.Image, description: str) -> str:
     image.save(buffer, format="JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
     width, height = image.size
-    return (
-        f'<img alt="{escape(description)}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
-    )
+    return f'<img alt="{escape(description)}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
 
 
 def _rejected(rejected: Sequence[Mapping[str, Any]]) -> str:
     if not rejected:
         return '<p class="faint">None were rejected.</p>'
     rows = "".join(
-        f'<tr><td>{escape(str(entry["id"]))}</td><td>{escape(str(entry["stage"]))}</td>'
+        f"<tr><td>{escape(str(entry['id']))}</td><td>{escape(str(entry['stage']))}</td>"
         f'<td class="reject">{escape(str(entry["reason"]))}</td></tr>'
         for entry in rejected
     )

@@ -34,7 +34,11 @@ def png_of(width, height, depth, colour, rows, extra=()):
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     middle = b"".join(chunk(name, data) for name, data in extra)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + middle + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + middle
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
     )
 
 
