@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .boxes import is_empty
+from .code_leaks import code_leak
+from .contamination import EvaluationQuestions, file_digest
 from .errors import ConfigError, nearest
 from .leaks import answer_leaks, executed_step, same_answer
-from .records import Finding, Record, message_texts
+from .records import Finding, Record, message_texts, user_text
+from .scripts import other_script
 
 Severity = Literal["reject", "warn", "ignore"]
 
 SEVERITIES: dict[str, Severity] = {
     "duplicate_record": "reject",
+    "near_duplicate": "warn",
+    "evaluation_overlap": "reject",
     "box_empty": "reject",
     "box_out_of_range": "warn",
     "box_whole_image": "warn",
     "box_duplicated": "warn",
     "box_unlabelled": "warn",
+    "label_language": "warn",
     "answer_in_hint": "reject",
+    "code_in_hint": "reject",
     "answer_in_hint_summary": "warn",
     "answer_in_wrong_hint": "warn",
     "executed_step_in_hint": "warn",
+    "hint_too_long": "warn",
     "final_answer_differs": "warn",
     "no_privilege": "warn",
 }
@@ -32,20 +40,26 @@ SEVERITIES: dict[str, Severity] = {
 
 DESCRIPTIONS: dict[str, str] = {
     "duplicate_record": "the same prompt and pixels as an earlier record",
+    "near_duplicate": "nearly the words of an earlier record's prompt, with the same numbers and pixels",
+    "evaluation_overlap": "the prompt shares words with a question of audit.decontaminate",
     "box_empty": "a box has no area, or lies outside its image (when kept, the box is dropped)",
     "box_out_of_range": "a box sticks out of its image by more than a pixel (it is clipped)",
     "box_whole_image": "a box covers nearly all of its image, and so points at nothing",
-    "box_duplicated": "two boxes of a record have the same label and place",
+    "box_duplicated": "two boxes of a record have the same label and nearly the same place",
     "box_unlabelled": "a box has no label: variants with labels cannot be rendered",
+    "label_language": "a box label is in a script that neither question nor answer uses",
     "answer_in_hint": "an unexecuted hint gives the answer away",
+    "code_in_hint": "an unexecuted hint for a coding task holds the program or an output that its tests expect",
     "answer_in_hint_summary": "the summarised hint gives the answer away",
     "answer_in_wrong_hint": "the wrong hint states the right answer",
     "executed_step_in_hint": "an unexecuted hint holds a worked-out step",
+    "hint_too_long": "a hint has more words than audit.max_hint_words",
     "final_answer_differs": "privileged.final_answer is not the answer",
     "no_privilege": "no privileged information beyond the final answer",
 }
 
 WHOLE_IMAGE_SHARE = 0.98
+SAME_BOX = 0.95
 EXAMPLES_KEPT = 5
 
 
@@ -56,9 +70,40 @@ class AuditConfig:
     Args:
         severity: For any finding, "reject" (set the record aside), "warn" (keep and count it) or "ignore". What is not
             named keeps its default, see `SEVERITIES`.
+        max_hint_words: Longest hint, in words.
+        near_duplicate: Share of a prompt's word triples, from which on an earlier record is a near-duplicate.
+        decontaminate: A file of evaluation questions (.jsonl, .parquet, or text with one a line) that no prompt may
+            overlap.
+        decontaminate_ngram: Words in a row that make an overlap.
     """
 
     severity: dict[str, str] = field(default_factory=dict)
+    max_hint_words: int = 200
+    near_duplicate: float = 0.9
+    decontaminate: str | None = None
+    decontaminate_ngram: int = 13
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the key, when a value cannot be used."""
+        self.resolved()
+        for key in ("max_hint_words", "decontaminate_ngram"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"audit.{key}: {getattr(self, key)} is less than 1")
+        if not 0.5 <= self.near_duplicate <= 1:
+            raise ConfigError(f"audit.near_duplicate: {self.near_duplicate} is not between 0.5 and 1")
+        if self.decontaminate is not None:
+            file_digest(self.decontaminate)
+
+    def fingerprint(self) -> dict[str, object]:
+        """All that decides what becomes of a record; of the evaluation questions their content, not their path."""
+        questions = None if self.decontaminate is None else file_digest(self.decontaminate)
+        return {
+            "severity": self.resolved(),
+            "max_hint_words": self.max_hint_words,
+            "near_duplicate": self.near_duplicate,
+            "decontaminate": questions,
+            "decontaminate_ngram": self.decontaminate_ngram,
+        }
 
     def resolved(self) -> dict[str, Severity]:
         """The severity of every finding; ConfigError for an unknown name or value."""
@@ -72,9 +117,20 @@ class AuditConfig:
         return table
 
 
-def check_record(record: Record) -> list[Finding]:
-    """Everything noticed about one record, what parsing noticed included. Duplicates are for `prepare` to see."""
-    return [*record.findings, *_check_boxes(record), *_check_text(record)]
+def check_record(
+    record: Record, config: AuditConfig | None = None, questions: EvaluationQuestions | None = None
+) -> list[Finding]:
+    """Everything noticed about one record, what parsing noticed included. Duplicates are for `prepare` to see.
+
+    Args:
+        questions: The evaluation questions of `config.decontaminate`, if it names any.
+    """
+    config = config or AuditConfig()
+    findings = [*record.findings, *_check_boxes(record), *_check_labels(record), *_check_text(record)]
+    findings += _check_lengths(record, config.max_hint_words)
+    if questions is not None and (shared := questions.overlap(user_text(record.prompt))):
+        findings.append(Finding("evaluation_overlap", f"an evaluation question holds {shared!r} too"))
+    return findings
 
 
 def judge(findings: Iterable[Finding], severity: Mapping[str, Severity]) -> tuple[str | None, list[Finding]]:
@@ -85,8 +141,9 @@ def judge(findings: Iterable[Finding], severity: Mapping[str, Severity]) -> tupl
 
 
 def _check_boxes(record: Record) -> Iterable[Finding]:
-    seen: dict[tuple[Any, ...], int] = {}
-    for number, box in enumerate(record.privileged["boxes"]):
+    seen: dict[tuple[Any, ...], list[int]] = {}
+    boxes = record.privileged["boxes"]
+    for number, box in enumerate(boxes):
         assert not is_empty(box["bbox"]), "parsing drops empty boxes"
         width, height = record.images[box["image"]].size
         x1, y1, x2, y2 = box["bbox"]
@@ -94,15 +151,49 @@ def _check_boxes(record: Record) -> Iterable[Finding]:
             yield Finding("box_whole_image", f"box {number} covers all of its {width} x {height} image")
         if not box["label"]:
             yield Finding("box_unlabelled", f"box {number} has no label")
-        key = (box["image"], box["label"], *(round(value, 1) for value in box["bbox"]))
-        if key in seen:
-            yield Finding("box_duplicated", f"box {number} repeats box {seen[key]} ({box['label']!r})")
-        seen.setdefault(key, number)
+        earlier = seen.setdefault((box["image"], box["label"]), [])
+        same = next((other for other in earlier if overlap(box["bbox"], boxes[other]["bbox"]) >= SAME_BOX), None)
+        if same is not None:
+            yield Finding("box_duplicated", f"box {number} repeats box {same} ({box['label']!r})")
+        else:
+            earlier.append(number)
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes [x1, y1, x2, y2].
+
+    >>> overlap([0, 0, 10, 10], [0, 0, 10, 5])
+    0.5
+    """
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = ((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one, other))
+    return width * height / (sum(areas) - width * height)
+
+
+def _check_labels(record: Record) -> Iterable[Finding]:
+    question = user_text(record.prompt)
+    for number, box in enumerate(record.privileged["boxes"]):
+        if other_script(box["label"], question, record.answer):
+            yield Finding("label_language", f"box {number} is labelled {box['label']!r}")
+
+
+def _check_lengths(record: Record, limit: int) -> Iterable[Finding]:
+    privileged = record.privileged
+    for hint in (*privileged["hints"], privileged["hint_summary"], privileged["wrong_hint"]):
+        if hint and (count := len(hint.split())) > limit:
+            yield Finding("hint_too_long", f"a hint has {count} words, more than {limit}")
 
 
 def _check_text(record: Record) -> Iterable[Finding]:
     privileged, prompt = record.privileged, message_texts(record.prompt)
-    if hint := answer_leaks(record.answer, privileged["hints"], prompt):
+    # The answer of a coding task is its tests, which no hint quotes whole: what leaks there is a program or an output.
+    is_code = record.task == "code"
+    if is_code and (hint := code_leak(privileged["hints"], record.answer, prompt)):
+        yield Finding("code_in_hint", f"the hint {hint!r} holds a program or an expected output")
+    if not is_code and (hint := answer_leaks(record.answer, privileged["hints"], prompt)):
         yield Finding("answer_in_hint", f"the answer {record.answer!r} is in the hint {hint!r}")
     if hint := executed_step(privileged["hints"], prompt):
         yield Finding("executed_step_in_hint", f"the hint {hint!r} holds a worked-out step")

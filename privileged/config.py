@@ -54,6 +54,7 @@ class PrepareConfig:
         shuffle: Take the records in an order drawn from `seed`; with `limit`, a random sample.
         seed: Seed of the shuffle.
         workers: Processes that read and check records; 0 does it in this one. The result is the same.
+        sample: Records shown in sample.html and sample.png, to look at; 0 for none.
         overwrite: Replace a dataset that was prepared from other settings or another source.
         audit: What the audit does with what it finds.
         images: Which images are accepted.
@@ -70,6 +71,7 @@ class PrepareConfig:
     shuffle: bool = False
     seed: int = 0
     workers: int = 0
+    sample: int = 24
     overwrite: bool = False
     audit: AuditConfig = field(default_factory=AuditConfig)
     images: ImageLimits = field(default_factory=ImageLimits)
@@ -87,6 +89,8 @@ class PrepareConfig:
             raise ConfigError(f"max_rejected_share: {self.max_rejected_share} is not between 0 and 1")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit: {self.limit} is less than 1")
+        if not 0 <= self.sample <= 1000:
+            raise ConfigError(f"sample: {self.sample} is not between 0 and 1000")
         if self.workers < 0:
             raise ConfigError(f"workers: {self.workers} is negative")
         if self.seed < 0:
@@ -96,12 +100,14 @@ class PrepareConfig:
                 raise ConfigError(f"images.{key}: {getattr(self.images, key)} is less than 1")
         if self.images.max_aspect < 1:
             raise ConfigError(f"images.max_aspect: {self.images.max_aspect} is less than 1")
+        if not self.images.url_seconds > 0:
+            raise ConfigError(f"images.url_seconds: {self.images.url_seconds} is not above 0")
         if self.source.kind is None and self.source.card is None:
             raise ConfigError("source.kind: missing; name a kind of source, or a card")
         check_choice(self.source.box_format, BOX_FORMATS, "source.box_format")
         if self.source.default_task is not None:
             check_choice(self.source.default_task, TASKS, "source.default_task")
-        self.audit.resolved()
+        self.audit.check()
         if self.annotate is not None:
             self.annotate.check()
         if self.part is not None and self.merge:

@@ -21,7 +21,16 @@ from .dataset import AUDIT_FILE, CARD_FILE, DATA_FOLDER, DROPPED_FILE, INFO_FILE
 from .errors import PrepareError
 
 PARTIAL_AUDIT_FILE = "audit-partial.json"
-OUR_FILES = (CARD_FILE, AUDIT_FILE, PARTIAL_AUDIT_FILE, REJECTED_FILE, DROPPED_FILE, INFO_FILE)
+OUR_FILES = (
+    CARD_FILE,
+    AUDIT_FILE,
+    PARTIAL_AUDIT_FILE,
+    REJECTED_FILE,
+    DROPPED_FILE,
+    INFO_FILE,
+    "sample.html",
+    "sample.png",
+)
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -141,7 +150,7 @@ class Seen:
     """Ids and contents of kept records, on disk. What belongs to uncommitted shards is forgotten on opening."""
 
     def __init__(self, path: Path, committed: int):
-        self._database = sqlite3.connect(path, isolation_level="DEFERRED")
+        self.database = self._database = sqlite3.connect(path, isolation_level="DEFERRED")
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, id TEXT, shard INTEGER) WITHOUT ROWID"
         )

@@ -3,9 +3,11 @@
 The checks keep false alarms low at the price of some misses, since a hint that is set aside wrongly is lost:
 
 - A number of two or more digits leaks when it stands in a hint as a number of its own, however it is written ("1,250",
-  "1250.0", "one thousand two hundred fifty"), unless the prompt holds it too: then it may be a given quantity.
-- A number of one digit, one that the prompt holds, an option letter, a common word (yes, left) or a word that the
-  prompt offers leaks only when it is stated: "the answer is 7", "= 7", "which gives 7", "choose (B)", "B is correct".
+  "1.25e3", "75 %" for 3/4, "two thirds", "a dozen"), unless the prompt holds it too: then it may be a given quantity.
+- An expression of more than three signs leaks wherever it stands as a whole, compared after normalisation.
+- A number of one digit, one that the prompt holds, a short expression, an option letter, an option's text, a common
+  word (yes, left) or a word that the prompt offers leaks only when it is stated: "the answer is 7", "= 7", "which gives
+  7", "choose (B)", "B is correct". There "half" is 1/2 and "the third" is 3.
 - An equation that the prompt holds is restated, not leaked.
 """
 
@@ -15,100 +17,72 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 
-_UNIT_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-)  # fmt: skip
-_TEN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-UNITS = {word: number for number, word in enumerate(_UNIT_WORDS)}
-TENS = {word: 10 * number for number, word in enumerate(_TEN_WORDS, start=2)}
-SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000}
-COMMON_WORDS = (
+from .expressions import expression_pattern, is_expression, is_telling, normalised
+from .numerals import NUMBER, ORDINALS, answer_values, clean, loosely, number_of, value_of, values_in
+from .options import listed_options
+
+__all__ = ["answer_leaks", "clean", "executed_step", "number_of", "same_answer"]
+
+COMMON_WORDS = {
     "yes", "no", "true", "false", "left", "right", "above", "below", "equal", "same", "none", "both", "more", "less",
-    "up", "down", "even", "odd", "first", "second", "last", "top", "bottom", "middle", "before", "after",
-)  # fmt: skip
+    "up", "down", "even", "odd", "last", "top", "bottom", "middle", "before", "after", *ORDINALS,
+}  # fmt: skip
 """Answers that hints use in other senses."""
 
 LONG_ANSWER = 200
 
-# "twenty-one", "two hundred and five", "three million": a number as one says it, not several in a row ("seven eight").
-_SMALL = rf"(?:(?:{'|'.join(TENS)})(?:[\s-]+(?:{'|'.join(_UNIT_WORDS[1:10])}))?|{'|'.join(reversed(_UNIT_WORDS))})"
-_SCALED = rf"(?:\s+(?:{'|'.join(SCALES)}))+"
-_WORDED_NUMBER = re.compile(rf"\b{_SMALL}(?:{_SCALED}(?:(?:\s+and)?\s+{_SMALL}\b)?){{0,4}}\b", re.IGNORECASE)
-# A number of its own: not a piece of a word, of a version (1.2.3), or of an ordinal (12th).
-_NUMBER = r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?![\w/]|[.,]\d)"
-_NUMBER_PATTERN = re.compile(_NUMBER)
 _STEP_NUMBER = re.compile(r"^\s*(?:step\s*\d+\s*[:.)-]?|\(?\d+[.):](?=\s))\s*", re.IGNORECASE)
-MAX_NESTING = 3
-_LATEX_WRAPPER = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 # How an answer is stated. Each is a prefix, the answer, and what must follow; words in any case, the answer as it is.
 _IS = r"\s*(?:(?:is|was|equals|must be|should be|will be|comes to|becomes|would be)\s*:?|[:=])\s*"
-_FILLER = r"(?:exactly\s+|simply\s+|therefore\s+|option\s+|choice\s+|equal to\s+|the\s+)*[\"'(]*"
-_ANSWER_IS = (rf"(?i:\b(?:answer|result|solution|(?:correct|right)\s+(?:option|choice|letter)){_IS}{_FILLER})", "")
-_QUANTITY_IS = (rf"(?i:\b(?:total|sum|difference|product|quotient|count|value){_IS}{_FILLER})", "")
+_FILLER = r"(?:exactly\s+|simply\s+|therefore\s+|option\s+|choice\s+|equal to\s+|an?\s+(?=1/)|the\s+)*[\"'(]*"
+_END = r"(?=\W*(?:[.,;!]|$))"
+_NO_MORE = r"(?!\s?[-+*/×÷^]\s?\w|\s+(?:times|or)\b)"
+_ANSWER_IS = (
+    rf"(?i:\b(?:answer|result|solution|(?:correct|right)\s+(?:option|choice|letter)){_IS}{_FILLER})",
+    r"(?!\s+(?:times|or)\b)",
+)
+_QUANTITIES = (
+    "total|sum|difference|product|quotient|remainder|count|value|number|probability|chance|share|slope|area|length"
+    "|period|range|mean|average|median|root|limit|volume|cosine|sine|tangent"
+)
+_QUANTITY_IS = (rf"(?i:\b(?:{_QUANTITIES}){_IS}{_FILLER})", _NO_MORE)
 _DERIVED = (
-    r"(?i:=\s*|\b(?:equals|is equal to|gives?|giving|yields?|gets?|obtains?|makes|making|leaves|leaving)\s+"
+    r"(?i:=\s*|\b(?:equals|is equal to|gives?|giving|yields?|gets?|finds?|obtains?|makes|making|leaves|leaving)\s+"
     r"(?:you\s+|us\s+|a\s+total\s+of\s+|exactly\s+|the\s+(?:answer|result|value|number)\s+)*)",
-    r"(?!\s*[-+*/×÷^]\s*\w)",
+    r"(?!\s*[-+*/×÷^]\s*\w|\s+(?:times|or)\b)",
 )
 _CHOSEN = (
-    rf"(?i:\b(?:choose|pick|select|mark|answer(?:\s+with)?)\s+(?:letter\s+|answer\s+)?{_FILLER})",
-    r"(?=\W*(?:[.,;!]|$))",
+    rf"(?i:\b(?:choose|pick|select|mark|answer(?:\s+with)?)\s+(?:[a-j]:\s+|letter\s+|answer\s+)?{_FILLER})",
+    _END,
 )
 _CORRECT = (
-    r"(?i:\b(?:option|choice|answer)\s+)\(?",
-    r"\)?(?i:\s+(?:is|must be|should be)\s+(?:the\s+)?(?:correct|right|true|answer|best))",
+    r"(?i:(?<!if )(?<!whether )(?<!if the )(?<!whether the )(?:\b(?:option|choice|answer)\s+)?\(?)\b",
+    r"\)?(?i:\s+(?:is|must be|should be)\s+(?:the\s+)?(?:correct|right|best)\b|\s+is\s+the\s+answer\b)",
 )
+_IT_IS = (r"(?i:\b(?:it|this|that)\s+(?:is|must be|has to be|can only be)\s+(?:the\s+)?)[\"'(]*", _END)
+_IT_MUST_BE = (r"(?i:\b(?:it|this|that)\s+(?:must be|has to be|can only be)\s+(?:the\s+)?)[\"'(]*", _END)
+_SO = (r"(?i:\b(?:so|thus|hence|therefore),?\s+)[\"'(]*", r"(?=[\"')]*\s*(?:[.;!]|$))")
+_IN_ALL = ("", r"(?i:\s+(?:\w+\s+)?in\s+(?:all|total)\b)")
 
 # Of the left side the last word, cut to a length that keeps the search linear.
-_EQUATION = re.compile(rf"[^\s=<>!]{{1,40}}\s?=\s?{_NUMBER}")
+_EQUATION = re.compile(rf"[^\s=<>!]{{1,40}}\s?=\s?{NUMBER}")
+_ASSUMPTION = re.compile(
+    r"\b(?:let|set|try|if|when|for|suppose|assume|with|take|say|put|where|at|choose|from)\s+$", re.IGNORECASE
+)
+_NAME = re.compile(r"[^\W\d]\w{0,3}\s?=")
 _WORDED_RESULT = re.compile(
-    rf"{_NUMBER}\s*(?:plus|minus|times|multiplied by|divided by|[-+*/×÷^])\s*{_NUMBER}\s*"
-    rf"(?:is|are|equals?|makes?|gives?)\s*{_NUMBER}",
+    rf"{NUMBER}\s*(?:plus|minus|times|multiplied by|divided by|[-+*/×÷^])\s*{NUMBER}\s*"
+    rf"(?:is|are|equals?|makes?|gives?)\s*{NUMBER}",
+    re.IGNORECASE,
+)
+_QUANTITY_RESULT = re.compile(
+    rf"\b(?:sum|product|difference|quotient|total|remainder)\b[^.=?<>]{{0,60}}?\b(?:is|equals|comes to)\s+"
+    rf"(?P<result>{NUMBER})(?!\s+(?:more|less|times|digits?|or|to)\b|-)",
     re.IGNORECASE,
 )
 
-
-def clean(text: str) -> str:
-    r"""Text for comparison: one kind of minus and space, no LaTeX wrappers or dollar signs, number words as digits.
-
-    >>> clean(r"It is $\boxed{1{,}250}$ or twenty-one")
-    'It is 1,250 or 21'
-    """
-    text = text.replace("−", "-").replace("–", "-").replace("{,}", ",").replace("\\!", "").replace("\\,", " ")
-    text = text.replace("$", "").replace("**", "").replace("\\left", "").replace("\\right", "")
-    for _ in range(MAX_NESTING):
-        text = _LATEX_WRAPPER.sub(r"\1", text)
-    text = " ".join(text.split())
-    return _WORDED_NUMBER.sub(lambda match: str(_worded(match.group())), text)
-
-
-def _worded(words: str) -> int:
-    total = part = 0
-    for word in re.findall(r"[a-z]+", words.lower()):
-        if word in SCALES:
-            part = max(1, part) * SCALES[word]
-            if SCALES[word] > 100:
-                total, part = total + part, 0
-        elif word != "and":
-            part += UNITS.get(word, 0) + TENS.get(word, 0)
-    return total + part
-
-
-def number_of(text: str) -> Decimal | None:
-    """The value of a text that is one number: "1,250", "3/4", "12.50", "twelve", "45 %"; None for any other text."""
-    text = clean(text).rstrip(".").removesuffix("%").strip()
-    return _value(text) if _NUMBER_PATTERN.fullmatch(text) else None
-
-
-def _value(number: str) -> Decimal | None:
-    """The value of what `_NUMBER` matches; None for a division by zero or beyond any use."""
-    above, _, below = number.replace(",", "").partition("/")
-    try:
-        return Decimal(above) / Decimal(below) if below else Decimal(above)
-    except ArithmeticError:
-        return None
+Check = Callable[[str], bool]
 
 
 def same_answer(one: str, other: str) -> bool:
@@ -130,42 +104,82 @@ def answer_leaks(answer: str, hints: Iterable[str], prompt: str) -> str | None:
     >>> answer_leaks("B", ["Compare option A with option B."], "(A) red (B) blue")
     >>> answer_leaks("B", ["Choose (B)."], "(A) red (B) blue")
     'Choose (B).'
+    >>> answer_leaks("B", ["The answer is blue."], "(A) red (B) blue")
+    'The answer is blue.'
     """
-    prompt = clean(prompt)
-    leaks = _number_check(number_of(answer), prompt) or _text_check(answer, prompt)
-    return next((hint for hint in hints if leaks(clean(_STEP_NUMBER.sub("", hint)))), None)
-
-
-Check = Callable[[str], bool]
-
-
-def _number_check(answer: Decimal | None, prompt: str) -> Check | None:
-    """A check of one hint for a number; None when the answer is none."""
-    if answer is None:
+    hints = list(hints)
+    if not hints:
         return None
-    if answer in _values(prompt) or (abs(answer) < 10 and answer == answer.to_integral_value()):
-        stated = _stated(_NUMBER, (_ANSWER_IS, _QUANTITY_IS, _DERIVED, _CHOSEN), prompt)
-        return lambda hint: any(_value(found) == answer for found in stated(hint))
-    return lambda hint: answer in _values(hint)
+    checks = [_answer_check(form, clean(prompt)) for form in (answer, *_other_forms(answer, prompt))]
+    for hint in hints:
+        text = clean(_STEP_NUMBER.sub("", hint))
+        if any(leaks(text) for leaks in checks):
+            return hint
+    return None
 
 
-def _values(text: str) -> set[Decimal | None]:
-    return {_value(match.group()) for match in _NUMBER_PATTERN.finditer(text)}
+def _other_forms(answer: str, prompt: str) -> Iterator[str]:
+    """What else says the same: the text of an option for its letter, its letter for the text; 5 for "x = 5"."""
+    options = listed_options(prompt)
+    letter = answer.strip(" .()").upper()
+    if letter in options:
+        yield options[letter]
+    elif options and sum(same_answer(answer, text) for text in options.values()) == 1:
+        yield next(letter for letter, text in options.items() if same_answer(answer, text))
+    if equation := re.fullmatch(r"[a-zA-Z]\w{0,3}\s?=\s?([^=]+)", answer.strip(" $")):
+        yield equation.group(1)
 
 
-def _text_check(answer: str, prompt: str) -> Check:
-    wanted = clean(answer).strip(" .\"'()")
+def _answer_check(answer: str, prompt: str) -> Check:
+    """A check of one hint; hint and prompt are cleaned."""
+    if values := answer_values(answer):
+        numeric, verbatim = _number_check(values, prompt), None
+        if number_of(answer) is None:  # a number with its unit, which tells more than the number alone
+            verbatim = _text_check(clean(answer).strip(" .\"'()"), prompt)
+        return lambda hint: numeric(hint) or (verbatim is not None and verbatim(hint))
+    expression = normalised(clean(answer).strip(" ."))
+    if is_expression(expression):
+        return _expression_check(expression, normalised(prompt))
+    return _text_check(clean(answer).strip(" .\"'()"), prompt)
+
+
+def _number_check(values: set[Decimal], prompt: str) -> Check:
+    plain = all(abs(value) < 10 and value == value.to_integral_value() for value in values)
+    given = bool(values & values_in(prompt))
+    forms = [_ANSWER_IS, _QUANTITY_IS, _DERIVED, _CHOSEN] + ([] if given else [_IT_IS, _IN_ALL, _SO])
+    find = _stated(rf"{NUMBER}%?", forms, prompt)
+
+    def stated(hint: str) -> bool:
+        return any(values & values_in(found) for text in {hint, loosely(hint)} for found in find(text))
+
+    if given or plain:
+        return stated
+    return lambda hint: bool(values & values_in(hint)) or stated(hint)
+
+
+def _expression_check(expression: str, prompt: str) -> Check:
+    pattern = expression_pattern(expression)
+    anywhere = re.compile(pattern)
+    if is_telling(expression) and not anywhere.search(prompt):
+        return lambda hint: anywhere.search(normalised(hint)) is not None
+    find = _stated(pattern, (_ANSWER_IS, _QUANTITY_IS, _DERIVED, _CHOSEN, _IT_IS, _SO), prompt)
+    return lambda hint: any(find(normalised(hint)))
+
+
+def _text_check(wanted: str, prompt: str) -> Check:
     if not wanted:
         return lambda hint: False
-    forms = (_ANSWER_IS, _CHOSEN, _CORRECT)
+    forms: tuple[tuple[str, str], ...] = (_ANSWER_IS, _CHOSEN, _CORRECT, _IT_MUST_BE, _SO)
     if len(wanted) == 1 and wanted.isalpha():
         # In upper case only: "a" is an article and "i" a pronoun.
         stated = _stated(rf"{re.escape(wanted.upper())}\b", forms, prompt)
         return lambda hint: any(stated(hint))
     if len(wanted) > LONG_ANSWER:  # the words around it matter no more, and a pattern of it would be slow to build
         return lambda hint: wanted.casefold() in hint.casefold()
-    phrase = re.compile(rf"(?<!\w)(?i:{re.escape(wanted)})(?!\w)")
-    if len(wanted) > 3 and wanted.casefold() not in COMMON_WORDS and not phrase.search(prompt):
+    bare = re.sub(r"^(?:the|an?)\s+(?=\w)", "", wanted, flags=re.IGNORECASE)
+    words = r"[\s-]+".join(re.escape(word) for word in re.split(r"[\s-]+", bare) if word) or re.escape(bare)
+    phrase = re.compile(rf"(?<!\w)(?i:{words})(?!\w)")
+    if len(bare) > 3 and bare.casefold() not in COMMON_WORDS and not phrase.search(prompt):
         return lambda hint: phrase.search(hint) is not None
     # "Check whether the result is equal to ..." does not state the answer "equal".
     stated = _stated(rf"{phrase.pattern}(?!\s+(?:to|of|or)\b)", forms, prompt)
@@ -194,16 +208,23 @@ def executed_step(hints: Iterable[str], prompt: str) -> str | None:
     >>> executed_step(["Add 5 and 7."], "What is 5 + 7?")
     >>> executed_step(["5 + 7 = 12"], "What is 5 + 7?")
     '5 + 7 = 12'
-    >>> executed_step(["Start from a = 3."], "a = 3; b = a + 4. What is b?")
+    >>> executed_step(["Start from a = 3.", "Let x = 2."], "a = 3; b = a + 4. What is b?")
     """
-    squeezed_prompt = _squeeze(clean(prompt))
+    prompt = clean(prompt)
+    squeezed_prompt, given = _squeeze(prompt), values_in(prompt)
     for hint in hints:
         text = clean(_STEP_NUMBER.sub("", hint))
         if _WORDED_RESULT.search(text):
             return hint
+        if any(value_of(match.group("result")) not in given for match in _QUANTITY_RESULT.finditer(text)):
+            return hint
         for match in _EQUATION.finditer(text):
+            # "Let x = 2" supposes; it works nothing out.
+            supposed = _NAME.match(match.group()) and _ASSUMPTION.search(
+                text[max(0, match.start() - 20) : match.start()]
+            )
             # The last word before "=" is enough to know a given equation again ("Start from a = 3").
-            if _squeeze(match.group()) not in squeezed_prompt:
+            if not supposed and _squeeze(match.group()) not in squeezed_prompt:
                 return hint
     return None
 

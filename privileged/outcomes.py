@@ -18,8 +18,10 @@ from .annotators.annotation import Annotation
 from .annotators.own import OwnAnnotator
 from .audit import check_record, judge
 from .config import PrepareConfig
+from .contamination import EvaluationQuestions
 from .errors import ImageError, PrepareError, RecordError
-from .records import MAX_ID, Finding, Record, default_id, parse_record
+from .near import near_keys, signature
+from .records import MAX_ID, Finding, Record, default_id, parse_record, user_text
 from .sources import ImageFolderSource, Source
 from .variants import VARIANTS
 
@@ -39,6 +41,8 @@ class Outcome:
     reason: str | None = None
     row: dict[str, Any] | None = None
     digest: bytes = b""
+    signature: bytes = b""
+    near_keys: list[bytes] = field(default_factory=list)
     variants: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     annotated: dict[str, int] = field(default_factory=dict)
@@ -55,6 +59,9 @@ class RecordProcessor:
     def __init__(self, config: PrepareConfig, source: Source):
         self._config, self._source = config, source
         self._severity = config.audit.resolved()
+        self._questions: EvaluationQuestions | None = None
+        if config.audit.decontaminate is not None:
+            self._questions = EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
         self._annotator, self._annotate = OwnAnnotator(), config.annotate
         self._image_root: Path | None = source.image_root if isinstance(source, ImageFolderSource) else None
 
@@ -74,7 +81,7 @@ class RecordProcessor:
             record.privileged["provenance"] = self._provenance(record, annotation)
             outcome.annotated, outcome.dropped = annotation.counts(), annotation.dropped
         outcome.id, outcome.row, outcome.digest = record.id, record.row(), record.content_digest()
-        reason, outcome.findings = judge(check_record(record), self._severity)
+        reason, outcome.findings = judge(self._findings(record), self._severity)
         if reason is not None:
             outcome.set_aside("audit", reason)
             return outcome
@@ -82,9 +89,16 @@ class RecordProcessor:
         if missing is not None:
             outcome.set_aside("annotate", missing)
             return outcome
+        if self._severity["near_duplicate"] != "ignore":
+            text = user_text(record.prompt)
+            outcome.signature = signature(text)
+            outcome.near_keys = near_keys(text, record.image_digest(), outcome.signature)
         example = record.example()
         outcome.variants = [name for name, variant in VARIANTS.items() if variant.missing(example) is None]
         return outcome
+
+    def _findings(self, record: Record) -> list[Finding]:
+        return check_record(record, self._config.audit, self._questions)
 
     def to_annotate(self, index: int) -> Record | None:
         """The record as annotation sees it; None when it is set aside whatever is added to it."""
@@ -94,7 +108,7 @@ class RecordProcessor:
             record = self._parse(index, Outcome(index, ""), replaced)
         except RecordError:
             return None
-        findings = [finding for finding in check_record(record) if finding.code != "no_privilege"]
+        findings = [finding for finding in self._findings(record) if finding.code != "no_privilege"]
         return record if judge(findings, self._severity)[0] is None else None
 
     def _parse(self, index: int, outcome: Outcome, without: Iterable[str]) -> Record:

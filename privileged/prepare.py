@@ -26,6 +26,7 @@ from .annotators.own import OwnAnnotator
 from .audit import Tally, judge
 from .card import card, dataset_info
 from .config import PrepareConfig, SourceConfig
+from .contamination import EvaluationQuestions
 from .dataset import (
     AUDIT_FILE,
     CARD_FILE,
@@ -39,10 +40,12 @@ from .dataset import (
 )
 from .errors import ConfigError, PrepareError, PrivilegedError
 from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps, exclusive, write_atomically
+from .near import Signatures
 from .outcomes import Outcome, RecordProcessor, SourceFactory
 from .partition import merged_outcomes, part_folder, prepare_part
 from .progress import PrepareProgress
 from .records import Finding
+from .sample import sample_note, sample_places, write_sample
 from .shards import ShardWriter
 from .source_cards import resolve_source
 from .sources import SOURCES, Source
@@ -110,6 +113,8 @@ def _with_source(
     config: PrepareConfig, extra_sources: Mapping[str, SourceFactory] | None
 ) -> tuple[PrepareConfig, Source, SourceFactory]:
     """The source, opened, and the configuration with its card's settings filled in."""
+    if config.audit.decontaminate is not None:  # a file that cannot be used is told of here, and not by a worker
+        EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
     settings, factory = resolve_source(config.source, {**SOURCES, **(extra_sources or {})})
     config = dataclasses.replace(config, source=settings)
     source = _open_source(config.source, factory)
@@ -148,6 +153,7 @@ class _Preparation:
         self.order = _order(len(source), config)
         self.total = len(self.order)
         self.shard_count = -(-self.total // config.shard_size)
+        self.places = sample_places(self.total, config.sample, config.seed)
         self.allowed = int(config.max_rejected_share * self.total + 1e-9)
 
     def run(self) -> PrepareResult:
@@ -183,6 +189,7 @@ class _Preparation:
             self._give_up(tally, committed, [])
         done = min(committed * self.config.shard_size, self.total)
         seen = Seen(self.journal.folder / "seen.sqlite", committed)
+        self.signatures = Signatures(seen.database, committed)
         try:
             with (
                 self._stream(done) as (stream, spent),
@@ -213,15 +220,17 @@ class _Preparation:
     def _shard(
         self, shard: int, stream: Iterator[Outcome], seen: Seen, tally: Tally, progress: PrepareProgress
     ) -> None:
-        part, rejected, dropped = Tally(), [], []
+        part, rejected, dropped, sample = Tally(), [], [], []
         temporary = self.journal.folder / f"shard-{shard:05d}.parquet"
         with ShardWriter(temporary) as writer:
-            for outcome in stream:
+            for place, outcome in enumerate(stream, start=shard * self.config.shard_size):
                 self._find_duplicates(outcome, seen, shard)
                 part.note(outcome.id, outcome.findings)
                 part.annotated.update(outcome.annotated)
                 dropped += [{"id": outcome.id, "index": outcome.index, **drop} for drop in outcome.dropped]
                 if outcome.row is not None:
+                    if place in self.places:
+                        sample.append(sample_note(part.records, outcome.findings))
                     part.keep(outcome.row, outcome.variants)
                     writer.add(outcome.row)
                 else:
@@ -234,7 +243,7 @@ class _Preparation:
                     tally.add(part.to_dict())
                     self._give_up(tally, shard, rejected)
         name = f"train-{shard:05d}-of-{self.shard_count:05d}.parquet"
-        note = {"tally": part.to_dict(), "rejected": rejected, "dropped": dropped}
+        note = {"tally": part.to_dict(), "rejected": rejected, "dropped": dropped, "sample": sample}
         self.journal.commit_shard(shard, temporary, name, note, seen)
         tally.add(part.to_dict())
 
@@ -253,6 +262,14 @@ class _Preparation:
             if reason is not None:
                 outcome.set_aside("duplicate", reason)
                 return
+        near = self.signatures.find(outcome.near_keys, outcome.signature, self.config.audit.near_duplicate)
+        if near is not None:
+            reason, counted = judge([Finding("near_duplicate", f"nearly the prompt of {near!r}")], self.severity)
+            outcome.findings += counted
+            if reason is not None:
+                outcome.set_aside("duplicate", reason)
+                return
+        self.signatures.add(outcome.near_keys, outcome.signature, outcome.id, shard)
         seen.add(id_key, outcome.id, shard)
         seen.add(content_key, outcome.id, shard)
 
@@ -283,6 +300,8 @@ class _Preparation:
             self.journal.write_lines(DROPPED_FILE, dropped)
         write_atomically(self.output / INFO_FILE, dataset_info(audit, size))
         (self.output / PARTIAL_AUDIT_FILE).unlink(missing_ok=True)
+        if self.config.sample:
+            write_sample(self.output, list(self._notes(self.shard_count)), self.output.resolve().name)
         write_atomically(self.output / AUDIT_FILE, dumps(audit))
         write_atomically(self.output / CARD_FILE, card(audit))
         self.journal.remove()
@@ -325,9 +344,9 @@ class _Preparation:
 def _fingerprint(config: PrepareConfig, source: Source) -> str:
     """Of everything that decides what the dataset holds; not of how it is made (workers) or judged (the share)."""
     settings = dataclasses.asdict(config)
-    for key in ("output", "workers", "max_rejected_share", "overwrite", "annotate", "part", "merge"):
+    for key in ("output", "workers", "max_rejected_share", "overwrite", "annotate", "part", "merge", "sample"):
         del settings[key]
-    settings["audit"] = config.audit.resolved()
+    settings["audit"] = config.audit.fingerprint()
     parts = [FORMAT, source.name, source.fingerprint(), OwnAnnotator().fingerprint(), settings]
     if config.annotate is not None:
         parts.append(annotation_fingerprint(config.annotate))

@@ -86,7 +86,14 @@ class Record:
 
     def content_digest(self) -> bytes:
         """Equal for two records with the same prompt and the same pixels."""
-        digest = hashlib.blake2b(json.dumps(self.prompt, ensure_ascii=False).encode(), digest_size=16)
+        return self._digest(json.dumps(self.prompt, ensure_ascii=False).encode())
+
+    def image_digest(self) -> bytes:
+        """Equal for two records with the same pixels."""
+        return self._digest(b"")
+
+    def _digest(self, start: bytes) -> bytes:
+        digest = hashlib.blake2b(start, digest_size=16)
         for stored in self.images:
             digest.update(repr(stored.size).encode())
             digest.update(stored.image.tobytes())
@@ -304,3 +311,8 @@ def _box(item: Any, where: str, images: Sequence[StoredImage], box_format: str, 
 def message_texts(prompt: Sequence[Message]) -> str:
     """All text of a prompt, for checks that compare annotations with it."""
     return "\n".join(message["content"] for message in prompt)
+
+
+def user_text(prompt: Sequence[Message]) -> str:
+    """What the user says: the text that makes two records the same question."""
+    return "\n".join(message["content"].replace(IMAGE_MARKER, " ") for message in prompt if message["role"] == "user")

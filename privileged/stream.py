@@ -46,8 +46,7 @@ def outcome_stream(
     for line in estimate(config.annotate, processor.to_annotate, indices).lines():
         _say(console, line)
     cache, scratch = config.annotate.cache_folder(output), work / "ahead.sqlite"
-    severity = config.audit.resolved()
-    ahead = AnnotationAhead(config.annotate, severity, processor.to_annotate, indices, cache, scratch)
+    ahead = AnnotationAhead(config.annotate, config.audit, processor.to_annotate, indices, cache, scratch)
     try:
         with closing(outcomes(config, source, factory, indices, ahead.take)) as stream:
             yield stream, ahead.spent

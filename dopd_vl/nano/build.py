@@ -144,6 +144,7 @@ def _follow(
 ) -> list[dict[str, float]]:
     """Train in place by one recipe; returns the held-out accuracy on the way."""
     world = SHAPES[name].family
+    model.requires_grad_(True)  # the recipe before may have frozen a part
     with Progress(console, f"{name}: prompts", sum(phase.rows for phase in recipe.phases), "rows") as progress:
         rows = [make_rows(phase, world, views, seed, on_row=progress.advance) for phase in recipe.phases]
     if recipe.sight_steps:

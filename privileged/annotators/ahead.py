@@ -12,12 +12,12 @@ import dataclasses
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..audit import Severity
+from ..audit import AuditConfig
 from ..errors import PrepareError
 from ..records import Record
 from .annotation import Annotation, RecordAnnotator
@@ -68,14 +68,14 @@ class AnnotationAhead:
     def __init__(
         self,
         settings: AnnotateConfig,
-        severity: Mapping[str, Severity],
+        audit: AuditConfig,
         read: Callable[[int], Record | None],
         indices: Sequence[int],
         cache: Path,
         scratch: Path,
     ):
         self._settings, self._read, self._indices = settings, read, indices
-        self._prompts, self._severity = load_prompts(settings.prompts), severity
+        self._prompts, self._audit = load_prompts(settings.prompts), audit
         self._generators = build_generators(settings)
         self._cache = ReplyCache(cache)
         self._ready = _Ready(scratch)
@@ -141,7 +141,7 @@ class AnnotationAhead:
         )
         askers = [asker for asker in (model, detector) if asker is not None]
         self._asker = askers[0]
-        annotator = RecordAnnotator(self._settings, self._prompts, self._severity, model, detector)
+        annotator = RecordAnnotator(self._settings, self._prompts, self._audit, model, detector)
         reader = ThreadPoolExecutor(1, "records")
         try:
             await self._feed(annotator, reader, askers)

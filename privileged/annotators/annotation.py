@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..audit import Severity, check_record, judge
+from ..audit import AuditConfig, check_record, judge
 from ..errors import RecordError
 from ..records import Record
 from ..schema import empty_privileged
@@ -64,11 +64,11 @@ class RecordAnnotator:
         self,
         settings: AnnotateConfig,
         prompts: Mapping[str, Prompt],
-        severity: Mapping[str, Severity],
+        audit: AuditConfig,
         asker: Asker | None,
         detector: Asker | None,
     ):
-        self._settings, self._prompts, self._severity = settings, prompts, severity
+        self._settings, self._prompts, self._audit = settings, prompts, audit
         self._asker, self._detector = asker, detector
 
     async def annotate(self, record: Record) -> Annotation:
@@ -136,8 +136,8 @@ class RecordAnnotator:
         without = dataclasses.replace(record, findings=[], privileged=empty_privileged())
         with_part = dataclasses.replace(without, privileged=empty_privileged())
         with_part.privileged[part] = value  # type: ignore[literal-required]
-        known = {finding.code for finding in check_record(without)}
-        _, findings = judge(check_record(with_part), self._severity)
+        known = {finding.code for finding in check_record(without, self._audit)}
+        _, findings = judge(check_record(with_part, self._audit), self._audit.resolved())
         reasons = [f"{finding.code}: {finding.detail}" for finding in findings if finding.code not in known]
         return "; ".join(reasons) or None
 

@@ -19,6 +19,7 @@ from privileged.sources import SOURCES, DatasetOptions, HubOptions, JsonlOptions
 from privileged.transforms import TRANSFORMS
 
 ROOT = Path(__file__).parents[2]
+AUDIT_PAGE = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 SOURCES_PAGE = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
 SHIPPED = sorted((ROOT / "configs" / "prepare").glob("*.yaml"))
@@ -76,12 +77,17 @@ def test_shipped_configs_hold_only_what_exists(path):
 
 
 def test_configs_on_the_page_hold_only_what_exists():
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE + AUDIT_PAGE, re.DOTALL)]
     whole = [block for block in blocks if "source" in block]
     assert len(whole) >= 3
     for block in whole:
         check_config(block)
-    AuditConfig(**next(block["audit"] for block in blocks if "audit" in block)).resolved()
+    audits = [AuditConfig(**block["audit"]) for block in blocks if "audit" in block]
+    assert len(audits) == 2
+    for audit in audits:
+        audit.resolved()
+    assert audits[0].max_hint_words == AuditConfig().max_hint_words
+    assert audits[1].decontaminate_ngram == AuditConfig().decontaminate_ngram
 
 
 def test_sections_on_the_page_about_annotation_hold_only_what_exists():
@@ -112,7 +118,8 @@ def test_tables_on_the_page_name_every_variant_and_finding():
     for name, variant in VARIANTS.items():
         assert f"| `{name}` | {variant.modality} |" in PAGE
     for code, severity in SEVERITIES.items():
-        assert f"| `{code}` | {severity} |" in PAGE
+        assert f"| `{code}` | {severity} |" in AUDIT_PAGE
+    assert "(audit.md)" in PAGE
 
 
 def test_the_page_of_sources_names_every_card_kind_and_transform_and_its_configs_parse():

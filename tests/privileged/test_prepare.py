@@ -86,7 +86,14 @@ def test_the_folder_loads_with_and_without_us(prepared):
 def test_the_folder_holds_what_it_should(prepared):
     files = set(files_of(prepared.output))
     shards = {f"data/train-{number:05d}-of-00005.parquet" for number in range(5)}
-    assert files == shards | {"README.md", "audit.json", "dataset_info.json", "rejected.jsonl"}
+    assert files == shards | {
+        "README.md",
+        "audit.json",
+        "dataset_info.json",
+        "rejected.jsonl",
+        "sample.html",
+        "sample.png",
+    }
     audit = json.loads((prepared.output / "audit.json").read_text())
     assert audit == prepared.audit
     assert audit["counts"]["stages"] == {"image": 2, "duplicate": 1, "read": 1}

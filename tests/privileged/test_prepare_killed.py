@@ -16,7 +16,7 @@ from privileged_samples import files_of, jsonl_settings
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # The children start from a server that has imported what they need, and so within milliseconds.
-CONTEXT.set_forkserver_preload(["privileged.prepare", "datasets", "pyarrow.parquet", "rich.console"])
+CONTEXT.set_forkserver_preload(["privileged.prepare", "datasets", "pyarrow.parquet", "rich.console", "supervision"])
 
 
 def run(config, dies_at=None):

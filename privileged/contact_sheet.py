@@ -1,0 +1,61 @@
+"""A grid of sampled images, with their boxes and labels drawn on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .drawing import draw_boxes
+
+TILE = 300
+GAP = 12
+CAPTION = 36
+FONT_SIZE = 13
+
+
+def contact_sheet(examples: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """One tile for each example: its first image with its boxes, its id and its answer."""
+    columns = min(4, len(examples))
+    rows = math.ceil(len(examples) / columns)
+    size = (columns * (TILE + GAP) + GAP, rows * (TILE + CAPTION + GAP) + GAP)
+    sheet = Image.new("RGB", size, (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT_SIZE)
+    for number, example in enumerate(examples):
+        left = GAP + number % columns * (TILE + GAP)
+        top = GAP + number // columns * (TILE + CAPTION + GAP)
+        picture = with_boxes(example, 0, TILE)
+        sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
+        for line, text in enumerate((example["id"], f"answer: {example['answer']}")):
+            draw.text((left, top + TILE + 2 + line * 16), _fitted(text, font), fill=(40, 40, 40), font=font)
+    return sheet
+
+
+def with_boxes(example: Mapping[str, Any], number: int, side: int) -> Image.Image:
+    """One image of an example, its longer side `side` pixels, with boxes whose labels are legible at that size."""
+    image = example["images"][number]
+    picture = resized(image, side)
+    scale_x, scale_y = picture.width / image.width, picture.height / image.height
+    boxes = [
+        {**box, "bbox": [value * scale for value, scale in zip(box["bbox"], (scale_x, scale_y) * 2, strict=True)]}
+        for box in example["privileged"]["boxes"]
+        if (box.get("image") or 0) == number
+    ]
+    return draw_boxes(picture, boxes).image if boxes else picture
+
+
+def resized(image: Image.Image, side: int) -> Image.Image:
+    """The image with its longer side `side` pixels; small ones are enlarged pixel by pixel."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _fitted(text: str, font: Any) -> str:
+    text = " ".join(text[:200].split())
+    while text and font.getlength(text) > TILE:
+        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
+    return text
