@@ -301,7 +301,7 @@ class _Preparation:
         write_atomically(self.output / INFO_FILE, dataset_info(audit, size))
         (self.output / PARTIAL_AUDIT_FILE).unlink(missing_ok=True)
         if self.config.sample:
-            write_sample(self.output, list(self._notes(self.shard_count)), self.output.resolve().name)
+            write_sample(self.output, list(self._notes(self.shard_count)), self.source.name)
         write_atomically(self.output / AUDIT_FILE, dumps(audit))
         write_atomically(self.output / CARD_FILE, card(audit))
         self.journal.remove()

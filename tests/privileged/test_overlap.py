@@ -75,10 +75,10 @@ def test_near_duplicates_need_the_same_numbers_and_images():
 
 def test_a_preparation_counts_or_sets_aside_near_duplicates_over_shards(tmp_path):
     prompts = [LONG, "What is a hen?", LONG.replace("12", "13"), LONG.replace("hill by", "hill near"), "And a sheep?"]
-    warned = run(tmp_path, prompts)
+    warned = run(tmp_path, prompts, near_duplicate=0.8)
     assert warned.records == 5
     assert warned.audit["counts"]["examples"]["near_duplicate"] == ["rows-00000003"]
-    strict = run(tmp_path, prompts, "strict", severity={"near_duplicate": "reject"})
+    strict = run(tmp_path, prompts, "strict", near_duplicate=0.8, severity={"near_duplicate": "reject"})
     assert (strict.records, strict.rejected) == (4, 1)
     assert "near_duplicate" not in run(tmp_path, prompts, "off", near_duplicate=1.0).audit["counts"]["findings"]
 
