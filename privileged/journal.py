@@ -21,6 +21,8 @@ from .dataset import AUDIT_FILE, CARD_FILE, DATA_FOLDER, DROPPED_FILE, INFO_FILE
 from .errors import PrepareError
 
 PARTIAL_AUDIT_FILE = "audit-partial.json"
+CACHE_KIB = 64 * 1024
+"""Of the database of seen records: keys are digests, so its pages are met in no order."""
 OUR_FILES = (
     CARD_FILE,
     AUDIT_FILE,
@@ -154,6 +156,7 @@ class Seen:
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, id TEXT, shard INTEGER) WITHOUT ROWID"
         )
+        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("DELETE FROM seen WHERE shard >= ?", (committed,))
         self._database.commit()
 

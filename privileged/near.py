@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -56,15 +56,16 @@ def similarity(one: bytes, other: bytes) -> float:
     return float(np.mean(np.frombuffer(one, "<u4") == np.frombuffer(other, "<u4")))
 
 
-def near_keys(text: str, images: bytes, sketch: bytes) -> list[bytes]:
-    """The keys under which a prompt meets its near-duplicates, one for each band."""
+def near_keys(text: str, images: bytes, sketch: bytes) -> list[int]:
+    """The keys under which a prompt meets its near-duplicates, one for each band; 64 bits, for sqlite's row numbers."""
     if not sketch:
         return []
     numbers = " ".join(sorted(re.findall(r"\d+(?:[.,]\d+)*", text)))
     salt = hashlib.blake2b(images + numbers.encode(), digest_size=16).digest()
     size = len(sketch) // BANDS
     parts = (bytes([band]) + sketch[band * size : (band + 1) * size] for band in range(BANDS))
-    return [b"near:" + hashlib.blake2b(salt + part, digest_size=16).digest() for part in parts]
+    digests = (hashlib.blake2b(salt + part, digest_size=8).digest() for part in parts)
+    return [int.from_bytes(digest, "little", signed=True) for digest in digests]
 
 
 def _hash(text: str) -> int:
@@ -78,20 +79,29 @@ class Signatures:
     def __init__(self, database: sqlite3.Connection, committed: int):
         self._database = database
         database.execute(
-            "CREATE TABLE IF NOT EXISTS near"
-            " (key BLOB PRIMARY KEY, id TEXT, signature BLOB, shard INTEGER) WITHOUT ROWID"
+            "CREATE TABLE IF NOT EXISTS sketches (record INTEGER PRIMARY KEY, id TEXT, signature BLOB, shard INTEGER)"
         )
-        database.execute("DELETE FROM near WHERE shard >= ?", (committed,))
+        database.execute("CREATE TABLE IF NOT EXISTS near (key INTEGER PRIMARY KEY, record INTEGER)")
+        database.execute(
+            "DELETE FROM near WHERE record IN (SELECT record FROM sketches WHERE shard >= ?)", (committed,)
+        )
+        database.execute("DELETE FROM sketches WHERE shard >= ?", (committed,))
         database.commit()
 
-    def find(self, keys: Iterable[bytes], sketch: bytes, threshold: float) -> str | None:
-        """The id of the first record found that shares at least `threshold` of the shingles."""
-        for key in keys:
-            found = self._database.execute("SELECT id, signature FROM near WHERE key = ?", (key,)).fetchone()
-            if found is not None and similarity(sketch, found[1]) >= threshold:
-                return str(found[0])
-        return None
+    def find(self, keys: Sequence[int], sketch: bytes, threshold: float) -> str | None:
+        """The id of the earliest record found that shares at least `threshold` of the shingles."""
+        places = ", ".join("?" * len(keys))
+        candidates = self._database.execute(
+            "SELECT DISTINCT sketches.record, id, signature FROM near JOIN sketches ON sketches.record = near.record "
+            f"WHERE key IN ({places}) ORDER BY sketches.record",
+            tuple(keys),
+        )
+        return next((str(name) for _, name, other in candidates if similarity(sketch, other) >= threshold), None)
 
-    def add(self, keys: Iterable[bytes], sketch: bytes, record_id: str, shard: int) -> None:
-        rows = [(key, record_id, sketch, shard) for key in keys]
-        self._database.executemany("INSERT OR IGNORE INTO near VALUES (?, ?, ?, ?)", rows)
+    def add(self, keys: Sequence[int], sketch: bytes, record_id: str, shard: int) -> None:
+        if not keys:
+            return
+        added = self._database.execute(
+            "INSERT INTO sketches (id, signature, shard) VALUES (?, ?, ?)", (record_id, sketch, shard)
+        )
+        self._database.executemany("INSERT OR IGNORE INTO near VALUES (?, ?)", [(key, added.lastrowid) for key in keys])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ _LOOSE_ORDINAL = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=256)  # a record's texts are compared with one another again and again
 def clean(text: str) -> str:
     r"""Text for comparison: one kind of minus and space, no LaTeX wrappers or dollar signs, numbers in digits.
 

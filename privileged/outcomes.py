@@ -42,7 +42,7 @@ class Outcome:
     row: dict[str, Any] | None = None
     digest: bytes = b""
     signature: bytes = b""
-    near_keys: list[bytes] = field(default_factory=list)
+    near_keys: list[int] = field(default_factory=list)
     variants: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     annotated: dict[str, int] = field(default_factory=dict)

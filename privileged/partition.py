@@ -220,7 +220,6 @@ class _OutcomeWriter:
     def add(self, outcome: Outcome) -> None:
         meta = dataclasses.asdict(dataclasses.replace(outcome, row=None))
         meta |= {"digest": outcome.digest.hex(), "signature": outcome.signature.hex()}
-        meta["near_keys"] = [key.hex() for key in outcome.near_keys]
         del meta["row"]
         self._entries.append({"meta": json.dumps(meta), "row": outcome.row})
         self._bytes += sum(len(image["bytes"]) for image in outcome.row["images"]) if outcome.row else 0
@@ -238,6 +237,5 @@ class _OutcomeWriter:
 def _outcome(entry: dict[str, Any]) -> Outcome:
     meta = json.loads(entry["meta"])
     meta |= {name: bytes.fromhex(meta[name]) for name in ("digest", "signature")}
-    meta["near_keys"] = [bytes.fromhex(key) for key in meta["near_keys"]]
     meta["findings"] = [Finding(**finding) for finding in meta["findings"]]
     return Outcome(row=entry["row"], **meta)
