@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
+
+from .code_tests import AssertTests, parse_tests
+from .errors import RecordError
 
 CODE_LINES, FENCED_LINES = 4, 3
 """So many lines of code in a hint, or in one fenced block, are a solution. A function with its body always is."""
@@ -13,8 +17,11 @@ CODE_LINES, FENCED_LINES = 4, 3
 SHORT_OUTPUT = 6
 """Expected outputs of fewer characters leak only where a hint says that they are printed or returned."""
 
-MAX_OUTPUT = 400
-MAX_DEPTH = 4
+TINY_OUTPUT = 3
+"""Results of fewer characters, and single words (YES), leak only beside the input that they belong to."""
+
+MAX_OUTPUT, MAX_CASES = 400, 100
+"""Characters of a result, and tests of a task, that are looked for."""
 
 _STATEMENT = re.compile(
     r"^\s*(?:(?:async\s+)?def\s+\w+\s*\(.*\)|class\s+\w+|for\s+.+(?:\bin\b.+:|;.*[;)])|while\b.+[:){]"
@@ -36,15 +43,15 @@ def code_leak(hints: Iterable[str], answer: str, prompt: str) -> str | None:
     r"""The first hint that holds a solution program or an expected output of the tests in `answer`, or None.
 
     >>> code_leak(["Read `n`, then loop."], '{"inputs": ["5"], "outputs": ["120"]}', "Print n!.")
-    >>> code_leak(["def f(n):\n    return n * f(n - 1) if n else 1"], "[]", "Write f.") is not None
+    >>> code_leak(["def f(n):\n    return n * f(n - 1) if n else 1"], "{}", "Write f.") is not None
     True
     >>> code_leak(["For 5 it prints 120."], '{"inputs": ["5"], "outputs": ["120"]}', "Print n!.")
     'For 5 it prints 120.'
     """
-    outputs = [output for output in dict.fromkeys(expected_outputs(answer)) if output not in prompt]
-    patterns = [_output_pattern(output) for output in outputs]
+    cases = dict.fromkeys(case for case in expected_results(answer) if case[1] not in prompt)
+    checks = [_tells_result(given, wanted) for given, wanted in cases]
     for hint in hints:
-        if holds_program(hint) or any(pattern.search(hint) for pattern in patterns):
+        if holds_program(hint) or any(check(hint) for check in checks):
             return hint
     return None
 
@@ -68,44 +75,52 @@ def _code_lines(text: str) -> int:
     return sum(1 for line in text.splitlines() if len(line) < 300 and _STATEMENT.match(line))
 
 
-def _output_pattern(output: str) -> re.Pattern[str]:
-    exact = r"\s+".join(re.escape(part) for part in output.split())
-    bounded = rf"(?<![\w.]){exact}(?!\w|\.\d)"
-    return re.compile(bounded if len(output) >= SHORT_OUTPUT else _TELLS + bounded)
+def _tells_result(given: str, wanted: str) -> Callable[[str], bool]:
+    """A check of one hint for one test's result."""
+    told = re.compile(_TELLS + _bounded(wanted))
+    if len(wanted) < TINY_OUTPUT or wanted.isalpha():
+        # "Return 0 for an empty list" and "print YES if" are good hints: there the test's input must stand too.
+        if not 0 < len(given) <= MAX_OUTPUT:
+            return lambda hint: False
+        input_too = re.compile(_bounded(given))
+        return lambda hint: told.search(hint) is not None and input_too.search(hint) is not None
+    if len(wanted) < SHORT_OUTPUT:
+        return lambda hint: told.search(hint) is not None
+    anywhere = re.compile(_bounded(wanted))
+    return lambda hint: anywhere.search(hint) is not None
 
 
-def expected_outputs(answer: str) -> Iterator[str]:
-    """What the tests of a coding task expect: from {"outputs": [...]}, [{"output": ...}], or lines of asserts.
+def _bounded(text: str) -> str:
+    words = r"\s+".join(re.escape(part) for part in text.split())
+    return rf"(?<![\w.]){words}(?!\w|\.\d)"
 
-    >>> list(expected_outputs('{"inputs": ["1"], "outputs": ["2"]}')), list(expected_outputs("assert f(3) == 4"))
-    (['2'], ['f(3) == 4', '4'])
+
+def expected_results(answer: str) -> Iterator[tuple[str, str]]:
+    """What is given and what is expected, for the first `MAX_CASES` tests of a coding task.
+
+    >>> list(expected_results('{"inputs": ["1 2"], "outputs": ["3"]}'))
+    [('1 2', '3')]
+    >>> list(expected_results('{"assert_case": ["assert add(1, 2) == 3"]}'))
+    [('add(1, 2)', '3')]
     """
     try:
-        tests = json.loads(answer)
-    except (ValueError, RecursionError):
-        tests = answer
-    for output in _outputs(tests, 0):
-        if output.strip() and len(output) <= MAX_OUTPUT:
-            yield output.strip()
-
-
-def _outputs(tests: Any, depth: int) -> Iterator[str]:
-    if depth > MAX_DEPTH:
+        tests = parse_tests(answer)
+    except RecordError:  # parsing the record says what is wrong with its tests
         return
-    if isinstance(tests, str):
-        for line in tests.splitlines():
-            if line.strip().startswith("assert "):
-                claim = line.strip().removeprefix("assert ")
-                yield claim
-                yield claim.rpartition("==")[2] if "==" in claim else ""
-    elif isinstance(tests, list):
-        for test in tests:
-            yield from _outputs(test, depth + 1)
-    elif isinstance(tests, dict):
-        for key in ("outputs", "output", "expected", "expected_output"):
-            values = tests.get(key)
-            for value in values if isinstance(values, list) else [values]:
-                if isinstance(value, str | int | float) and not isinstance(value, bool):
-                    yield str(value)
-        for key in ("tests", "test_cases", "asserts", "assert_case"):
-            yield from _outputs(tests.get(key), depth + 1)
+    if isinstance(tests, AssertTests):
+        lines = (line.strip() for statement in tests.statements for line in statement.splitlines())
+        claims = (line.removeprefix("assert ").partition("==") for line in lines if line.startswith("assert "))
+        cases = ((call, wanted) for call, sign, wanted in claims if sign)
+    else:
+        cases = ((_arguments(given), _shown(wanted)) for given, wanted in tests.cases)
+    for given, wanted in islice(cases, MAX_CASES):
+        if 0 < len(wanted.strip()) <= MAX_OUTPUT:
+            yield given.strip(), wanted.strip()
+
+
+def _arguments(given: str | list[Any]) -> str:
+    return given if isinstance(given, str) else ", ".join(_shown(value) for value in given)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -171,3 +171,19 @@ def test_no_text_breaks_the_check_of_programs(answer, hint):
 def test_deeply_nested_tests_of_a_task_are_no_trouble():
     assert code_leak(["Loop."], "[" * 900 + "]" * 900, "") is None
     assert code_leak(["Loop."], "[" * 100_000, "") is None
+
+
+def test_common_results_are_good_hints_unless_their_input_stands_beside_them():
+    tests = json.dumps({"fn_name": "count", "inputs": [[[5, 5]], [[]]], "outputs": [2, 0]})
+    words = json.dumps({"inputs": ["3 4"], "outputs": ["YES"]})
+    for hint in ("Return 0 for an empty list.", "Start a counter: it returns 2 at most.", "Print YES if it fits."):
+        assert code_leak([hint], tests, "Write count.") is None
+        assert code_leak([hint], words, "Decide.") is None
+    assert code_leak(["For [5, 5] it returns 2."], tests, "Write count.")
+    assert code_leak(["On 3 4 it prints YES."], words, "Decide.")
+
+
+def test_results_in_a_test_harness_are_found():
+    harness = {"entry_point": "f", "test_code": "def check(candidate):\n    assert candidate(9) == [3, 3, 1]"}
+    assert code_leak(["The result for nine is [3, 3, 1]."], json.dumps(harness), "Write f.")
+    assert code_leak(["Divide as long as it goes."], json.dumps(harness), "Write f.") is None

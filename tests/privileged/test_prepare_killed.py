@@ -56,7 +56,7 @@ def run_in_child(config, dies_at=None, seconds=None):
 
 
 def settings(root, output, **changes):
-    return jsonl_settings(root, output, **{"shard_size": 25, **changes})
+    return jsonl_settings(root, output, **{"shard_size": 25, "sample": 3, **changes})
 
 
 @pytest.fixture(scope="module")
