@@ -19,7 +19,7 @@ TEXT_KEYS = ("question", "problem", "prompt", "text", "input")
 class EvaluationQuestions:
     """The questions of a file: JSONL, parquet, or text with one question a line.
 
-    What is held in memory is 8 bytes of hash for each n-gram, and each question that is shorter as a whole.
+    What is held in memory is a set of 64-bit hashes, one for each n-gram, and each question that is shorter as a whole.
     """
 
     def __init__(self, path: str, ngram: int):
