@@ -64,6 +64,12 @@ def _quickstart(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    from dopd_vl.commands.report import main
+
+    return main(argv)
+
+
 def _nano(argv: Sequence[str]) -> int:
     from dopd_vl.nano.cli import main
 
@@ -75,6 +81,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (_train, "distil a teacher into a student"),
     "evaluate": (_evaluate, "score a model on a privileged data set"),
     "quickstart": (_quickstart, "the whole job on a laptop, in minutes"),
+    "report": (_report, "runs as one HTML page: curves and a token inspector"),
     "nano": (_nano, "build the CPU-size world's models"),
 }
 
