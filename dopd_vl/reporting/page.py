@@ -11,7 +11,9 @@ from dopd_vl.reporting.runs import Run
 def report_page(runs: Sequence[Run]) -> str:
     """The page. Everything that a run logged enters it as JSON data, and only as text nodes from there."""
     assets = files("dopd_vl.reporting") / "assets"
-    data = script_safe(json.dumps([asdict(run) for run in runs], ensure_ascii=False))
+    # JSON knows no NaN and no infinity, and a diverged run logs both: the page has gaps there.
+    finite = json.loads(json.dumps([asdict(run) for run in runs]), parse_constant=lambda _: None)
+    data = script_safe(json.dumps(finite, ensure_ascii=False, allow_nan=False))
     style, script, page = (
         (assets / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html")
     )

@@ -108,3 +108,10 @@ def test_a_browser_draws_the_page_and_runs_no_text_of_a_run(tmp_path):
     assert elements.tags.count("polyline") == 2
     assert 'class="token HT"' in dom
     assert 'class="token LH"' in dom
+
+
+def test_what_is_no_number_leaves_a_gap_and_not_a_broken_page(tmp_path):
+    folder = _run(tmp_path / "a")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    data = _elements(report_page(read_runs([folder]))).data
+    assert json.loads(data, parse_constant=pytest.fail)[0]["metrics"] == [{"step": 1, "loss": None}]
