@@ -70,6 +70,12 @@ def _quickstart(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    from dopd_vl.commands.report import main
+
+    return main(argv)
+
+
 def _nano(argv: Sequence[str]) -> int:
     from dopd_vl.nano.cli import main
 
@@ -82,6 +88,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "evaluate": (_evaluate, "score a model on a privileged data set"),
     "study": (_study, "run a grid of methods, variants, settings and seeds, and compare"),
     "quickstart": (_quickstart, "the whole job on a laptop, in minutes"),
+    "report": (_report, "runs as one HTML page: curves and a token inspector"),
     "nano": (_nano, "build the CPU-size world's models"),
 }
 

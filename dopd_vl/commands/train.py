@@ -1,5 +1,6 @@
 """`dopd-vl train`: distil a teacher into a student."""
 
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -21,4 +22,5 @@ def main(argv: Sequence[str]) -> int:
         console.print(f"held-out accuracy {scores[0]:.1%} before, {scores[-1]:.1%} after", highlight=False)
     console.print(f"student: {result.student}", highlight=False, soft_wrap=True)
     console.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)
+    console.print(f"report: dopd-vl report {shlex.quote(str(result.folder))}", highlight=False, soft_wrap=True)
     return 0
