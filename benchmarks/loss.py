@@ -182,6 +182,14 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _keep_earlier_rows(report: dict[str, Any], file: Path) -> None:
+    """A run adds to what an earlier one measured on the same machine: long ones can be had in parts."""
+    earlier = json.loads(file.read_text()) if file.exists() else {}
+    if all(earlier.get(key) == report[key] for key in ("machine", "versions", "vocabulary", "hidden")):
+        rows = {**earlier["rows"], **{tokens: earlier["rows"].get(tokens, {}) for tokens in report["rows"]}}
+        report["rows"] = dict(sorted(rows.items(), key=lambda item: int(item[0])))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 4096])
@@ -203,6 +211,7 @@ def main() -> None:
         "rows": {str(tokens): {} for tokens in args.tokens},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
+    _keep_earlier_rows(report, args.output.with_suffix(".json"))
     for tokens, way in track([(tokens, way) for tokens in args.tokens for way in args.ways], "loss"):
         report["rows"][str(tokens)][way] = in_a_process(way, args, tokens)
         args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,13 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .annotators.ahead import annotation_fingerprint
 from .annotators.estimate import Estimate, estimate
-from .annotators.own import OwnAnnotator
 from .audit import Tally, judge
 from .card import card, dataset_info
 from .config import PrepareConfig, SourceConfig
-from .contamination import EvaluationQuestions
 from .dataset import (
     AUDIT_FILE,
     CARD_FILE,
@@ -38,7 +34,8 @@ from .dataset import (
     load_privileged,
     read_audit,
 )
-from .errors import ConfigError, PrepareError, PrivilegedError
+from .errors import ConfigError, PrepareError
+from .inputs import fingerprint, order, with_source
 from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps, exclusive, write_atomically
 from .near import Signatures
 from .outcomes import Outcome, RecordProcessor, SourceFactory
@@ -47,8 +44,7 @@ from .progress import PrepareProgress
 from .records import Finding
 from .sample import sample_note, sample_places, write_sample
 from .shards import ShardWriter
-from .source_cards import resolve_source
-from .sources import SOURCES, Source
+from .sources import Source
 from .stream import OutcomeStream, outcome_stream
 
 if TYPE_CHECKING:
@@ -90,7 +86,7 @@ def prepare(
         from rich.console import Console
 
         console = Console(stderr=True)
-    config, source, factory = _with_source(config, extra_sources)
+    config, source, factory = with_source(config, extra_sources)
     output = _output_folder(config)
     with exclusive(output):
         preparation = _Preparation(config, source, factory, output, console)
@@ -102,34 +98,11 @@ def estimate_annotation(config: PrepareConfig, extra_sources: Mapping[str, Sourc
     config.check()
     if config.annotate is None:
         raise ConfigError("annotate: is not set, there is nothing to estimate")
-    config, source, _ = _with_source(config, extra_sources)
+    config, source, _ = with_source(config, extra_sources)
     assert config.annotate is not None
-    order = _order(len(source), config)
-    first, last = config.part_range(len(order))
-    return estimate(config.annotate, RecordProcessor(config, source).to_annotate, order[first:last])
-
-
-def _with_source(
-    config: PrepareConfig, extra_sources: Mapping[str, SourceFactory] | None
-) -> tuple[PrepareConfig, Source, SourceFactory]:
-    """The source, opened, and the configuration with its card's settings filled in."""
-    if config.audit.decontaminate is not None:  # a file that cannot be used is told of here, and not by a worker
-        EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
-    settings, factory = resolve_source(config.source, {**SOURCES, **(extra_sources or {})})
-    config = dataclasses.replace(config, source=settings)
-    source = _open_source(config.source, factory)
-    if len(source) == 0:
-        raise ConfigError(f"source.options: the source {source.name!r} holds no records")
-    return config, source, factory
-
-
-def _open_source(settings: SourceConfig, factory: SourceFactory) -> Source:
-    try:
-        return factory(settings.options)
-    except PrivilegedError:
-        raise
-    except ValueError as error:  # a factory from outside need not know our errors
-        raise ConfigError(f"source.options: {error}") from error
+    indices = order(len(source), config)
+    first, last = config.part_range(len(indices))
+    return estimate(config.annotate, RecordProcessor(config, source).to_annotate, indices[first:last])
 
 
 def _output_folder(config: PrepareConfig) -> Path:
@@ -149,8 +122,8 @@ class _Preparation:
         self.config, self.source, self.factory, self.output, self.console = config, source, factory, output, console
         self.severity = config.audit.resolved()
         self.journal = Journal(output)
-        self.fingerprint = _fingerprint(config, source)
-        self.order = _order(len(source), config)
+        self.fingerprint = fingerprint(config, source)
+        self.order = order(len(source), config)
         self.total = len(self.order)
         self.shard_count = -(-self.total // config.shard_size)
         self.places = sample_places(self.total, config.sample, config.seed)
@@ -339,24 +312,3 @@ class _Preparation:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _fingerprint(config: PrepareConfig, source: Source) -> str:
-    """Of everything that decides what the dataset holds; not of how it is made (workers) or judged (the share)."""
-    settings = dataclasses.asdict(config)
-    for key in ("output", "workers", "max_rejected_share", "overwrite", "annotate", "part", "merge", "sample"):
-        del settings[key]
-    settings["audit"] = config.audit.fingerprint()
-    parts = [FORMAT, source.name, source.fingerprint(), OwnAnnotator().fingerprint(), settings]
-    if config.annotate is not None:
-        parts.append(annotation_fingerprint(config.annotate))
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _order(count: int, config: PrepareConfig) -> Sequence[int]:
-    order: Sequence[int] = range(count)
-    if config.shuffle:
-        import numpy as np
-
-        order = np.random.default_rng(config.seed).permutation(count).tolist()
-    return order[: config.limit]
