@@ -100,6 +100,12 @@ def test_build_makes_loadable_folders_with_scores(tmp_path, monkeypatch):
     assert "text-student" in (tmp_path / "log").read_text()
 
 
+def test_a_later_recipe_of_a_model_may_train_the_sight_that_an_earlier_one_froze(tmp_path):
+    assert [recipe.frozen_sight for recipe in RECIPES["vision-student"]] == [True, True]
+    scores = build(tmp_path, "vision", shrink=800, model="vision-student", scored=6, console=Console(quiet=True))
+    assert len(scores["vision-student"]["recipe"]) == 2
+
+
 def test_a_recipe_shrinks_to_no_less_than_one_step():
     small = shrunk(RECIPES["vision-teacher"][0], 10_000)
     assert [phase.steps for phase in small.phases] == [1] * len(small.phases)

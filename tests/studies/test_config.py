@@ -7,6 +7,7 @@ import pytest
 
 from dopd_vl.configuration import read_config
 from dopd_vl.errors import ConfigurationError
+from dopd_vl.nano.source import NanoSource
 from dopd_vl.studies.config import StudyConfig, check, expand, unfold
 from dopd_vl.studies.results import paper_column
 from dopd_vl.training import preflight
@@ -82,6 +83,9 @@ def test_every_shipped_study_unfolds_in_every_world_that_it_is_for(world: Path, 
         for _, stage in run.stages:
             preflight.build_objective(stage)
             preflight.check_variants(stage)
+    for source in config.data.values():
+        if isinstance(source, dict) and source["kind"] == "nano":
+            assert len(NanoSource(source["options"])) > 0
     if config.paper:
         column = paper_column(config.paper["table"], config.paper["column"])
         assert len(column.keys() & {cell.name for cell in expand(config)}) >= 3
