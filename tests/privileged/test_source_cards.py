@@ -169,6 +169,27 @@ def test_generic_cards_read_jsonl_and_saved_datasets(tmp_path: Path) -> None:
         assert (record.answer, record.source) == ("4", card)
 
 
+def test_the_coco_card_asks_for_the_count_of_each_category(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    noise(seed=1).save(tmp_path / "images" / "1.png")
+    width, height = noise(seed=1).size
+    boxes = [[1, 2, 10, 20], [20, 2, 10, 20]]
+    annotations = [
+        {"id": number, "image_id": 1, "category_id": 5, "bbox": box, "iscrowd": 0} for number, box in enumerate(boxes)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": width, "height": height}],
+        "categories": [{"id": 5, "name": "cat"}],
+        "annotations": annotations,
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    (record,) = read("coco", annotations=str(tmp_path / "instances.json"), images=str(tmp_path / "images"))
+    assert "kind 'cat'" in record.prompt[0]["content"]
+    assert (record.answer, record.task) == ("2", "number")
+    assert [box["bbox"] for box in record.privileged["boxes"]] == [[1, 2, 11, 22], [20, 2, 30, 22]]
+    assert len(record.privileged["hints"]) == 3
+
+
 def test_another_kind_reads_the_same_columns(tmp_path: Path) -> None:
     (tmp_path / "dump.jsonl").write_text(json.dumps({"prompt": "1+1?", "solution": "2"}) + "\n")
     config = SourceConfig("jsonl", {"path": str(tmp_path / "dump.jsonl")}, card="dapo-math-17k-processed")
