@@ -52,11 +52,21 @@ def study_file(nano_models: Path, tmp_path: Path) -> Path:
     return file
 
 
+def _heed_ctrl_c() -> None:
+    """A shell that starts the tests in the background has them ignore it, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_study_is_stopped_taken_up_again_and_tells_what_failed(study_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*COMMAND, "--config", study_file], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "--config", study_file],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_ctrl_c,
     )
     deadline = time.monotonic() + 120
     first = folder / "runs" / "vanilla" / "seed-0" / "metrics.jsonl"
