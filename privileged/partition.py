@@ -28,6 +28,7 @@ from .outcomes import Outcome
 from .progress import PrepareProgress
 from .records import Finding
 from .schema import features
+from .shards import RowGroupWriter
 from .stream import OutcomeStream
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 STATE_FILE = "state.json"
 DONE_FILE = "part.json"
-ROWS_IN_GROUP = 100
-BYTES_IN_GROUP = 32 * 1024 * 1024
 
 
 def part_folder(output: Path, part: str) -> Path:
@@ -198,40 +197,18 @@ def _chained(parts: list[PartFolder]) -> Iterator[Outcome]:
         yield from part.read()
 
 
-class _OutcomeWriter:
+class _OutcomeWriter(RowGroupWriter):
     def __init__(self, path: Path):
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         row = pa.struct(list(features().arrow_schema))
-        self._schema = pa.schema([pa.field("meta", pa.string()), pa.field("row", row)])
-        self._writer = pq.ParquetWriter(path, self._schema)
-        self._entries: list[dict[str, Any]] = []
-        self._bytes = 0
-
-    def __enter__(self) -> _OutcomeWriter:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            self._flush()
-        self._writer.close()
+        super().__init__(path, pa.schema([pa.field("meta", pa.string()), pa.field("row", row)]))
 
     def add(self, outcome: Outcome) -> None:
         meta = dataclasses.asdict(dataclasses.replace(outcome, row=None))
         meta |= {"digest": outcome.digest.hex(), "signature": outcome.signature.hex()}
         del meta["row"]
-        self._entries.append({"meta": json.dumps(meta), "row": outcome.row})
-        self._bytes += sum(len(image["bytes"]) for image in outcome.row["images"]) if outcome.row else 0
-        if len(self._entries) >= ROWS_IN_GROUP or self._bytes >= BYTES_IN_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._entries:
-            self._writer.write_table(pa.Table.from_pylist(self._entries, schema=self._schema))
-        self._entries, self._bytes = [], 0
+        self.write({"meta": json.dumps(meta), "row": outcome.row}, outcome.row["images"] if outcome.row else ())
 
 
 def _outcome(entry: dict[str, Any]) -> Outcome:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from .schema import features
 
@@ -12,18 +13,18 @@ ROWS_IN_GROUP = 100
 BYTES_IN_GROUP = 32 * 1024 * 1024
 
 
-class ShardWriter:
-    """Writes one parquet file that datasets reads with the Image feature. The file is whole once the writer closed."""
+class RowGroupWriter:
+    """Writes one parquet file of any schema. The file is whole once the writer closed without an error."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, schema: Any):
         import pyarrow.parquet as pq
 
-        self._schema = features().arrow_schema
-        self._writer = pq.ParquetWriter(path, self._schema)
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema)
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -33,9 +34,10 @@ class ShardWriter:
             self._flush()
         self._writer.close()
 
-    def add(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any], images: Iterable[Mapping[str, Any]]) -> None:
+        """Add a row; the images are those that it holds, encoded."""
         self._rows.append(row)
-        self._bytes += sum(len(image["bytes"]) for image in row["images"])
+        self._bytes += sum(len(image["bytes"]) for image in images)
         if len(self._rows) >= ROWS_IN_GROUP or self._bytes >= BYTES_IN_GROUP:
             self._flush()
 
@@ -45,3 +47,13 @@ class ShardWriter:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows, self._bytes = [], 0
+
+
+class ShardWriter(RowGroupWriter):
+    """Writes a shard of a dataset, which datasets reads with the Image feature."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, features().arrow_schema)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.write(row, row["images"])

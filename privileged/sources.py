@@ -119,6 +119,27 @@ def _index_lines(path: Path) -> tuple[array[int], array[int], str]:
     return starts, numbers, digest.hexdigest()
 
 
+class _TableSource:
+    """Rows of a table, with our columns filled from its own."""
+
+    def _read(self, name: str, options: DatasetOptions | HubOptions, rows: Callable[[], Any]) -> None:
+        self.name = name
+        self.image_root: Path | None = None
+        if options.images is not None:
+            self.image_root = existing(options.images, "source.options.images", "folder")
+        self._columns = check_columns(options.columns)
+        self._rows = rows()  # last: a wrong option is told of before anything is read or downloaded
+
+    def fingerprint(self) -> str:
+        return self._rows.fingerprint()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return map_columns(self._rows[index], self._columns)
+
+
 @dataclass
 class DatasetOptions:
     """A Hugging Face dataset on this machine.
@@ -136,30 +157,16 @@ class DatasetOptions:
     columns: dict[str, str] = field(default_factory=dict)
 
 
-class DatasetSource:
+class DatasetSource(_TableSource):
     """A dataset saved on disk, or parquet files read one row group at a time."""
 
     def __init__(self, options: Mapping[str, Any]):
         from .tables import ParquetRows, SavedRows
 
-        self._options = read_options(options, DatasetOptions)
-        path = existing(self._options.path, "source.options.path", "file or folder")
-        self.name = path.stem
-        self.image_root: Path | None = None
-        if self._options.images is not None:
-            self.image_root = existing(self._options.images, "source.options.images", "folder")
-        self._columns = check_columns(self._options.columns)
+        given = read_options(options, DatasetOptions)
+        path = existing(given.path, "source.options.path", "file or folder")
         saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        self._rows = (SavedRows if saved else ParquetRows)(path, self._options.split)
-
-    def fingerprint(self) -> str:
-        return self._rows.fingerprint()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return map_columns(self._rows[index], self._columns)
+        self._read(path.stem, given, lambda: (SavedRows if saved else ParquetRows)(path, given.split))
 
 
 @dataclass
@@ -183,26 +190,12 @@ class HubOptions:
     columns: dict[str, str] = field(default_factory=dict)
 
 
-class HubSource:
+class HubSource(_TableSource):
     """A dataset of the Hugging Face hub, memory-mapped from the cache."""
 
     def __init__(self, options: Mapping[str, Any]):
-        self._options = read_options(options, HubOptions)
-        self.name = self._options.id
-        self.image_root: Path | None = None
-        if self._options.images is not None:
-            self.image_root = existing(self._options.images, "source.options.images", "folder")
-        self._columns = check_columns(self._options.columns)
-        self._rows = HubRows(self._options.id, self._options.revision, self._options.config, self._options.split)
-
-    def fingerprint(self) -> str:
-        return self._rows.fingerprint()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return map_columns(self._rows[index], self._columns)
+        given = read_options(options, HubOptions)
+        self._read(given.id, given, lambda: HubRows(given.id, given.revision, given.config, given.split))
 
 
 def existing(path: str, key: str, what: str) -> Path:
