@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .boxes import BOX_FORMATS, clip, is_empty, to_pixels
+from .annotators.replies import grounded_boxes
+from .boxes import BOX_FORMATS, GRID, clip, is_empty, to_pixels
 from .code_tests import MAX_TESTS, parse_tests
 from .errors import ImageError, RecordError, nearest
 from .fields import (
@@ -137,7 +138,7 @@ def parse_record(
         id=_id(raw.get("id"), source, index),
         prompt=_prompt(raw.get("prompt"), len(images)),
         images=images,
-        answer=_tests(raw.get("answer")) if task == "code" else _answer(raw.get("answer")),
+        answer=_READ_ANSWER.get(task, _answer)(raw.get("answer")),
         task=task,
         source=optional_text(raw.get("source"), "source") or source,
         privileged=empty_privileged(),
@@ -221,6 +222,19 @@ def _tests(value: Any) -> str:
     text = required_text(value, "answer", MAX_TESTS)
     parse_tests(text)
     return text
+
+
+def _box_list(value: Any) -> str:
+    """The answer of a grounding problem: its boxes, in thousandths."""
+    text = _answer(value)
+    try:
+        grounded_boxes(text, (GRID, GRID))
+    except RecordError as error:
+        raise RecordError(f"answer: {str(error).replace('the reply', 'it', 1)}") from error
+    return text
+
+
+_READ_ANSWER = {"code": _tests, "boxes": _box_list}
 
 
 def _task(value: Any, default: str | None, tasks: Collection[str]) -> str:

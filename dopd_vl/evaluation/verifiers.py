@@ -1,14 +1,17 @@
 """Is a response right? One small function per kind of task, named by a data set's `task` column."""
 
 import re
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
+from dopd_vl.evaluation.boxes import verify_boxes
 from dopd_vl.evaluation.code import code_allowed, verify_code
 
 _ANSWER = re.compile(r"answer\s*(?:is)?\s*[:=]?\s*", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_TOLERANCE = re.compile(r"\s*(?:±|\+/-|\\pm)\s*(?=[\d.])")
 _OPTION = re.compile(r"(?<![A-Za-z])\(?([A-Za-z])\)?(?![A-Za-z])")
 
 
@@ -34,15 +37,20 @@ def verify_exact(response: str, answer: str) -> bool:
 
 
 def verify_number(response: str, answer: str, tolerance: float = 1e-6) -> bool:
-    """The last number of the final answer equals the last number of `answer`, within a relative tolerance.
+    """The last number of the final answer is that of `answer`, within a relative tolerance, or within what `answer`
+    itself allows, as in "9.8 ± 0.1".
 
-    >>> verify_number("Answer: 1,024", "1024")
-    True
+    >>> verify_number("Answer: 1,024", "1024"), verify_number("Answer: 9.75", "9.8 ± 0.1")
+    (True, True)
     """
-    given, wanted = _last_number(final_answer(response)), _last_number(answer)
+    value, *allowed = _TOLERANCE.split(answer, maxsplit=1)
+    given, wanted = _last_number(final_answer(response)), _last_number(value)
     if given is None or wanted is None:
         return False
-    return abs(given - wanted) <= tolerance * max(1.0, abs(wanted))
+    own = _last_number(allowed[0]) if allowed else None
+    # Half a millionth on top: 9.9 is 9.8 + 0.1, though not in binary.
+    limit = tolerance * max(1.0, abs(wanted)) if own is None else own * (1 + 5e-7)
+    return abs(given - wanted) <= limit
 
 
 def verify_choice(response: str, answer: str) -> bool:
@@ -74,6 +82,7 @@ VERIFIERS: dict[str, Verifier] = {
     "choice": verify_choice,
     "math": verify_math,
     "code": verify_code,
+    "boxes": verify_boxes,
     "open": verify_open,
 }
 """task name -> function of (response, reference answer); None where a response is not scored"""
@@ -87,15 +96,38 @@ def unscored_tasks() -> dict[str, str]:
     return unscored
 
 
-def verifier_for(task: str) -> Verifier:
+@dataclass(frozen=True)
+class Judging:
+    """How strict the verifiers are."""
+
+    number_tolerance: float = 1e-6
+    """of task `number`, relative, where an answer has no tolerance of its own"""
+    box_iou: float = 0.5
+    """of task `boxes`: the least intersection over union of a box with its counterpart"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number_tolerance < 1:
+            raise ValueError(f"judging.number_tolerance: {self.number_tolerance} must be at least 0 and below 1")
+        if not 0 < self.box_iou <= 1:
+            raise ValueError(f"judging.box_iou: {self.box_iou} must be above 0 and at most 1")
+
+    def verifiers(self) -> dict[str, Verifier]:
+        return {
+            **VERIFIERS,
+            "number": partial(verify_number, tolerance=self.number_tolerance),
+            "boxes": partial(verify_boxes, least_iou=self.box_iou),
+        }
+
+
+def verifier_for(task: str, verifiers: Mapping[str, Verifier] = VERIFIERS) -> Verifier:
     """The verifier of a task.
 
     Raises:
         ValueError: no such task.
     """
-    if task not in VERIFIERS:
-        raise ValueError(f"no verifier for task {task!r}, known: {', '.join(VERIFIERS)}")
-    return VERIFIERS[task]
+    if task not in verifiers:
+        raise ValueError(f"no verifier for task {task!r}, known: {', '.join(verifiers)}")
+    return verifiers[task]
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,43 @@
+"""Are the boxes of a response right? Both sides are lists in the form that Qwen3-VL grounds with."""
+
+import warnings
+
+from privileged.annotators.replies import ReplyError, grounded_boxes
+from privileged.boxes import GRID
+
+
+def verify_boxes(response: str, answer: str, least_iou: float = 0.5) -> bool:
+    """Every box of `answer` has one of its own in the response, with the same label and an intersection over union of
+    `least_iou` at least, and the response has no others.
+
+    Both are JSON lists [{"bbox_2d": [x1, y1, x2, y2] in thousandths of the image, "label": "..."}]; the response may
+    put words and a code fence around it. The best assignment counts.
+
+    >>> cup = '[{"bbox_2d": [100, 100, 300, 300], "label": "cup"}]'
+    >>> verify_boxes(cup.replace("[100, 100", "[120, 110"), cup), verify_boxes("[]", cup)
+    (True, False)
+
+    Raises:
+        ValueError: the answer is no such list.
+    """
+    whole = (GRID, GRID)  # thousandths stay thousandths
+    wanted = grounded_boxes(answer, whole)
+    try:
+        given = grounded_boxes(response, whole)
+    except ReplyError:
+        return False
+    if len(given) != len(wanted):
+        return False
+    if not wanted:
+        return True
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # supervision says at its import which optional package it lacks
+        from supervision import box_iou_batch
+    overlap = box_iou_batch(*(np.array([box["bbox"] for box in boxes], dtype=float) for boxes in (wanted, given)))
+    labels = [[str(box["label"]).strip().lower() for box in boxes] for boxes in (wanted, given)]
+    matches = (overlap >= least_iou) & np.array([[one == other for other in labels[1]] for one in labels[0]])
+    rows, columns = linear_sum_assignment(matches, maximize=True)
+    return bool(matches[rows, columns].all())
