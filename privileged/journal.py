@@ -60,8 +60,8 @@ def dumps(value: Any) -> str:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Only one preparation at a time writes to a folder. The lock goes with the process, however that ends."""
+def exclusive(folder: Path, work: str = "preparation") -> Iterator[None]:
+    """Only one piece of work at a time writes to a folder. The lock goes with the process, however that ends."""
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
@@ -69,7 +69,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise PrepareError(f"{folder}: another preparation is writing here; wait for it, or stop it") from error
+        raise PrepareError(f"{folder}: another {work} is writing here; wait for it, or stop it") from error
     except OSError:
         # Some network file systems have no locks; there the user must see to it.
         pass
