@@ -42,10 +42,9 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
         namespace = parser.parse_args(arguments)
     except Exception as error:
         raise ConfigurationError(_one_line(str(error), file)) from error
-    built = parser.instantiate(namespace)
-    values = {f.name: getattr(built, f.name) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     try:
-        return cls(**values)
+        built = parser.instantiate(namespace)
+        return cls(**{f.name: getattr(built, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigurationError(_one_line(str(error), file)) from error
 
