@@ -33,7 +33,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not splitlines: a model may say U+2028 or U+0085, which JSON leaves in a string as they are.
+    for line in path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
