@@ -60,8 +60,11 @@ def dumps(value: Any) -> str:
 
 
 @contextmanager
-def exclusive(folder: Path, work: str = "preparation") -> Iterator[None]:
-    """Only one piece of work at a time writes to a folder. The lock goes with the process, however that ends."""
+def exclusive(folder: Path, work: str = "preparation") -> Iterator[int]:
+    """Only one piece of work at a time writes to a folder. The lock goes with the process, however that ends.
+
+    Yields the descriptor that holds it: a child process that inherits it holds the lock too.
+    """
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
@@ -74,7 +77,7 @@ def exclusive(folder: Path, work: str = "preparation") -> Iterator[None]:
         # Some network file systems have no locks; there the user must see to it.
         pass
     try:
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
