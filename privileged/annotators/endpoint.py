@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, PrepareError
@@ -17,10 +17,17 @@ from .requests import Reply, Request, RequestRefused, Transient
 from .settings import AnnotateConfig
 
 if TYPE_CHECKING:
+    import httpx2
     import openai
 
 MAX_BODY = 8 * 1024 * 1024
 """Bytes of a response body. A reply of `sampling.max_tokens` is far smaller; more is not read."""
+
+MAX_ERROR_BODY = 64 * 1024
+"""Bytes of the body of a response with an error status: the rest is not read."""
+
+LEAST_SECRET = 8
+"""Characters of a key. Shorter ones ("EMPTY", "x") are stand-ins for servers without keys, and may be any word."""
 
 FATAL = {401: "the key is wrong or missing", 402: "the account has no credit", 404: "no such model or address"}
 TRANSIENT = (408, 409, 425, 429)
@@ -49,7 +56,7 @@ class EndpointGenerator:
             base_url=settings.url,
             max_retries=0,
             timeout=settings.timeout,
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits),
+            http_client=openai.DefaultAsyncHttpxClient(limits=limits, event_hooks={"response": [_bound_errors]}),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -74,7 +81,7 @@ class EndpointGenerator:
             raise self._status_error(error) from None
         except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException):
             raise Transient(f"no reply within {self._settings.timeout:g} s") from None
-        except (openai.APIConnectionError, httpx2.TransportError) as error:
+        except (openai.APIConnectionError, httpx2.RequestError) as error:
             raise Transient(self._blot(f"the connection failed ({error.__cause__ or error!r})")) from None
         return self._read(body, request)
 
@@ -101,28 +108,30 @@ class EndpointGenerator:
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
-            raise Transient(self._blot(f"the response is no JSON: {_start_of(body)!r}")) from None
+            raise Transient(f"the response is no JSON: {self._start_of(body)!r}") from None
         if not isinstance(value, Mapping) or not isinstance(value.get("choices"), list):
-            raise Transient(self._blot(f"the response is no chat completion: {_start_of(body)!r}"))
+            raise Transient(f"the response is no chat completion: {self._start_of(body)!r}")
         choices = value["choices"]
         first = _mapping(choices[0] if choices else None)
         message = _mapping(first.get("message"))
-        content = message["content"] if isinstance(message.get("content"), str) else ""
+        content = _storable(message["content"]) if isinstance(message.get("content"), str) else ""
         problem = None
         if not choices:
             problem = "the response has no choices"
         elif message.get("refusal"):
-            problem = f"the model refused: {str(message['refusal'])[:MAX_DETAIL]}"
+            problem = f"the model refused: {self._blot(_storable(str(message['refusal'])))[:MAX_DETAIL]}"
         elif first.get("finish_reason") == "length":
             problem = f"the reply was cut off at {self._settings.sampling.max_tokens} tokens"
         elif first.get("finish_reason") == "content_filter":
             problem = "the reply was held back by a content filter"
+        elif self._key is not None and len(self._key) >= LEAST_SECRET and self._key in content:
+            problem, content = "the reply repeats the endpoint's key", self._blot(content)
         usage = _mapping(value.get("usage"))
         return Reply(
-            self._blot(content),
+            content,
             _count(usage.get("prompt_tokens"), request.prompt_tokens()),
             _count(usage.get("completion_tokens"), len(content) // 3),
-            self._blot(problem) if problem else None,
+            problem,
         )
 
     def _status_error(self, error: openai.APIStatusError) -> Exception:
@@ -134,6 +143,11 @@ class EndpointGenerator:
             after = retry_after(error.response.headers)
             return Transient(f"the server answered {status}: {detail}", after, everyone=status in (429, 503))
         return RequestRefused(f"the server answered {status}: {detail}")
+
+    def _start_of(self, body: bytes) -> str:
+        """The key is blotted out before the cut: of one at the cut a part would stay."""
+        reach = MAX_DETAIL + len(self._key or "")
+        return self._blot(body[:reach].decode("utf-8", "replace"))[:MAX_DETAIL]
 
     def _blot(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -175,6 +189,38 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
+async def _bound_errors(response: httpx2.Response) -> None:
+    """A hook of the client, which reads the body of a response with an error status whole, however long it is."""
+    import httpx2
+
+    class Start(httpx2.AsyncByteStream):
+        def __init__(self, whole: httpx2.AsyncByteStream):
+            self._whole = whole
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = MAX_ERROR_BODY
+            async for chunk in self._whole:
+                yield chunk[:left]
+                left -= len(chunk)
+                if left <= 0:
+                    return
+
+        async def aclose(self) -> None:
+            await self._whole.aclose()
+
+    if response.is_error and isinstance(response.stream, httpx2.AsyncByteStream):
+        response.stream = Start(response.stream)
+
+
+def _storable(text: str) -> str:
+    """JSON can hold half of a surrogate pair, which no file and no database takes: it becomes a question mark.
+
+    >>> _storable("cut \\ud83d")
+    'cut ?'
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _media_type(data: bytes) -> str:
     """Of what `images.KEPT_FORMATS` can be."""
     if data.startswith(b"\x89PNG"):
@@ -203,7 +249,3 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _count(value: Any, estimate: int) -> int:
     usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
     return value if usable else estimate
-
-
-def _start_of(body: bytes) -> str:
-    return body[:MAX_DETAIL].decode("utf-8", "replace")

@@ -27,6 +27,7 @@ class Answering:
         self.answered = []
         self.headers = []
         self.in_flight = self.most_in_flight = 0
+        self.error_bytes = 0
 
     @contextmanager
     def serving(self):
@@ -139,10 +140,33 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, completion('{"hints": ["Begin', finish="length"))
         elif fault == "huge":
             self._send(200, completion("x" * 9_000_000))
+        elif fault == "half a sign":
+            self._send(200, json.dumps(completion("@")).replace("@", '{\\"hints\\": [\\"Cut \\ud83d\\"]}'))
+        elif fault == "no gzip":
+            self._send(200, good, {"Content-Encoding": "gzip"})
+        elif fault == "endless error":
+            self._endless_error()
+        elif fault == "a key at the cut":
+            self._send(200, "x" * 290 + self.headers["Authorization"].removeprefix("Bearer "))
+        elif fault == "repeats the key":
+            key = self.headers["Authorization"].removeprefix("Bearer ")
+            self._send(200, completion(json.dumps({"hints": [f"Look at {key} here."]})))
         elif fault == "long":
             self._send(200, completion(json.dumps({"hints": ["y" * 150_000]})))
         else:  # any other text is the reply itself
             self._send(200, completion(fault))
+
+    def _endless_error(self):
+        """A gigabyte, unless the client hangs up before; how much was written is kept."""
+        self._head(500, 2**30)
+        piece, answering = b"x" * 2**16, self.server.answering
+        self.close_connection = True
+        try:
+            for _ in range(2**14):
+                self.wfile.write(piece)
+                answering.error_bytes += len(piece)
+        except OSError:
+            pass
 
     def _send(self, status, value, headers=None):
         data = value.encode() if isinstance(value, str) else json.dumps(value).encode()

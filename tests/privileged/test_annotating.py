@@ -1,59 +1,24 @@
-"""Annotation through a real server: what it makes, what it keeps, and what it does when the server misbehaves."""
+"""Annotation through a real server: what it makes, what it keeps, and what it costs."""
 
-import io
 import json
 from collections import Counter
 
 import pytest
-from answering import Answering, part_of, text_of
-from privileged_samples import files_of, noise
-from rich.console import Console
+from annotating import KEY, configure, lines, question_number, run, write_records
+from answering import Answering, part_of
+from privileged_samples import files_of
 
 from privileged.annotators import asking
-from privileged.annotators.settings import AnnotateConfig, BudgetConfig, SamplingConfig
-from privileged.config import PrepareConfig, SourceConfig
+from privileged.annotators.settings import BudgetConfig, SamplingConfig
 from privileged.dataset import load_privileged
 from privileged.errors import ConfigError, PrepareError
-from privileged.prepare import estimate_annotation, prepare
-
-KEY = "sk-test-0123456789abcdef"
+from privileged.prepare import estimate_annotation
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(asking, "FIRST_DELAY", 0.02)
     monkeypatch.setenv("TEST_KEY", KEY)
-
-
-def write_records(folder, count, images=False, **extra):
-    path = folder / "records.jsonl"
-    rows = []
-    for number in range(count):
-        row = {"id": f"r{number}", "prompt": f"Question {number}: what comes next?", "answer": "a heron", **extra}
-        if images:
-            noise(seed=number).save(folder / f"{number}.png")
-            row["images"] = [f"{number}.png"]
-        rows.append(row)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def configure(path, output, url, **changes):
-    annotate = {"url": url, "model": "m", "key_env": "TEST_KEY", "parts": ["hints"], "recheck": False, "concurrency": 8}
-    annotate |= {"timeout": 20.0, "retries": 4, **changes.pop("annotate", {})}
-    source = SourceConfig("jsonl", {"path": str(path)}, default_task="exact")
-    settings = {"shard_size": 10, "max_rejected_share": 1.0, **changes}
-    return PrepareConfig(source, str(output), annotate=AnnotateConfig(**annotate), **settings)
-
-
-def run(config):
-    stream = io.StringIO()
-    result = prepare(config, console=Console(file=stream, width=500))
-    return result, stream.getvalue()
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_all_parts_are_made_checked_and_stored(tmp_path):
@@ -102,58 +67,6 @@ def test_what_the_source_brings_is_not_asked_for(tmp_path):
     assert rows[1]["hints"][0].startswith("Look for ")
 
 
-FAULTS_THAT_PASS = [429, 500, 503, "slow", "cut", "not JSON"]
-FAULTS_FOR_GOOD = {
-    "refusal": ("reply", "refused: I would rather not"),
-    "no choices": ("reply", "no choices"),
-    "length": ("reply", "cut off at"),
-    "long": ("reply", "more than the 100000 allowed"),
-    "huge": ("request", "longer than"),
-    400: ("request", "answered 400"),
-    "Sure! Look closely.": ("reply", "is no JSON"),
-    '{"hints": ["The answer is a heron."]}': ("audit", "answer_in_hint"),
-    '{"hints": []}': ("reply", "0 hints"),
-}
-
-
-def question_number(body):
-    return int(text_of(body).partition("Question ")[2].partition(":")[0])
-
-
-def misbehaving(part, body, seen):
-    """Each of the first records meets a fault once, each of the next always, and the rest none."""
-    number = question_number(body)
-    if number < len(FAULTS_THAT_PASS):
-        return FAULTS_THAT_PASS[number] if seen == 0 else None
-    number -= len(FAULTS_THAT_PASS)
-    return list(FAULTS_FOR_GOOD)[number] if number < len(FAULTS_FOR_GOOD) else None
-
-
-def test_nothing_is_lost_or_doubled_when_the_server_misbehaves(tmp_path):
-    path, server = write_records(tmp_path, 30), Answering(misbehaving)
-    with server.serving() as url:
-        config = configure(path, tmp_path / "out", url, annotate={"timeout": 2.0, "tries": 2})
-        result, _ = run(config)
-        again, _ = run(configure(path, tmp_path / "again", url, annotate={"timeout": 2.0, "cache": f"{tmp_path}/c"}))
-    bad = range(len(FAULTS_THAT_PASS), len(FAULTS_THAT_PASS) + len(FAULTS_FOR_GOOD))
-    rejected = lines(result.output / "rejected.jsonl")
-    assert [entry["id"] for entry in rejected] == [f"r{number}" for number in bad]
-    for entry, (stage, reason) in zip(rejected, FAULTS_FOR_GOOD.values(), strict=True):
-        assert entry["stage"] == "annotate"
-        assert entry["reason"].startswith(f"hints: {stage}: ")
-        assert reason in entry["reason"]
-    rows = load_privileged(result.output, cache_dir=str(tmp_path / "hf"))
-    assert rows["id"] == [f"r{number}" for number in range(30) if number not in bad]
-    assert all(row["hints"] for row in rows["privileged"])
-    # Bad replies were asked for twice, with another seed; what passed was answered once.
-    answered = Counter(server.answered)
-    assert set(answered.values()) == {2}, "once for each of the two preparations, which share no cache"
-    dropped = Counter((drop["id"], drop["stage"]) for drop in lines(result.output / "dropped.jsonl"))
-    for number, (stage, _) in zip(bad, FAULTS_FOR_GOOD.values(), strict=True):
-        assert dropped[f"r{number}", stage] == (1 if stage == "request" else 2)
-    assert files_of(again.output) == files_of(result.output), "the same replies give the same bytes"
-
-
 def test_an_optional_part_that_fails_is_left_out_and_counted(tmp_path):
     path = write_records(tmp_path, 3)
     server = Answering(lambda part, body, seen: "refusal" if part == "wrong_hint" else None)
@@ -183,24 +96,6 @@ def test_a_part_that_the_model_calls_poor_is_dropped_with_its_reason(tmp_path):
     (drop,) = lines(result.output / "dropped.jsonl")
     assert drop["value"][1] == "Go on from there."
     assert result.audit["counts"]["annotated"]["hints dropped: recheck"] == 1
-
-
-def test_a_wrong_key_ends_the_run_at_once_and_names_no_key(tmp_path):
-    path, server = write_records(tmp_path, 40), Answering(lambda *args: 401)
-    with server.serving() as url, pytest.raises(PrepareError, match=r"answered 401, the key is wrong") as error:
-        run(configure(path, tmp_path / "out", url))
-    assert KEY not in str(error.value)
-    assert len(server.bodies) < 40
-
-
-def test_an_endpoint_that_is_gone_ends_the_run_instead_of_rejecting_everything(tmp_path):
-    path, server = write_records(tmp_path, 60), Answering(lambda *args: 500)
-    with server.serving() as url:
-        config = configure(path, tmp_path / "out", url, annotate={"retries": 0})
-        with pytest.raises(PrepareError, match="requests failed one after another"):
-            run(config)
-        server.fault = lambda *args: None
-        assert run(config)[0].records == 60
 
 
 def test_the_budget_stops_the_run_cleanly_and_the_next_run_goes_on(tmp_path):
