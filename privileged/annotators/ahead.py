@@ -156,23 +156,26 @@ class AnnotationAhead:
         open_records = max(LEAST_OPEN_RECORDS, OPEN_RECORDS * max(asker.concurrency for asker in askers))
         under_way: set[asyncio.Task[None]] = set()
         error: BaseException | None = None
-        for index in self._indices:
-            while len(under_way) >= open_records and error is None:
-                error = await self._settle(under_way, askers)
-            if error is not None:
-                break
-            record = await loop.run_in_executor(reader, self._read, index)
-            if record is None:
-                self._put(index, Annotation())
-            else:
-                under_way.add(asyncio.create_task(self._one(annotator, index, record)))
-            del record  # the task holds it; here it would outlive the task
-        while under_way:
-            if error is not None and not isinstance(error, BudgetSpent):
-                for task in under_way:
-                    task.cancel()
-            # At the end of the budget the others end too, but what they have asked for is awaited and kept.
-            error = await self._settle(under_way, askers) or error
+        try:
+            for index in self._indices:
+                while len(under_way) >= open_records and error is None:
+                    error = await self._settle(under_way, askers)
+                if error is not None:
+                    break
+                record = await loop.run_in_executor(reader, self._read, index)
+                if record is None:
+                    self._put(index, Annotation())
+                else:
+                    under_way.add(asyncio.create_task(self._one(annotator, index, record)))
+                del record  # the task holds it; here it would outlive the task
+            while under_way and (error is None or isinstance(error, BudgetSpent)):
+                # At the end of the budget the others end too, but what they have asked for is awaited and kept.
+                error = await self._settle(under_way, askers) or error
+        finally:
+            # After an error or Ctrl-C. They must end before the cache that they write to is closed.
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
         if error is not None:
             raise error
 

@@ -83,7 +83,8 @@ class Asker:
         try:
             reply = await self._with_retries(request)
             self.spending.pay(reply.prompt_tokens, reply.reply_tokens)
-            await asyncio.get_running_loop().run_in_executor(self._disk, self._cache.add, key, reply)
+            kept = asyncio.get_running_loop().run_in_executor(self._disk, self._cache.add, key, reply)
+            await asyncio.shield(kept)  # it was paid for: also when the run is stopped in this moment
         finally:
             self.spending.release(*size)
             async with self._changed:

@@ -57,9 +57,25 @@ def finish(config, *options):
     return process.returncode, said
 
 
-def committed_marks(folder):
+def wait_until(happened, process):
+    end = time.monotonic() + 60
+    while not happened() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def undisturbed_files(folder, monkeypatch):
+    """What a run makes that nothing disturbs."""
+    folder.mkdir()
+    monkeypatch.setenv("ANNOTATE_TEST_KEY", KEY)
+    with Answering().serving() as url:
+        settings = read_config(PrepareConfig, ["--config", str(write_config(folder, url))], "test")
+        prepare(settings, console=Console(file=io.StringIO()))
+    return files_of(folder / "out")
+
+
+def committed_marks(folder, name="out"):
     """The words that tell which requests the committed replies answer."""
-    database = folder / "out.replies" / "replies.sqlite"
+    database = folder / f"{name}.replies" / "replies.sqlite"
     if not database.exists():
         return set()
     connection = sqlite3.connect(database)
@@ -79,9 +95,7 @@ def test_killed_in_the_middle_it_goes_on_without_paying_twice_and_the_key_shows_
         titles = set()
         for wanted in (4, 15):  # killed at the start, and again later
             process = start(config)
-            end = time.monotonic() + 60
-            while len(server.answered) < wanted and process.poll() is None and time.monotonic() < end:
-                time.sleep(0.01)
+            wait_until(lambda wanted=wanted: len(server.answered) >= wanted, process)
             titles.add(Path(f"/proc/{process.pid}/cmdline").read_bytes())
             process.send_signal(signal.SIGKILL)
             said.append(process.communicate()[0])
@@ -96,13 +110,7 @@ def test_killed_in_the_middle_it_goes_on_without_paying_twice_and_the_key_shows_
     # A request whose reply was on the way when the kill came may be sent again, and only such: four at each kill.
     assert len(server.bodies) <= COUNT + 2 * 4
     assert set(Counter(map(mark, server.bodies))) == committed_marks(tmp_path)
-    with Answering().serving() as other:
-        other_folder = tmp_path / "undisturbed"
-        other_folder.mkdir()
-        monkeypatch.setenv("ANNOTATE_TEST_KEY", KEY)
-        settings = read_config(PrepareConfig, ["--config", str(write_config(other_folder, other))], "test")
-        prepare(settings, console=Console(file=io.StringIO()))
-    killed, undisturbed = files_of(tmp_path / "out"), files_of(other_folder / "out")
+    undisturbed, killed = undisturbed_files(tmp_path / "undisturbed", monkeypatch), files_of(tmp_path / "out")
     assert killed.keys() == undisturbed.keys()
     data = [name for name in killed if name.startswith("data/")]
     assert len(data) == 4
@@ -153,3 +161,50 @@ def test_a_misspelt_key_of_the_section_is_named_in_one_line(tmp_path):
     assert "annotate.concurency" in said
     assert "did you mean 'concurrency'" in said
     assert said.count("\n") == 1
+
+
+def test_stopped_by_ctrl_c_it_keeps_every_reply_that_came_and_says_one_line(tmp_path):
+    server = Answering(delay=0.1)
+    with server.serving() as url:
+        config = write_config(tmp_path, url)
+        process = start(config)
+        wait_until(lambda: len(server.answered) >= 12, process)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 130, said
+        assert said.rstrip().endswith("stopped; run the same command again to go on")
+        assert "Traceback" not in said
+        assert "exception" not in said.lower()
+        sent, committed = len(server.bodies), committed_marks(tmp_path)
+        assert len(committed) >= 8
+        code, said = finish(config)
+    assert code == 0, said
+    assert not committed & {mark(raw) for raw in server.bodies[sent:]}
+
+
+def test_parts_and_a_merge_that_were_killed_end_as_an_undisturbed_run(tmp_path, monkeypatch):
+    server = Answering(delay=0.05)
+    with server.serving() as url:
+        config = write_config(tmp_path, url)
+        for number in (1, 2):
+            before, name = len(server.answered), f"out.part-{number}-of-2"
+            process = start(config, "--part", f"{number}/2")
+            wait_until(lambda least=before + 9: len(server.answered) >= least, process)
+            process.kill()
+            process.communicate()
+            committed, sent = committed_marks(tmp_path, name), len(server.bodies)
+            assert committed, "the kill came after some replies"
+            code, said = finish(config, "--part", f"{number}/2")
+            assert code == 0, said
+            assert not committed & {mark(raw) for raw in server.bodies[sent:]}, "nothing is paid twice"
+        process = start(config, "--merge", "true")
+        wait_until((tmp_path / "out" / ".prepare" / "state.json").exists, process)
+        process.kill()
+        process.communicate()
+        code, said = finish(config, "--merge", "true")
+    assert code == 0, said
+    undisturbed, killed = undisturbed_files(tmp_path / "undisturbed", monkeypatch), files_of(tmp_path / "out")
+    assert killed.keys() == undisturbed.keys()
+    same = {name for name in killed if name.startswith("data/") or name.endswith(".jsonl")}
+    assert len(same) == 6
+    assert all(killed[name] == undisturbed[name] for name in same)
