@@ -1,6 +1,7 @@
 """What a model's reply must look like, part by part. Whatever the text is, the outcome is a value or a `ReplyError`.
 
-Tolerated are thinking blocks and one code fence with words around it. The JSON in them must be exactly what was asked.
+Tolerated are thinking blocks, one code fence with words around it, and LaTeX whose backslashes are not written twice.
+The JSON in them must be exactly what was asked.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ SLACK = 5
 """Thousandths by which a box may leave its image: models round, and the box is then clipped."""
 
 _FENCE = re.compile(r"```[ \t]*(?:\w+)?[ \t]*\n(.*?)```", re.DOTALL)
+
+# JSON's own escapes are kept, unless they begin a LaTeX command: "\frac" would be read as a form feed and "rac".
+_ESCAPE = re.compile(
+    r"""\\(?:["\\/]|u[0-9a-fA-F]{4}|[bfr](?![a-zA-Z])"""
+    r"|n(?!(?:eq?|ot(?:in)?|abla|u|eg|mid|exists|[lg]eq|earrow|warrow|parallel)(?![a-zA-Z]))"
+    r"|t(?!(?:imes|heta|ext[a-z]*|anh?|au|o|op|frac|binom|ilde|herefore|riangle[a-z]*)(?![a-zA-Z])))"
+    r"|(\\)"
+)
 
 
 class ReplyError(RecordError):
@@ -64,10 +73,20 @@ def json_of(text: str) -> Any:
         if len(fences) != 1:
             raise ReplyError(f"the reply is no JSON and holds {len(fences)} code blocks: {reprlib.repr(text)}")
         text = fences[0].strip()
+    text = with_latex_escaped(text)
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
         raise ReplyError(f"the reply is no JSON ({error}): {reprlib.repr(text)}") from error
+
+
+def with_latex_escaped(text: str) -> str:
+    r"""JSON with the single backslashes of LaTeX commands doubled, as models often forget to do.
+
+    >>> json.loads(with_latex_escaped(r'["Use \frac{1}{2} \times \\pi.\nThen \sqrt2."]'))
+    ['Use \\frac{1}{2} \\times \\pi.\nThen \\sqrt2.']
+    """
+    return _ESCAPE.sub(lambda match: r"\\" if match.group(1) else match.group(), text)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

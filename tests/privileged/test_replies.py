@@ -81,6 +81,20 @@ def test_fences_thoughts_and_numbers_are_taken_off(text):
 
 
 @pytest.mark.parametrize(
+    ("inside", "meant"),
+    [
+        (r"Use \frac{1}{2} and \times.", r"Use \frac{1}{2} and \times."),
+        (r"Use \\frac{1}{2} and \\times.", r"Use \frac{1}{2} and \times."),
+        (r"\sqrt{2} \neq \(x\), \{y\}", r"\sqrt{2} \neq \(x\), \{y\}"),
+        (r"\underline{z}, \beta\rho \notin", r"\underline{z}, \beta\rho \notin"),
+        (r"One.\nNext:\ttwo \u00e9 \"three\" \/", 'One.\nNext:\ttwo \u00e9 "three" /'),
+    ],
+)
+def test_latex_in_a_reply_is_what_the_model_meant_with_or_without_doubled_backslashes(inside, meant):
+    assert replies.one_hint(f'{{"hint": "{inside}"}}') == meant
+
+
+@pytest.mark.parametrize(
     ("part", "text", "reason"),
     [
         ("hints", "", "empty"),
