@@ -22,6 +22,9 @@ from .errors import RecordError
 MAX_TESTS = 4_000_000
 """Characters of one record's tests."""
 
+TESTS_SHOWN, CHARACTERS_SHOWN = 3, 400
+"""Tests that are shown to a model, and the characters of each text in them."""
+
 
 @dataclass(frozen=True)
 class StdinTests:
@@ -117,3 +120,30 @@ def _call(given: Any, wanted: Any) -> tuple[list[Any], Any]:
         return arguments, json.loads(wanted) if isinstance(wanted, str) else wanted
     except ValueError as error:
         raise RecordError(f"answer: an input of a function is neither a list nor JSON a line ({error})") from error
+
+
+def first_tests(answer: str) -> str:
+    r"""The first few tests of a record for a model to read, each text cut short.
+
+    >>> print(first_tests('{"inputs": ["1 2\\n"], "outputs": ["3\\n"]}'))
+    (a program that passes tests such as these)
+    input: 1 2
+    output: 3
+    >>> print(first_tests('{"fn_name": "add", "inputs": [[1, 2], [3, 4]], "outputs": [3, 7]}'))
+    (a program that passes tests such as these)
+    add([1, 2]) gives 3
+    add([3, 4]) gives 7
+    """
+    tests = parse_tests(answer)
+    if isinstance(tests, StdinTests):
+        shown = [f"input: {_cut(given)}\noutput: {_cut(wanted)}" for given, wanted in tests.cases[:TESTS_SHOWN]]
+    elif isinstance(tests, CallTests):
+        shown = [f"{tests.function}({_cut(given)}) gives {_cut(wanted)}" for given, wanted in tests.cases[:TESTS_SHOWN]]
+    else:
+        shown = [_cut(statement) for statement in tests.statements[:TESTS_SHOWN]]
+    return "\n".join(["(a program that passes tests such as these)", *shown])
+
+
+def _cut(value: Any) -> str:
+    text = value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= CHARACTERS_SHOWN else f"{text[:CHARACTERS_SHOWN]} ..."

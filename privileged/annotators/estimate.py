@@ -6,8 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..records import Record
-from .parts import ASSUMED_BOX_TOKENS, ASSUMED_VERDICT_TOKENS, TEXT_PARTS, generation_requests, wanted_parts
-from .prompts import Prompt, load_prompts, question_text
+from .parts import (
+    ASSUMED_BOX_TOKENS,
+    ASSUMED_VERDICT_TOKENS,
+    TEXT_PARTS,
+    generation_requests,
+    prompt_values,
+    wanted_parts,
+)
+from .prompts import Prompt, load_prompts
 from .requests import CHARACTERS_IN_TOKEN, Request
 from .settings import AnnotateConfig
 from .spending import money
@@ -83,6 +90,5 @@ def _add(result: Estimate, record: Record, settings: AnnotateConfig, prompts: di
 
 
 def _check_tokens(record: Record, prompt: Prompt, candidate_tokens: int) -> int:
-    question = question_text(record.prompt, len(record.images))
-    user = prompt.fill({"question": question, "answer": record.answer, "candidate": ""})
+    user = prompt.fill({**prompt_values(record), "candidate": ""})
     return Request(prompt.system, user, tuple(record.images), 0).prompt_tokens() + candidate_tokens

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..boxes import grounding_json
+from ..code_tests import first_tests
 from ..records import Record
 from . import replies
 from .prompts import Prompt, question_text
@@ -51,17 +52,21 @@ def wanted_parts(record: Record, settings: AnnotateConfig) -> list[str]:
 
 def generation_requests(record: Record, part: str, prompts: Mapping[str, Prompt], seed: int) -> list[Request]:
     """One request, or for boxes one for each image: a model's grounding speaks of a single image."""
-    values = _values(record)
-    images = tuple(record.images)
-    groups = [(stored,) for stored in images] if part == "boxes" else [images]
-    prompt = prompts[part]
-    return [Request(prompt.system, prompt.fill(values), group, seed, values["question"]) for group in groups]
+    values, prompt, images = prompt_values(record), prompts[part], record.images
+    if part != "boxes":
+        return [Request(prompt.system, prompt.fill(values), tuple(images), seed, values["question"])]
+    requests = []
+    for number, stored in enumerate(images, start=1):
+        shown = f"{values['question']}\n\n(The picture here is image {number} of {len(images)}.)"
+        user = prompt.fill({**values, "question": shown} if len(images) > 1 else values)
+        requests.append(Request(prompt.system, user, (stored,), seed, values["question"]))
+    return requests
 
 
 def check_request(record: Record, part: str, value: Any, prompts: Mapping[str, Prompt], seed: int) -> Request:
     """Shows a part to the model that made it, with all images."""
     prompt = prompts[f"check_{part}"]
-    values = {**_values(record), "candidate": candidate_text(record, part, value)}
+    values = {**prompt_values(record), "candidate": candidate_text(record, part, value)}
     return Request(prompt.system, prompt.fill(values), tuple(record.images), seed, values["question"])
 
 
@@ -71,5 +76,7 @@ def candidate_text(record: Record, part: str, value: Any) -> str:
     return TEXT_PARTS[part].write(value)
 
 
-def _values(record: Record) -> dict[str, str]:
-    return {"question": question_text(record.prompt, len(record.images)), "answer": record.answer}
+def prompt_values(record: Record) -> dict[str, str]:
+    """What fills the places of a prompt. The tests of a coding task may be megabytes: the first few stand for them."""
+    answer = first_tests(record.answer) if record.task == "code" else record.answer
+    return {"question": question_text(record.prompt, len(record.images)), "answer": answer}

@@ -16,7 +16,9 @@ PART_NAMES = ("hints", "hints_executed", "hint_summary", "caption", "boxes", "wr
 """What can be asked for. `caption` and `boxes` are asked of records with images only."""
 
 IMAGE_PARTS = ("caption", "boxes")
-NOT_CONTENT = ("url", "key_env", "concurrency", "timeout", "retries", "budget", "cache", "dry_run", "prompts")
+NOT_CONTENT = (
+    *("url", "key_env", "device", "concurrency", "timeout", "retries", "budget", "cache", "dry_run", "prompts"),
+)
 """Settings that decide how the annotations are made and not what they are. Prompts count by their text."""
 
 

@@ -10,8 +10,11 @@ from answering import Answering
 from privileged_samples import noise, raw_record
 from rich.console import Console
 
+from privileged.annotators.ahead import annotation_fingerprint
 from privileged.annotators.detector import DetectorGenerator, boxes_json
 from privileged.annotators.endpoint import retry_after
+from privileged.annotators.parts import generation_requests
+from privileged.annotators.prompts import load_prompts
 from privileged.annotators.settings import AnnotateConfig, SamplingConfig
 from privileged.config import PrepareConfig, SourceConfig
 from privileged.dataset import load_privileged
@@ -160,3 +163,29 @@ def test_retry_after_may_be_a_date():
     assert retry_after({"retry-after": "soon"}) is None
     assert retry_after({"retry-after": "-3"}) == 0.0
     assert retry_after({}) is None
+
+
+def test_the_tests_of_a_coding_task_are_shown_in_part():
+    tests = {"inputs": [f"{number}\n" for number in range(5000)], "outputs": ["9" * 500] * 5000}
+    record = parse_record(raw_record(images=None, privileged=None, task="code", answer=json.dumps(tests)))
+    (request,) = generation_requests(record, "hints", load_prompts(None), 0)
+    shown = request.user.partition("Reference answer: ")[2]
+    assert len(shown) < 2000
+    assert shown.count("input: ") == shown.count("output: 999") == 3
+
+
+def test_each_picture_is_asked_for_its_boxes_and_told_which_it_is():
+    record = parse_record(raw_record(images=[noise(seed=1), noise(seed=2)], privileged=None))
+    requests = generation_requests(record, "boxes", load_prompts(None), 0)
+    assert [request.images for request in requests] == [(stored,) for stored in record.images]
+    assert [f"image {number} of 2" in request.user for number, request in enumerate(requests, start=1)] == [True, True]
+    alone = parse_record(raw_record(privileged=None))
+    assert "image 1 of 1" not in generation_requests(alone, "boxes", load_prompts(None), 0)[0].user
+
+
+def test_parts_that_were_made_on_different_devices_belong_together():
+    prints = [
+        annotation_fingerprint(AnnotateConfig(kind="local", model="m", device=device, dtype=dtype))
+        for device, dtype in (("cuda:0", "auto"), ("cuda:1", "auto"), ("cuda:0", "float32"))
+    ]
+    assert prints[0] == prints[1] != prints[2]
