@@ -11,8 +11,9 @@ from .boxes import is_empty
 from .code_leaks import code_leak
 from .contamination import EvaluationQuestions, file_digest
 from .errors import ConfigError, nearest
+from .findings import Finding
 from .leaks import answer_leaks, executed_step, same_answer
-from .records import Finding, Record, message_texts, user_text
+from .records import Record, message_texts, user_text
 from .scripts import other_script
 
 Severity = Literal["reject", "warn", "ignore"]

@@ -20,8 +20,9 @@ from .audit import check_record, judge
 from .config import PrepareConfig
 from .contamination import EvaluationQuestions
 from .errors import ImageError, PrepareError, RecordError
+from .findings import Finding
 from .near import near_keys, signature
-from .records import MAX_ID, Finding, Record, default_id, parse_record, user_text
+from .records import MAX_ID, Record, default_id, parse_record, user_text
 from .sources import ImageFolderSource, Source
 from .variants import VARIANTS
 

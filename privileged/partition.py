@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from .config import PrepareConfig
 from .errors import PrepareError
+from .findings import Finding
 from .journal import commit_file, dumps, read_json, write_atomically
 from .outcomes import Outcome
 from .progress import PrepareProgress
-from .records import Finding
 from .schema import features
 from .shards import RowGroupWriter
 from .stream import OutcomeStream
@@ -118,9 +118,12 @@ class PartFolder:
         return read_json(self.folder / DONE_FILE)
 
     def notes(self) -> list[dict[str, Any]]:
-        """Of the committed files, from the first."""
+        """Of the committed files, from the first, as long as they are whole: a copy may not be."""
         notes: list[dict[str, Any]] = []
         while (note := read_json(self._path(len(notes), "json"))) is not None:
+            file = self._path(len(notes), "parquet")
+            if not file.is_file() or file.stat().st_size != note["bytes"]:
+                break
             notes.append(note)
         return notes
 
@@ -137,7 +140,8 @@ class PartFolder:
                 if outcome.row is None:
                     first = first or f"{outcome.id}: {outcome.reason}"
         commit_file(temporary, self._path(number, "parquet"))
-        note = {"records": kept, "rejected": rejected, "first": first}
+        size = self._path(number, "parquet").stat().st_size
+        note = {"records": kept, "rejected": rejected, "first": first, "bytes": size}
         write_atomically(self._path(number, "json"), json.dumps(note))
         return note
 
@@ -185,7 +189,7 @@ def find_parts(output: Path, fingerprint: str, total: int) -> list[PartFolder]:
         if done["fingerprint"] != fingerprint or done["first"] != position:
             raise PrepareError(f"{part.folder}: was prepared from other settings or another source than this merge")
         if len(part.notes()) != done["files"]:
-            raise PrepareError(f"{part.folder}: files are missing; copy it again")
+            raise PrepareError(f"{part.folder}: files are missing or not whole; copy it again")
         position = done["last"]
     if position != total:
         raise PrepareError(f"{output}: the parts hold {position} records of {total}")

@@ -11,7 +11,6 @@ shard that was not committed, and ends with the very bytes that an undisturbed r
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .annotators.estimate import Estimate, estimate
-from .audit import Tally, judge
+from .audit import Tally
 from .card import card, dataset_info
 from .config import PrepareConfig, SourceConfig
 from .dataset import (
     AUDIT_FILE,
     CARD_FILE,
+    DATA_FOLDER,
     DROPPED_FILE,
     FORMAT,
     INFO_FILE,
@@ -34,14 +34,13 @@ from .dataset import (
     load_privileged,
     read_audit,
 )
+from .duplicates import Duplicates
 from .errors import ConfigError, PrepareError
 from .inputs import fingerprint, order, with_source
 from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps, exclusive, write_atomically
-from .near import Signatures
 from .outcomes import Outcome, RecordProcessor, SourceFactory
 from .partition import merged_outcomes, part_folder, prepare_part
 from .progress import PrepareProgress
-from .records import Finding
 from .sample import sample_note, sample_places, write_sample
 from .shards import ShardWriter
 from .sources import Source
@@ -113,7 +112,10 @@ def _output_folder(config: PrepareConfig) -> Path:
         foreign = sorted(path.name for path in output.iterdir() if path.name != WORK_FOLDER)
         if foreign:
             raise ConfigError(f"output: {output} holds other files ({foreign[0]}, ...); name an empty or new folder")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output: the folder {output} cannot be made ({error.strerror})") from error
     return output
 
 
@@ -162,14 +164,18 @@ class _Preparation:
             self._give_up(tally, committed, [])
         done = min(committed * self.config.shard_size, self.total)
         seen = Seen(self.journal.folder / "seen.sqlite", committed)
-        self.signatures = Signatures(seen.database, committed)
+        duplicates = Duplicates(seen, self.severity, self.config.audit.near_duplicate, committed)
         try:
             with (
                 self._stream(done) as (stream, spent),
                 PrepareProgress(self.console, self.total, done, tally.rejected, spent) as progress,
             ):
                 for shard in range(committed, self.shard_count):
-                    self._shard(shard, islice(stream, self.config.shard_size), seen, tally, progress)
+                    outcomes = islice(stream, self.config.shard_size)
+                    note, temporary = self._shard(shard, outcomes, duplicates, tally, progress)
+                    name = f"train-{shard:05d}-of-{self.shard_count:05d}.parquet"
+                    self.journal.commit_shard(shard, temporary, name, note, seen)
+                    tally.add(note["tally"])
         finally:
             seen.close()
         return tally
@@ -191,13 +197,14 @@ class _Preparation:
         return outcome_stream(self.config, self.source, self.factory, indices, self.output, work, self.console)
 
     def _shard(
-        self, shard: int, stream: Iterator[Outcome], seen: Seen, tally: Tally, progress: PrepareProgress
-    ) -> None:
+        self, shard: int, stream: Iterator[Outcome], duplicates: Duplicates, tally: Tally, progress: PrepareProgress
+    ) -> tuple[dict[str, Any], Path]:
+        """Write one shard; its note for the journal, and the file that is to be committed."""
         part, rejected, dropped, sample = Tally(), [], [], []
         temporary = self.journal.folder / f"shard-{shard:05d}.parquet"
         with ShardWriter(temporary) as writer:
             for place, outcome in enumerate(stream, start=shard * self.config.shard_size):
-                self._find_duplicates(outcome, seen, shard)
+                duplicates.judge(outcome, shard)
                 part.note(outcome.id, outcome.findings)
                 part.annotated.update(outcome.annotated)
                 dropped += [{"id": outcome.id, "index": outcome.index, **drop} for drop in outcome.dropped]
@@ -215,36 +222,7 @@ class _Preparation:
                 if tally.rejected + part.rejected > self.allowed:
                     tally.add(part.to_dict())
                     self._give_up(tally, shard, rejected)
-        name = f"train-{shard:05d}-of-{self.shard_count:05d}.parquet"
-        note = {"tally": part.to_dict(), "rejected": rejected, "dropped": dropped, "sample": sample}
-        self.journal.commit_shard(shard, temporary, name, note, seen)
-        tally.add(part.to_dict())
-
-    def _find_duplicates(self, outcome: Outcome, seen: Seen, shard: int) -> None:
-        if outcome.row is None:
-            return
-        id_key = b"id:" + hashlib.blake2b(outcome.id.encode(), digest_size=16).digest()
-        content_key = b"content:" + outcome.digest
-        if seen.find(id_key) is not None:
-            outcome.set_aside("duplicate", f"the id {outcome.id!r} was used by an earlier record")
-            return
-        if (earlier := seen.find(content_key)) is not None:
-            finding = Finding("duplicate_record", f"same prompt and images as {earlier!r}")
-            reason, counted = judge([finding], self.severity)
-            outcome.findings += counted
-            if reason is not None:
-                outcome.set_aside("duplicate", reason)
-                return
-        near = self.signatures.find(outcome.near_keys, outcome.signature, self.config.audit.near_duplicate)
-        if near is not None:
-            reason, counted = judge([Finding("near_duplicate", f"nearly the prompt of {near!r}")], self.severity)
-            outcome.findings += counted
-            if reason is not None:
-                outcome.set_aside("duplicate", reason)
-                return
-        self.signatures.add(outcome.near_keys, outcome.signature, outcome.id, shard)
-        seen.add(id_key, outcome.id, shard)
-        seen.add(content_key, outcome.id, shard)
+        return {"tally": part.to_dict(), "rejected": rejected, "dropped": dropped, "sample": sample}, temporary
 
     def _give_up(self, tally: Tally, shard: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
         """Too many records were rejected: keep what was seen, and say which reason was the most frequent."""
@@ -260,21 +238,22 @@ class _Preparation:
         )
 
     def _finish(self, tally: Tally) -> PrepareResult:
+        self._write_rejected(self.shard_count, [])
         if tally.records == 0:
             raise PrepareError(f"{self.output}: every record was rejected; see {REJECTED_FILE} there")
-        files, size = [], 0
-        for note in self._notes(self.shard_count):
+        files, size, sampled = [], 0, []
+        for note in self._notes(self.shard_count):  # one at a time: with what was dropped they may be large
             files.append(note["file"])
             size += note["bytes"]
+            sampled.append((self.output / DATA_FOLDER / note["file"], note["sample"]))
         audit = {**self._audit(tally), "files": files}
-        self._write_rejected(self.shard_count, [])
         if self.config.annotate is not None:
             dropped = (drop for note in self._notes(self.shard_count) for drop in note["dropped"])
             self.journal.write_lines(DROPPED_FILE, dropped)
         write_atomically(self.output / INFO_FILE, dataset_info(audit, size))
         (self.output / PARTIAL_AUDIT_FILE).unlink(missing_ok=True)
         if self.config.sample:
-            write_sample(self.output, list(self._notes(self.shard_count)), self.source.name)
+            write_sample(self.output, sampled, self._rejected(self.shard_count, []), self.source.name)
         write_atomically(self.output / AUDIT_FILE, dumps(audit))
         write_atomically(self.output / CARD_FILE, card(audit))
         self.journal.remove()

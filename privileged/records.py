@@ -13,47 +13,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .annotations import answer_text, privileged_part
 from .annotators.replies import grounded_boxes
-from .boxes import BOX_FORMATS, GRID, clip, is_empty, to_pixels
+from .boxes import BOX_FORMATS, GRID
 from .code_tests import MAX_TESTS, parse_tests
 from .errors import ImageError, RecordError, nearest
 from .fields import (
     MAX_ID,
     chat_message,
-    check_keys,
     item_list,
     number_list,
     number_text,
     optional_text,
     required_text,
-    shown_text,
-    without_marker,
 )
+from .findings import Finding
 from .images import ImageLimits, StoredImage, load_image
 from .schema import (
-    BOX_KEYS,
     IMAGE_MARKER,
-    PRIVILEGED_KEYS,
     TASKS,
-    Box,
     Example,
     Message,
     Privileged,
     empty_privileged,
 )
-
-CLIP_TOLERANCE = 1.0
-"""Pixels by which a box may stick out of its image unmentioned: sources round."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that the audit noticed about a record: one of `audit.SEVERITIES`, and what exactly."""
-
-    code: str
-    detail: str
 
 
 @dataclass
@@ -138,7 +121,7 @@ def parse_record(
         id=_id(raw.get("id"), source, index),
         prompt=_prompt(raw.get("prompt"), len(images)),
         images=images,
-        answer=_READ_ANSWER.get(task, _answer)(raw.get("answer")),
+        answer=_READ_ANSWER.get(task, answer_text)(raw.get("answer")),
         task=task,
         source=optional_text(raw.get("source"), "source") or source,
         privileged=empty_privileged(),
@@ -147,7 +130,7 @@ def parse_record(
     own_format = raw.get("box_format")
     if own_format is not None and own_format not in BOX_FORMATS:
         raise RecordError(f"box_format {reprlib.repr(own_format)} is unknown; known: {', '.join(BOX_FORMATS)}")
-    record.privileged = _privileged(raw.get("privileged"), images, own_format or box_format, findings)
+    record.privileged = privileged_part(raw.get("privileged"), images, own_format or box_format, findings)
     if record.privileged["final_answer"] is None and task != "code":  # tests are no answer to show
         record.privileged["final_answer"] = record.answer
     return record
@@ -208,15 +191,6 @@ def _check_sizes(value: Any, images: Sequence[StoredImage]) -> None:
             )
 
 
-def _answer(value: Any, where: str = "answer") -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return number_text(value)
-    text = required_text(value, where).strip()
-    if not text:
-        raise RecordError(f"{where} is empty")
-    return without_marker(text, where)
-
-
 def _tests(value: Any) -> str:
     """The answer of a programming problem: its tests."""
     text = required_text(value, "answer", MAX_TESTS)
@@ -226,7 +200,7 @@ def _tests(value: Any) -> str:
 
 def _box_list(value: Any) -> str:
     """The answer of a grounding problem: its boxes, in thousandths."""
-    text = _answer(value)
+    text = answer_text(value)
     try:
         grounded_boxes(text, (GRID, GRID))
     except RecordError as error:
@@ -246,80 +220,6 @@ def _task(value: Any, default: str | None, tasks: Collection[str]) -> str:
     if text not in tasks:
         raise RecordError(f"task {reprlib.repr(text)} is unknown; {nearest(text[:MAX_ID], tasks)}")
     return text
-
-
-def _privileged(value: Any, images: Sequence[StoredImage], box_format: str, findings: list[Finding]) -> Privileged:
-    if value is None:
-        return empty_privileged()
-    if not isinstance(value, Mapping):
-        raise RecordError(f"privileged must be a mapping, not {type(value).__name__}")
-    check_keys(value, PRIVILEGED_KEYS, "privileged")
-    answer = value.get("final_answer")
-    return Privileged(
-        final_answer=None if answer is None or answer == "" else _answer(answer, "privileged.final_answer"),
-        hints=_hints(value.get("hints"), "privileged.hints"),
-        hints_executed=_hints(value.get("hints_executed"), "privileged.hints_executed"),
-        hint_summary=shown_text(value.get("hint_summary"), "privileged.hint_summary"),
-        caption=shown_text(value.get("caption"), "privileged.caption"),
-        boxes=_boxes(value.get("boxes"), images, box_format, findings),
-        wrong_hint=shown_text(value.get("wrong_hint"), "privileged.wrong_hint"),
-        provenance=optional_text(value.get("provenance"), "privileged.provenance"),
-    )
-
-
-def _hints(value: Any, where: str) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, str):
-        value = [value]
-    hints = [shown_text(item, f"{where}[{number}]") for number, item in enumerate(item_list(value, where))]
-    return [hint for hint in hints if hint is not None]
-
-
-def _boxes(value: Any, images: Sequence[StoredImage], box_format: str, findings: list[Finding]) -> list[Box]:
-    if value is None:
-        return []
-    if isinstance(value, Mapping):  # one list for each key, as Hugging Face stores sequences of mappings
-        columns = {key: item_list(column, f"privileged.boxes[{key!r}]") for key, column in value.items()}
-        if len({len(column) for column in columns.values()}) > 1:
-            raise RecordError("privileged.boxes has columns of different lengths")
-        value = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    boxes = []
-    for number, item in enumerate(item_list(value, "privileged.boxes")):
-        box = _box(item, f"privileged.boxes[{number}]", images, box_format, findings)
-        if box is not None:
-            boxes.append(box)
-    return boxes
-
-
-def _box(item: Any, where: str, images: Sequence[StoredImage], box_format: str, findings: list[Finding]) -> Box | None:
-    if not isinstance(item, Mapping):
-        raise RecordError(f"{where} must be a mapping with label and bbox, not {type(item).__name__}")
-    check_keys(item, BOX_KEYS, where)
-    index = item.get("image", 0)
-    index = 0 if index is None else index
-    if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < len(images):
-        raise RecordError(
-            f"{where}.image is {reprlib.repr(index)}, but the record has {len(images)} images (counted from 0)"
-        )
-    width, height = images[int(index)].size
-    raw = to_pixels(number_list(item.get("bbox"), 4, f"{where}.bbox"), box_format, width, height)
-    clipped = clip(raw, width, height)
-    shown = ", ".join(f"{value:g}" for value in raw)
-    if is_empty(clipped):
-        findings.append(Finding("box_empty", f"{where} [{shown}] holds no pixel of its {width} x {height} image"))
-        return None
-    if max(abs(before - after) for before, after in zip(raw, clipped, strict=True)) > CLIP_TOLERANCE:
-        findings.append(Finding("box_out_of_range", f"{where} [{shown}] leaves its {width} x {height} image"))
-    label = item.get("label")
-    if isinstance(label, int) and not isinstance(label, bool):
-        label = number_text(label)
-    return Box(
-        label=" ".join((shown_text(label, f"{where}.label") or "").split()),
-        bbox=list(clipped),
-        caption=shown_text(item.get("caption"), f"{where}.caption"),
-        image=int(index),
-    )
 
 
 def message_texts(prompt: Sequence[Message]) -> str:

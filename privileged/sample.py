@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import DATA_FOLDER
+from .findings import Finding
 from .journal import write_atomically
-from .records import Finding
 from .schema import Example
 
 SHEET_FILE, PAGE_FILE = "sample.png", "sample.html"
@@ -41,18 +40,27 @@ def sample_note(row: int, findings: Iterable[Finding]) -> dict[str, Any]:
     return {"row": row, "findings": [[finding.code, finding.detail] for finding in findings]}
 
 
-def write_sample(output: Path, notes: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Write the page of sampled records, and a contact sheet where they have images."""
+def write_sample(
+    output: Path,
+    places: Iterable[tuple[Path, Sequence[Mapping[str, Any]]]],
+    rejected: Iterable[Mapping[str, Any]],
+    title: str,
+) -> None:
+    """Write the page of sampled records, and a contact sheet where they have images.
+
+    Args:
+        places: Each shard's file, and what `sample_note` gave for its sampled rows.
+        rejected: Entries of rejected.jsonl, of which the first are shown.
+    """
     from .contact_sheet import contact_sheet
     from .sample_page import sample_page
 
-    sampled = [record for note in notes for record in _read(output / DATA_FOLDER / note["file"], note["sample"])]
-    rejected = list(islice((entry for note in notes for entry in note["rejected"]), REJECTED_SHOWN))
+    sampled = [record for file, wanted in places for record in _read(file, wanted)]
     if any(record.example["images"] for record in sampled):
         buffer = io.BytesIO()
         contact_sheet([record.example for record in sampled if record.example["images"]]).save(buffer, format="PNG")
         write_atomically(output / SHEET_FILE, buffer.getvalue())
-    write_atomically(output / PAGE_FILE, sample_page(sampled, rejected, title))
+    write_atomically(output / PAGE_FILE, sample_page(sampled, list(islice(rejected, REJECTED_SHOWN)), title))
 
 
 def _read(file: Path, wanted: Sequence[Mapping[str, Any]]) -> Iterable[Sampled]:

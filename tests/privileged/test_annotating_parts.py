@@ -82,6 +82,24 @@ def test_a_merge_names_the_part_that_is_missing_or_different(jsonl_world, tmp_pa
     assert (done["first"], done["last"]) == (0, 20)
 
 
+def test_a_part_that_was_copied_in_part_is_named_and_one_that_was_damaged_is_made_again(jsonl_world, tmp_path):
+    def config(**changes):
+        return jsonl_settings(jsonl_world, tmp_path / "out", **changes)
+
+    for part in ("1/2", "2/2"):
+        run(config(part=part))
+    folder = tmp_path / "out.part-2-of-2"
+    file = sorted(folder.glob("outcomes-*.parquet"))[1]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PrepareError, match=r"out\.part-2-of-2: files are missing or not whole"):
+        run(config(merge=True))
+    (folder / "part.json").unlink()
+    run(config(part="2/2"))
+    assert file.read_bytes() == whole
+    assert run(config(merge=True)).records == 36
+
+
 @pytest.mark.parametrize("part", ["0/4", "5/4", "2", "2/x", "-1/4", "2/4/8"])
 def test_a_part_that_cannot_be_is_refused(jsonl_world, tmp_path, part):
     with pytest.raises(ConfigError, match=r"^part: "):

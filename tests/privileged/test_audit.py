@@ -5,7 +5,8 @@ from privileged_samples import raw_record
 
 from privileged.audit import DESCRIPTIONS, SEVERITIES, AuditConfig, Tally, check_record, judge
 from privileged.errors import ConfigError
-from privileged.records import Finding, parse_record
+from privileged.findings import Finding
+from privileged.records import parse_record
 
 
 def codes(**changes):
