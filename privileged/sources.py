@@ -26,6 +26,9 @@ PIECE = 1024 * 1024
 MAPPABLE = (*COLUMNS, "image_sizes", *(f"privileged.{key}" for key in PRIVILEGED_KEYS))
 """What the option `columns` may fill."""
 
+NEEDED = ("prompt", "answer")
+_MISSING = object()
+
 
 class Source(Protocol):
     """Records by number."""
@@ -217,21 +220,29 @@ def check_columns(columns: Mapping[str, Any], where: str = "source.options.colum
 
 
 def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with our columns filled from the source's. A column that is not there fills nothing.
+    """The row with our columns filled from the source's. What a record can do without may be missing.
 
     >>> map_columns({"question": "2+2?", "meta": {"key": 4}}, {"prompt": "question", "answer": "meta.key"})["answer"]
     4
+    >>> map_columns({"question": "2+2?"}, {"prompt": "qestion"})
+    Traceback (most recent call last):
+    privileged.errors.RecordError: prompt: there is no column 'qestion'; did you mean 'question'?
     """
-    return {**row, **{target: _look_up(row, column) for target, column in columns.items()}}
+    filled = {target: _look_up(row, column) for target, column in columns.items()}
+    for target in NEEDED:
+        if filled.get(target) is _MISSING:
+            column = columns[target]
+            raise RecordError(f"{target}: there is no column {column!r}; {nearest(column, map(str, row))}")
+    return {**row, **{target: None if value is _MISSING else value for target, value in filled.items()}}
 
 
 def _look_up(row: Any, column: str) -> Any:
     if not isinstance(row, Mapping):
-        return None
+        return _MISSING
     if column in row:
         return row[column]
     head, dot, rest = column.partition(".")
-    return _look_up(row.get(head), rest) if dot else None
+    return _look_up(row.get(head), rest) if dot else _MISSING
 
 
 SOURCES: dict[str, Callable[[Mapping[str, Any]], Source]] = {
