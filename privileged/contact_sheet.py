@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .drawing import draw_boxes
+from .drawing import COLORS, draw_boxes
 
 TILE = 300
 GAP = 12
@@ -35,7 +35,10 @@ def contact_sheet(examples: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 
 def with_boxes(example: Mapping[str, Any], number: int, side: int) -> Image.Image:
-    """One image of an example, its longer side `side` pixels, with boxes whose labels are legible at that size."""
+    """One image of an example, its longer side `side` pixels, with boxes whose labels are legible at that size.
+
+    For people: a box at the edge, whose outline `draw_boxes` leaves off, is outlined on its own pixels instead.
+    """
     image = example["images"][number]
     picture = resized(image, side)
     scale_x, scale_y = picture.width / image.width, picture.height / image.height
@@ -44,7 +47,16 @@ def with_boxes(example: Mapping[str, Any], number: int, side: int) -> Image.Imag
         for box in example["privileged"]["boxes"]
         if (box.get("image") or 0) == number
     ]
-    return draw_boxes(picture, boxes).image if boxes else picture
+    if not boxes:
+        return picture
+    drawn = draw_boxes(picture, boxes)
+    pencil = ImageDraw.Draw(drawn.image)
+    for unmarked in drawn.unmarked:
+        x1, y1, x2, y2 = boxes[unmarked]["bbox"]
+        right, bottom = min(x2, picture.width - 1), min(y2, picture.height - 1)
+        corners = (min(max(x1, 0), right), min(max(y1, 0), bottom), right, bottom)
+        pencil.rectangle(corners, outline=COLORS[unmarked % len(COLORS)], width=2)
+    return drawn.image
 
 
 def resized(image: Image.Image, side: int) -> Image.Image:
