@@ -5,33 +5,26 @@
 
 In flight: a server of its own answers after a random time (log-normal, median 1 s); it counts the requests that it
 holds, from the moment when the limit is first reached until the last request has come. Memory and speed: each
-preparation runs in a process of its own. `datasets.map` reads the same files, decodes each image and writes the same
-columns to parquet, without checks. Nothing is annotated there.
+preparation runs in a process of its own, without annotation and, in a table of its own, with it. `datasets.map` reads
+the same files, decodes each image and writes the same columns to parquet, without checks and without annotation.
 """
 
 import argparse
-import asyncio
 import json
-import multiprocessing
 import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chat_server import serving
 from machine import describe
 from PIL import Image
 
-GOOD = {
-    "check": '{"verdict": "good", "reason": "It holds."}',
-    "hints": '{"hints": ["Look at the terms.", "Combine them."]}',
-}
 CHILD = """
 import io, json, sys, time
 from rich.console import Console
@@ -79,84 +72,30 @@ if __name__ == "__main__":
 """
 
 
-class Server:
-    """Answers chat completions after a random time, and integrates how many it holds."""
-
-    def __init__(self, limit: int):
-        self.limit, self.held, self.most = limit, 0, 0
-        self.requests = 0
-        self.area = self.area_at_last = 0.0
-        self.changed = self.full_since = self.last_arrival = 0.0
-
-    def step(self, change: int) -> None:
-        now = time.monotonic()
-        if self.full_since:
-            self.area += self.held * (now - self.changed)
-        self.held, self.changed = self.held + change, now
-        self.most = max(self.most, self.held)
-        if not self.full_since and self.held >= self.limit:
-            self.full_since = now
-        if change > 0:
-            self.requests += 1
-            self.last_arrival, self.area_at_last = now, self.area
-
-    def report(self) -> dict[str, Any]:
-        seconds = self.last_arrival - self.full_since
-        share = self.area_at_last / seconds / self.limit
-        return {"requests": self.requests, "most": self.most, "seconds": seconds, "share": share}
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await read_head(reader):
-            length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            body = json.loads(await reader.readexactly(length))
-            self.step(1)
-            await asyncio.sleep(min(random.lognormvariate(0.0, 0.6), 8.0))
-            self.step(-1)
-            kind = "check" if body["messages"][0]["content"].startswith("You check") else "hints"
-            message = {"role": "assistant", "content": GOOD[kind]}
-            usage = {"prompt_tokens": 300, "completion_tokens": 20}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            data = json.dumps({"choices": [choice], "usage": usage}).encode()
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data))
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
-
-async def read_head(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return await reader.readuntil(b"\r\n\r\n")
-    except (asyncio.IncompleteReadError, ConnectionResetError):
-        return b""
-
-
-def serve(limit: int, ready: Any, stop: Any, results: Any) -> None:
-    async def main() -> None:
-        random.seed(0)
-        server = Server(limit)
-        listening = await asyncio.start_server(server.answer, "127.0.0.1", 0, backlog=512)
-        ready.put(listening.sockets[0].getsockname()[1])
-        await asyncio.to_thread(stop.wait)
-        results.put(server.report())
-
-    asyncio.run(main())
-
-
 def in_flight(folder: Path, limit: int, requests: int, images: bool) -> dict[str, Any]:
     """The server's count while `requests` are made for half as many records: hints and their recheck."""
-    context = multiprocessing.get_context("spawn")
-    ready, results, stop = context.Queue(), context.Queue(), context.Event()
-    server = context.Process(target=serve, args=(limit, ready, stop, results))
-    server.start()
     path = write_records(folder / "flight", requests // 2, images, hints=False)
-    annotate = {"url": f"http://127.0.0.1:{ready.get()}/v1", "model": "m", "key_env": None, "concurrency": limit}
-    done = child({"path": str(path), "output": str(folder / "flight-out"), "annotate": annotate})
-    stop.set()
-    report = results.get()
-    server.join()
-    shutil.rmtree(folder / "flight-out")
-    shutil.rmtree(folder / "flight-out.replies")
-    return {**report, "peak_mib": done["peak_mib"], "limit": limit, "images": images}
+    with serving(limit, 1.0) as (url, report):
+        done = annotated(folder, path, url, limit)
+        return {**report(), "peak_mib": done["peak_mib"], "limit": limit, "images": images}
+
+
+def annotated_memory(folder: Path, limit: int, sizes: list[int]) -> list[dict[str, float]]:
+    """Two requests a record, to a server that answers nearly at once."""
+    rows = []
+    for size in sizes:
+        path = write_records(folder / f"annotated-{size}", size, images=False, hints=False)
+        with serving(limit, 0.02) as (url, _):
+            rows.append(annotated(folder, path, url, limit))
+    return rows
+
+
+def annotated(folder: Path, path: Path, url: str, limit: int) -> dict[str, float]:
+    annotate = {"url": url, "model": "m", "key_env": None, "concurrency": limit}
+    done = child({"path": str(path), "output": str(folder / "annotated"), "annotate": annotate})
+    shutil.rmtree(folder / "annotated")
+    shutil.rmtree(folder / "annotated.replies")
+    return done
 
 
 def write_records(folder: Path, count: int, images: bool, hints: bool = True) -> Path:
@@ -233,6 +172,10 @@ def as_markdown(report: dict[str, Any]) -> str:
     for row in report["memory"]:
         rate = row["records"] / row["seconds"]
         lines.append(f"| {row['records']:,} | {row['seconds']:.1f} | {rate:,.0f} | {row['peak_mib']:.0f} |")
+    lines += ["", "| annotated text records | seconds | records/s | peak MiB |", "|---|---|---|---|"]
+    for row in report["annotated"]:
+        rate = row["records"] / row["seconds"]
+        lines.append(f"| {row['records']:,} | {row['seconds']:.1f} | {rate:,.0f} | {row['peak_mib']:.0f} |")
     lines += ["", "| image records (640 x 480 JPEG) | processes | records/s |", "|---|---|---|"]
     for row in report["speed"]:
         lines.append(f"| {row['way']} | {row['processes']} | {row['records'] / row['seconds']:,.0f} |")
@@ -242,8 +185,9 @@ def as_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--annotated", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--requests", type=int, default=1200)
+    parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--limit", type=int, default=32)
     parser.add_argument("--remark", default="", help="what else the machine did meanwhile")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/prepare"), help="path without a suffix")
@@ -257,6 +201,8 @@ def main() -> None:
         folder = Path(temporary)
         report["in_flight"] = [in_flight(folder, args.limit, args.requests, images) for images in (False, True)]
         print(report["in_flight"], flush=True)
+        report["annotated"] = annotated_memory(folder, args.limit, args.annotated)
+        print(report["annotated"], flush=True)
         report["speed"] = speed(folder, args.images)
         print(report["speed"], flush=True)
         report["memory"] = memory(folder, args.sizes)
