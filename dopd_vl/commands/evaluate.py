@@ -1,55 +1,84 @@
-"""`dopd-vl evaluate`: score a model on a privileged data set."""
+"""`dopd-vl evaluate`: score a model on a privileged data set, or on the paper's benchmarks."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from dopd_vl.configuration import read_config
 from dopd_vl.errors import ConfigurationError
+from dopd_vl.evaluation.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dopd_vl.evaluation.estimates import Estimate
+    from dopd_vl.evaluation.run import Evaluation
 
 
 def main(argv: Sequence[str]) -> int:
+    config = read_config(EvaluateConfig, argv, "dopd-vl evaluate")
+    config.check()
+    return _evaluate_suite(config) if config.suite else _evaluate_data(config)
+
+
+def default_folder(config: EvaluateConfig) -> Path:
+    """`runs/evaluate/MODEL-WHAT`, after the last part of each name."""
+    model = Path(config.model.removeprefix("nano:")).resolve()
+    # runs/NAME/student is called NAME: that all students are called student tells nothing.
+    name = model.parent.name if model.name in ("student", "best") else model.name
+    what = config.suite.replace(",", "+") if config.suite else Path(config.data).resolve().name
+    return Path("runs/evaluate") / f"{name}-{what}"
+
+
+def _evaluate_data(config: EvaluateConfig) -> int:
+    from rich.console import Console
+
     from dopd_vl.evaluation.code import allow_code
-    from dopd_vl.evaluation.run import EvaluateConfig, evaluate_model
-    from dopd_vl.files import write_json, write_jsonl
+    from dopd_vl.evaluation.run import evaluate_in_folder
     from dopd_vl.terminal import quiet_libraries
     from dopd_vl.training.run import load_examples
     from privileged import VARIANTS
 
-    config = read_config(EvaluateConfig, argv, "dopd-vl evaluate")
-    if not config.data:
-        raise ConfigurationError("data: no data set given; `dopd-vl prepare` writes one")
     if config.variant not in VARIANTS:
         raise ConfigurationError(f"variant: unknown variant {config.variant!r}, known: {', '.join(VARIANTS)}")
     if config.allow_code:
         allow_code()
     quiet_libraries()
     console = Console()
-    scores, predictions, refused = evaluate_model(
-        config.model,
-        load_examples(config.data, config.size),
-        config.variant,
-        config.max_new_tokens,
-        config.batch_size,
-        config.dtype,
-        config.trust_remote_code,
-        console=console,
-    )
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_jsonl(folder / "predictions.jsonl", [asdict(prediction) for prediction in predictions])
-    write_jsonl(folder / "refused.jsonl", [{"id": identifier, "reason": reason} for identifier, reason in refused])
-    write_json(folder / "scores.json", {**json.loads(json.dumps(asdict(config))), **scores.as_dict()})
-    table = Table("", "accuracy", title=f"{config.model} on {config.data} ({config.variant})")
-    for source, accuracy in scores.by_source.items():
-        table.add_row(source, f"{accuracy:.1%}")
-    table.add_row("all", f"{scores.accuracy:.1%}", style="bold")
-    console.print(table)
-    unscored = f", {scores.unscored} without a verdict" if scores.unscored else ""
-    summary = f"{scores.count - scores.unscored} scored, {scores.refused} passed over{unscored}: {folder}"
-    console.print(summary, highlight=False, soft_wrap=True)
+    folder = Path(config.output_dir) if config.output_dir else default_folder(config)
+    evaluation = evaluate_in_folder(config, load_examples(config.data, config.size), folder, console)
+    _print(config, evaluation, folder, console)
     return 0
+
+
+def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, console: "Console") -> None:
+    from rich.table import Table
+
+    samples = config.sampling.samples
+    table = Table("", f"avg@{samples}", "95 % interval", title=f"{config.model} on {config.data} ({config.variant})")
+    for source, estimate in evaluation.by_source.items():
+        table.add_row(source, *_cells(estimate))
+    for name, estimate in evaluation.estimates.items():
+        table.add_row("all" if name.startswith("avg") else f"all, {name}", *_cells(estimate), style="bold")
+    console.print(table)
+    scores = evaluation.scores
+    if evaluation.estimates:
+        method = next(iter(evaluation.estimates.values())).method
+        how = {"wilson": "Wilson score interval", "bootstrap": "bootstrap over questions"}[method]
+        console.print(f"intervals: {how}", highlight=False)
+    unscored = f", {scores.unscored} without a verdict" if scores.unscored else ""
+    summary = f"{scores.count - scores.unscored} responses scored, {scores.refused} questions passed over{unscored}"
+    console.print(f"{summary}: {folder}", highlight=False, soft_wrap=True)
+
+
+def _cells(estimate: "Estimate") -> tuple[str, str]:
+    return f"{estimate.value:.1%}", f"{estimate.low:.1%} to {estimate.high:.1%}"
+
+
+def _evaluate_suite(config: EvaluateConfig) -> int:
+    from rich.console import Console
+
+    from dopd_vl.evaluation.benchmarks.suite import run_suite
+
+    folder = Path(config.output_dir) if config.output_dir else default_folder(config)
+    return run_suite(config, folder, Console())

@@ -1,14 +1,16 @@
-"""Accuracy by the tasks' verifiers: greedy generation over a privileged data set, with the entropy of what was said."""
+"""Accuracy by the tasks' verifiers: responses to the questions of a privileged data set, and their entropy."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from dopd_vl.core import Projection, score_tokens
-from dopd_vl.evaluation.verifiers import verifier_for
+from dopd_vl.evaluation.generation import PresencePenalty, seeded
+from dopd_vl.evaluation.sampling import GREEDY, Sampling
+from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, verifier_for
 from dopd_vl.views import Request, View, ViewProcessor
 
 
@@ -27,6 +29,38 @@ class Prediction:
     """the response reached the length limit without an end-of-turn token"""
     entropy: float
     """mean over its tokens of the model's entropy, nats"""
+    index: int = 0
+    """position of its question in the data"""
+    sample: int = 0
+    """which of the responses to its question, from 0"""
+
+
+class Refusal(NamedTuple):
+    """An example that could not be shown to the model."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put and responses judged."""
+
+    variant: str = "none"
+    """what of the privileged input the model sees"""
+    max_new_tokens: int = 512
+    sampling: Sampling = GREEDY
+    verifiers: Mapping[str, Verifier] = field(default_factory=lambda: VERIFIERS)
+
+
+class Batch(NamedTuple):
+    """What became of one batch of questions, each with the numbers of its responses."""
+
+    number: int
+    """from 0; the last batch may be short"""
+    predictions: list[Prediction]
+    refused: list[tuple[int, Refusal]]
+    """with the position of the example; a question is refused once, with its first response"""
 
 
 @dataclass(frozen=True)
@@ -79,8 +113,8 @@ def predict(
     max_new_tokens: int = 512,
     batch_size: int = 32,
     on_batch: Callable[[int], None] | None = None,
-) -> tuple[list[Prediction], list[tuple[str, str]]]:
-    """Greedy responses of `model`, in the order of `examples`, and (id, reason) of the examples it could not be shown.
+) -> tuple[list[Prediction], list[Refusal]]:
+    """Greedy responses of `model`, in the order of `examples`, and the examples it could not be shown.
 
     Args:
         examples: rows of a privileged data set, read one at a time.
@@ -88,67 +122,131 @@ def predict(
         on_batch: called with the number of examples done since the last call.
     """
     predictions: list[Prediction] = []
-    refused: list[tuple[str, str]] = []
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in _batches(examples, batch_size):
-            shown: list[tuple[Mapping[str, Any], View]] = []
-            rendered = views.view_all([Request(example, variant) for example in batch])
-            for example, view in zip(batch, rendered, strict=True):
-                if isinstance(view, ValueError):
-                    refused.append((str(example["id"]), str(view)))
-                else:
-                    shown.append((example, view))
-            if shown:
-                predictions += _predict_batch(model, views, shown, max_new_tokens)
-            if on_batch is not None:
-                on_batch(len(batch))
-    finally:
-        model.train(was_training)
+    refused: list[Refusal] = []
+    for batch in predict_batches(model, views, examples, Asking(variant, max_new_tokens), batch_size):
+        predictions += batch.predictions
+        refused += [refusal for _, refusal in batch.refused]
+        if on_batch is not None:
+            on_batch(len(batch.predictions) + len(batch.refused))
     return predictions, refused
 
 
-@torch.no_grad()
+def batch_items(number: int, count: int, batch_size: int, sampling: Sampling) -> list[tuple[int, int]]:
+    """(position of the question, number of the response) of each response in a batch; empty beyond the last batch.
+
+    >>> batch_items(1, count=3, batch_size=4, sampling=Sampling(samples=2, temperature=1.0))
+    [(2, 0), (2, 1)]
+    """
+    places = range(number * batch_size, min((number + 1) * batch_size, count * sampling.samples))
+    return [divmod(place, sampling.samples) for place in places]
+
+
+def count_batches(count: int, batch_size: int, sampling: Sampling) -> int:
+    return -(-count * sampling.samples // batch_size)
+
+
+def predict_batches(
+    model: PreTrainedModel,
+    views: ViewProcessor,
+    examples: Sequence[Mapping[str, Any]],
+    asking: Asking,
+    batch_size: int,
+    numbers: Iterable[int] | None = None,
+) -> Iterator[Batch]:
+    """Responses batch by batch. A batch is the same whether or not others are drawn before it.
+
+    Args:
+        numbers: which batches; all by default.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for number in range(count_batches(len(examples), batch_size, asking.sampling)) if numbers is None else numbers:
+            items = batch_items(number, len(examples), batch_size, asking.sampling)
+            with seeded(model.device, asking.sampling.seed, *items[0]):
+                batch = _predict_batch(model, views, examples, asking, number, items)
+            yield batch
+    finally:
+        model.train(was_training)
+
+
 def _predict_batch(
-    model: PreTrainedModel, views: ViewProcessor, shown: list[tuple[Mapping[str, Any], View]], max_new_tokens: int
-) -> list[Prediction]:
-    tokenizer = views.tokenizer
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    end_ids = end_token_ids(model, tokenizer)
-    inputs = to_device(views.collate([view for _, view in shown], [[] for _ in shown], pad_id), model.device)
-    forget_image_positions(model)
-    generate: Any = model.generate
-    generated = generate(
-        **inputs,
-        generation_config=GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=pad_id,
-            eos_token_id=end_ids,
-            suppress_tokens=image_token_ids(model.config) or None,
-        ),
-    )
-    responses = [cut_at_end(row, end_ids) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
-    entropies = _response_entropies(model, views, [view for _, view in shown], responses, pad_id)
+    model: PreTrainedModel,
+    views: ViewProcessor,
+    examples: Sequence[Mapping[str, Any]],
+    asking: Asking,
+    number: int,
+    items: list[tuple[int, int]],
+) -> Batch:
+    questions = {index: examples[index] for index, _ in items}
+    rendered = views.view_all([Request(example, asking.variant) for example in questions.values()])
+    view_of = dict(zip(questions, rendered, strict=True))
+    refused = [
+        (index, Refusal(str(questions[index]["id"]), str(view)))
+        for index, sample in items
+        if sample == 0 and isinstance(view := view_of[index], ValueError)
+    ]
+    shown = [(index, sample, view) for index, sample in items if isinstance(view := view_of[index], View)]
+    if not shown:
+        return Batch(number, [], refused)
+    prompts = [view for _, _, view in shown]
+    end_ids = end_token_ids(model, views.tokenizer)
+    responses = generate(model, views, prompts, asking.max_new_tokens, asking.sampling)
+    entropies = _response_entropies(model, views, prompts, responses, _pad_id(views))
     predictions = []
-    for (example, _), ids, entropy in zip(shown, responses, entropies, strict=True):
-        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    for (index, sample, _), ids, entropy in zip(shown, responses, entropies, strict=True):
+        example = questions[index]
+        text = str(views.tokenizer.decode(ids, skip_special_tokens=True))
         predictions.append(
             Prediction(
                 id=str(example["id"]),
                 source=str(example.get("source") or ""),
                 response=text,
                 answer=example["answer"],
-                correct=verifier_for(example["task"])(text, example["answer"]),
+                correct=verifier_for(example["task"], asking.verifiers)(text, example["answer"]),
                 tokens=len(ids),
                 clipped=not ids or ids[-1] not in end_ids,
                 entropy=entropy,
+                index=index,
+                sample=sample,
             )
         )
-    return predictions
+    return Batch(number, predictions, refused)
 
 
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel, views: ViewProcessor, prompts: list[View], max_new_tokens: int, sampling: Sampling = GREEDY
+) -> list[list[int]]:
+    """One response a prompt, as token ids up to and including the end token."""
+    pad_id, end_ids = _pad_id(views), end_token_ids(model, views.tokenizer)
+    inputs = to_device(views.collate(prompts, [[] for _ in prompts], pad_id), model.device)
+    prompt_length = inputs["input_ids"].shape[1]
+    processors = LogitsProcessorList()
+    if sampling.presence_penalty:
+        processors.append(PresencePenalty(sampling.presence_penalty, prompt_length))
+    forget_image_positions(model)
+    run: Any = model.generate
+    generated = run(
+        **inputs,
+        generation_config=GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad_id,
+            eos_token_id=end_ids,
+            suppress_tokens=image_token_ids(model.config) or None,
+            **sampling.generation_settings(),
+        ),
+        logits_processor=processors,
+    )
+    return [cut_at_end(row, end_ids) for row in generated[:, prompt_length:].tolist()]
+
+
+def _pad_id(views: ViewProcessor) -> int:
+    tokenizer = views.tokenizer
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+@torch.no_grad()
 def _response_entropies(
     model: PreTrainedModel, views: ViewProcessor, shown: list[View], responses: list[list[int]], pad_id: int
 ) -> list[float]:
@@ -194,8 +292,3 @@ def cut_at_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
 
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def _batches(examples: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
-    for start in range(0, len(examples), size):
-        yield [examples[i] for i in range(start, min(start + size, len(examples)))]

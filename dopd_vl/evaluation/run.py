@@ -1,41 +1,35 @@
 """Load a model and score it on a privileged data set."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from dopd_vl.evaluation.accuracy import Accuracy, Prediction, predict, summarise
+from dopd_vl.evaluation.accuracy import Accuracy, Asking, Prediction, Refusal, batch_items, predict_batches, summarise
+from dopd_vl.evaluation.config import EvaluateConfig
+from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
+from dopd_vl.evaluation.fingerprints import digest_model
+from dopd_vl.evaluation.folder import EvaluationFolder, digest_data, verdicts_of
+from dopd_vl.evaluation.progress import EvaluationProgress
 from dopd_vl.resources import find_model
 from dopd_vl.views import VISION_PROCESSORS, ViewProcessor, processor_for
 
 
-@dataclass
-class EvaluateConfig:
-    """Score a model on a privileged data set by its tasks' verifiers."""
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of `evaluate_in_folder`."""
 
-    model: str = "nano:vision-student"
-    """folder, hub id or nano:NAME"""
-    data: str = ""
-    """folder of a privileged data set"""
-    variant: str = "none"
-    """what of the privileged input the model sees; a deployed student sees none"""
-    size: int | None = None
-    """how many examples, from the front; all by default"""
-    batch_size: int = 32
-    max_new_tokens: int = 512
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """"auto": bfloat16 on a GPU, float32 on a CPU"""
-    output_dir: str = "runs/evaluate"
-    """gets predictions.jsonl, refused.jsonl and scores.json"""
-    trust_remote_code: bool = False
-    allow_code: bool = False
-    """run the programs that the model writes for tasks of code, with limits but without a security boundary"""
+    scores: Accuracy
+    estimates: dict[str, Estimate]
+    """avg@k, and for k > 1 pass@ of some k"""
+    by_source: dict[str, Estimate]
+    """avg@k of each value of the `source` column"""
+    predictions: list[Prediction]
+    refused: list[Refusal]
 
 
 def load_model(
@@ -47,15 +41,18 @@ def load_model(
     config = load_config(name, "model", trust_remote_code)
     path = find_model(name)
     on_gpu = torch.cuda.is_available()
-    if dtype == "auto":
-        dtype = "bfloat16" if on_gpu else "float32"
     auto = AutoModelForImageTextToText if config.model_type in VISION_PROCESSORS else AutoModelForCausalLM
-    model: Any = auto.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    model: Any = auto.from_pretrained(path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code)
     processing_class = AutoProcessor.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
     views = processor_for(config, processing_class)
     if views.tokenizer.pad_token is None:
         views.tokenizer.pad_token = views.tokenizer.eos_token
     return model.to(torch.device("cuda" if on_gpu else "cpu")).eval(), views
+
+
+def resolve_dtype(dtype: str) -> str:
+    """What "auto" means on this machine."""
+    return {True: "bfloat16", False: "float32"}[torch.cuda.is_available()] if dtype == "auto" else dtype
 
 
 def evaluate_model(
@@ -68,20 +65,68 @@ def evaluate_model(
     trust_remote_code: bool = False,
     title: str | None = None,
     console: Console | None = None,
-) -> tuple[Accuracy, list[Prediction], list[tuple[str, str]]]:
-    """Scores, predictions, and (id, reason) of the examples that could not be shown, with a progress bar."""
+) -> tuple[Accuracy, list[Prediction], list[Refusal]]:
+    """Scores and predictions of greedy responses, and the examples that could not be shown, with a progress bar."""
     model, views = load_model(name, dtype, trust_remote_code)
-    console = console or Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title or f"evaluate {Path(name).name}", total=len(dataset))
-        predictions, refused = predict(
-            model, views, dataset, variant, max_new_tokens, batch_size, lambda done: progress.advance(task, done)
-        )
+    predictions: list[Prediction] = []
+    refused: list[Refusal] = []
+    with EvaluationProgress(console or Console(), title or f"evaluate {Path(name).name}", len(dataset)) as progress:
+        for batch in predict_batches(model, views, dataset, Asking(variant, max_new_tokens), batch_size):
+            predictions += batch.predictions
+            refused += [refusal for _, refusal in batch.refused]
+            progress.advance(batch, len(batch.predictions) + len(batch.refused))
     return summarise(predictions, len(refused)), predictions, refused
+
+
+def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, console: Console) -> Evaluation:
+    """Score `config.model` and keep every response in `path`; what an earlier, stopped run did there is not redone.
+
+    Raises:
+        UserError: the model cannot be read, or the folder holds another evaluation.
+    """
+    from dopd_vl.training.preflight import load_config
+
+    commit = getattr(load_config(config.model, "model", config.trust_remote_code), "_commit_hash", None)
+    identity = {
+        **{key: value for key, value in asdict(config).items() if key in _IDENTIFYING},
+        "dtype": resolve_dtype(config.dtype),
+        "model": digest_model(config.model, commit),
+        "data": digest_data(dataset),
+    }
+    folder = EvaluationFolder(path, identity, config.overwrite)
+    asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
+    count, title = len(dataset), f"evaluate {Path(config.model).name}"
+    with folder.lock(), EvaluationProgress(console, title, count * config.sampling.samples) as progress:
+        batches, left = folder.recover(count, config.batch_size, config.sampling)
+        for batch in batches:
+            progress.restore(batch, len(batch_items(batch.number, count, config.batch_size, config.sampling)))
+        if left:
+            model, views = load_model(config.model, config.dtype, config.trust_remote_code)
+            for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
+                folder.add(batch)
+                batches.append(batch)
+                progress.advance(batch, len(batch_items(batch.number, count, config.batch_size, config.sampling)))
+        evaluation = _scored(sorted(batches), config.sampling.samples)
+        estimates = {name: asdict(estimate) for name, estimate in evaluation.estimates.items()}
+        intervals = {name: asdict(estimate) for name, estimate in evaluation.by_source.items()}
+        scores = {**asdict(config), **evaluation.scores.as_dict(), "questions": count}
+        folder.finish({**scores, "estimates": estimates, "estimates_by_source": intervals})
+    return evaluation
+
+
+_IDENTIFYING = ("variant", "size", "max_new_tokens", "sampling", "judging", "allow_code")
+
+
+def _scored(batches: list[Any], samples: int) -> Evaluation:
+    predictions = [prediction for batch in batches for prediction in batch.predictions]
+    refused = [refusal for batch in batches for _, refusal in batch.refused]
+    verdicts = verdicts_of(predictions)
+    estimates: dict[str, Estimate] = {}
+    if verdicts:
+        estimates[f"avg@{samples}"] = average(verdicts)
+        estimates |= {f"pass@{k}": pass_at(verdicts, k) for k in ks_up_to(samples) if k > 1}
+    by_source = {
+        source: average(verdicts_of([p for p in predictions if p.source == source]))
+        for source in sorted({p.source for p in predictions if p.correct is not None})
+    }
+    return Evaluation(summarise(predictions, len(refused)), estimates, by_source, predictions, refused)
