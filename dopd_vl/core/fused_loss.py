@@ -16,7 +16,7 @@ a number per row, corrected at K entries. What such a term needs of its policy h
 a term of full support (in DOPD: the HT tokens') projects its policy once more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,9 +35,12 @@ from dopd_vl.core.dopd import (
 )
 from dopd_vl.core.plan import Plan, Source, Term, item_count, token_scale
 from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE, Projection, TokenScores, chunks, score_tokens
-from dopd_vl.core.sweep import Chunk, Gradients, scores_suffice
+from dopd_vl.core.sweep import Chunk, Gradients, Index, scores_suffice
 
-DENSE_SHARE = 4
+Look = Callable[[Index, Tensor], None]
+"""Is shown the student's logits `[R, V]` of some response tokens, by their places; must leave them as they are."""
+
+DENSE_SHARE = 2
 """Rows with a term of full support need several `[rows, V]` at once: a chunk of them is this many times smaller."""
 
 
@@ -63,6 +66,7 @@ def fused_plan_loss(
     scores: Mapping[Source, TokenScores] | None = None,
     scale: Tensor | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    look: Look | None = None,
 ) -> FusedLoss:
     """The same token losses as `execute_plan`; differentiable in the student's hidden states, head and bias alone.
 
@@ -71,6 +75,7 @@ def fused_plan_loss(
             Top-K of the policy itself, may be left out where `scores` has it.
         scores: what `score_tokens` kept of the policies; whatever a term needs beyond that is projected here.
         scale: `[B, N]`, each token's factor in `loss`; default: as `reduce` of the plan's reduction.
+        look: is shown each chunk of the student's logits; tokens that no term applies to are in none.
 
     Gradients of the head and of the bias add up in fp32 over the chunks, whatever the dtype of the weights.
     """
@@ -79,7 +84,7 @@ def fused_plan_loss(
         count = item_count(mask, plan.reduction).clamp(min=1)
         scale = token_scale(mask, plan.reduction, torch.promote_types(student.hidden.dtype, torch.float32)) / count
     sweep = partial(
-        _sweep, plan, {s: _constant(p) for s, p in sources.items()}, scores or {}, response_ids, mask, chunk_size
+        _sweep, plan, {s: _constant(p) for s, p in sources.items()}, scores or {}, response_ids, mask, chunk_size, look
     )
     return FusedLoss(*_PlanLoss.apply(*student, scale.detach(), sweep))
 
@@ -126,6 +131,7 @@ def _sweep(
     response_ids: Tensor,
     mask: Tensor,
     chunk_size: int,
+    look: Look | None,
     student: Projection,
     factor: Tensor,
     needs: Sequence[bool],
@@ -146,6 +152,8 @@ def _sweep(
         for rows in chunks(where, size):
             logits = student.logits(rows)
             chunk = Chunk(logits.to(torch.promote_types(logits.dtype, torch.float32)), rows, response_ids[rows])
+            if look is not None:
+                look(rows, chunk.logits)  # before the work overwrites them
             into.add(rows, chunk.teach(plan, sources, scores, factor[rows]).to(student.compute_dtype))
             for column, values in zip(columns, (chunk.values, chunk.entropy, chunk.kept_mass), strict=True):
                 column[rows] = values.to(dtype)

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dopd_vl.files import append_jsonl, read_jsonl, write_json, write_jsonl
+from dopd_vl.training.kept_images import IMAGES_FOLDER
+from dopd_vl.training.kept_rollouts import rollout_records
 
 METRICS_FILE = "metrics.jsonl"
 ROLLOUTS_FILE = "rollouts.jsonl"
@@ -22,7 +24,7 @@ _TIMINGS = ("step_time", "runtime", "per_second", "total_flos")
 
 
 class RunFolder(TrainerCallback):
-    """Keeps `metrics.jsonl`, `rollouts.jsonl`, `refused.jsonl`, the best student and the mark of whole checkpoints."""
+    """Keeps metrics.jsonl, rollouts.jsonl, images/, refused.jsonl, the best student and marks of whole checkpoints."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -57,9 +59,10 @@ class RunFolder(TrainerCallback):
         metrics = {k: v for k, v in logs.items() if not any(word in k for word in _TIMINGS)}
         if set(metrics) - {"epoch", "train_loss"}:
             append_jsonl(self.folder / METRICS_FILE, [{"step": state.global_step, **metrics}])
-        kept = [{"step": state.global_step, **record} for record in self.trainer.kept_rollouts]
-        if kept and "loss" in logs:
-            append_jsonl(self.folder / ROLLOUTS_FILE, kept)
+        if "loss" in logs and self.trainer.kept_rollouts:
+            kept = self.trainer.kept_rollouts.values()
+            records = rollout_records(kept, self.trainer.renderer, self.folder / IMAGES_FOLDER)
+            append_jsonl(self.folder / ROLLOUTS_FILE, [{"step": state.global_step, **record} for record in records])
         refusals = self.trainer.refusals[self._refusals_written :]
         if refusals:
             rows = [{"step": state.global_step, "id": r.id, "reason": r.reason} for r in refusals]

@@ -1,10 +1,9 @@
-"""What a step logs beyond TRL's own metrics, and the rollouts kept for a person to read."""
+"""What a step logs beyond TRL's own metrics."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dopd_vl.evaluation.verifiers import VERIFIERS
@@ -80,39 +79,3 @@ def add_rollouts(
     scored = mask.any(dim=-1).tolist()
     judged = [verdict for verdict, use in zip(correct, scored, strict=True) if use and verdict is not None]
     sums.add("rollout_accuracy", sum(judged), len(judged))
-
-
-def rollout_records(
-    examples: Sequence[Mapping[str, Any]],
-    responses: Sequence[Sequence[int]],
-    texts: Sequence[str],
-    correct: Sequence[bool | None],
-    scores: Scores,
-    decision: Decision,
-    tokenizer: Any,
-) -> list[dict[str, Any]]:
-    """The first rollouts of a batch, one for each of `examples`, with what was decided about each of their tokens."""
-    weight = torch.stack([term.weight for term in decision.plan.terms]).sum(0)
-    columns = {
-        **{f"logp/{source}": policy.logp for source, policy in scores.policies.items()},
-        **decision.per_token,
-        "weight": weight,
-    }
-    records = []
-    for b, example in enumerate(examples):
-        length = len(responses[b])
-        records.append(
-            {
-                "id": str(example["id"]),
-                "response": texts[b],
-                "correct": correct[b],
-                "answer": example.get("answer"),
-                "tokens": [tokenizer.decode([token]) for token in responses[b]],
-                **{name: _rounded(values[b, :length].tolist()) for name, values in columns.items()},
-            }
-        )
-    return records
-
-
-def _rounded(values: list[float]) -> list[float]:
-    return [round(value, 4) if isinstance(value, float) else value for value in values]

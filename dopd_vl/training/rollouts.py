@@ -54,7 +54,7 @@ class ViewRenderer:
         self, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source]
     ) -> list[dict[Source, View] | ValueError]:
         """One view per source for each example, or why the example cannot be shown to one of them."""
-        variants = [{source: self._variant(example, source) for source in sources} for example in examples]
+        variants = [{source: self.variant_of(example, source) for source in sources} for example in examples]
         requests = {
             (number, variant): Request(example, variant)
             for number, (example, shown) in enumerate(zip(examples, variants, strict=True))
@@ -68,7 +68,8 @@ class ViewRenderer:
             rendered.append(error or {s: view for s, view in found.items() if not isinstance(view, ValueError)})
         return rendered
 
-    def _variant(self, example: Mapping[str, Any], source: Source) -> str:
+    def variant_of(self, example: Mapping[str, Any], source: Source) -> str:
+        """The variant that this source sees of the example, or "sibling"."""
         if source.view == "privileged":
             return resolve_variant(example, self.variants[source.policy])
         if source == PLAIN_STUDENT:

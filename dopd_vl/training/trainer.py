@@ -53,7 +53,8 @@ from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Pair, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, rollout_records, token_metrics
+from dopd_vl.training.kept_rollouts import KeptRollout, KeptSlice, keep_rollouts
+from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
 from dopd_vl.training.prompt_sharing import backbone_of, sibling_hidden_states, siblings_of
 from dopd_vl.training.requirements import check_requirements
 from dopd_vl.training.rollouts import (
@@ -142,7 +143,7 @@ class DopdTrainer(DistillationTrainer):
         self.times = StudentTimes(unwrapped, policies, self.requirements.average_rate)
         self._features: dict[int, SharedFeatures] = {}
         self.refusals: list[Refusal] = []
-        self.kept_rollouts: list[dict[str, Any]] = []
+        self.kept_rollouts: dict[int, KeptRollout] = {}
         self._decision: Decision | None = None
         self._sums = TokenSums()
 
@@ -200,13 +201,18 @@ class DopdTrainer(DistillationTrainer):
         )
         policies = scores.policies
         self._decision = decision = self.objective.decide(scores)
-        self._log_rollouts(inputs, responses, texts, verdicts, scores)
+        self._log_rollouts(verdicts, scores)
+        # One process writes them.
+        most = self.args.rollouts_to_keep if self.accelerator.is_main_process else 0
+        chosen = [row for row, takes_part in enumerate(usable) if takes_part][:most]
+        self.kept_rollouts = keep_rollouts(chosen, inputs, views, responses, texts, verdicts, scores, decision)
 
         reduction = decision.plan.reduction
         count = self.accelerator.gather(item_count(response_mask, reduction)).sum()
         batch = {
             "completion_ids": response_ids,
             "completion_mask": response_mask,
+            "row": torch.arange(len(inputs)),
             "views": plain_views,
             "token_scale": token_scale(response_mask, reduction),
             "weights": torch.stack([term.weight for term in decision.plan.terms], dim=1),
@@ -307,11 +313,15 @@ class DopdTrainer(DistillationTrainer):
                 width = values.shape[-1]
                 sources[source] = values.new_zeros(*rows.shape, width).masked_scatter(rows.unsqueeze(-1), values)
         scale = inputs["token_scale"][:, :longest] / num_items_in_batch
+        batch_rows = enumerate(inputs["row"].tolist())
+        watched = KeptSlice({b: self.kept_rollouts[row] for b, row in batch_rows if row in self.kept_rollouts}, ids)
         with self._whole_heads(PLAIN_STUDENT, *sources):
             student = self._projection(PLAIN_STUDENT, hidden, constant=False)
             projections = {s: self._projection(s, whole, policy_acts=False) for s, whole in sources.items()}
-            taught = fused_plan_loss(plan, student, projections, ids, mask, scores, scale, self.args.logits_chunk_size)
+            chunk_size = self.args.logits_chunk_size
+            taught = fused_plan_loss(plan, student, projections, ids, mask, scores, scale, chunk_size, watched.look)
 
+        watched.learned(taught.token_loss.detach())
         parts = inputs["parts"][:, :, :longest].unbind(1) if inputs["parts"] is not None else ()
         named_parts = dict(zip(self._decision.parts, parts, strict=True))
         self._sums.add_loss(taught.token_loss.detach(), mask, named_parts)
@@ -370,24 +380,13 @@ class DopdTrainer(DistillationTrainer):
 
     # ---- logging and evaluation -------------------------------------------------------------------------------------
 
-    def _log_rollouts(
-        self,
-        inputs: list[dict[str, Any]],
-        responses: list[list[int]],
-        texts: list[str],
-        correct: list[bool | None],
-        scores: Scores,
-    ) -> None:
+    def _log_rollouts(self, correct: list[bool | None], scores: Scores) -> None:
         assert self._decision is not None
         add_rollouts(self._sums, scores, self._decision, correct, self.args.logged_top_k)
         values = {**self._decision.values, "refused_examples": float(len(self.refusals))}
         of_ranks = self.accelerator.gather(torch.tensor([list(values.values())], device=self.accelerator.device))
         for name, value in zip(values, of_ranks.nanmean(0).tolist(), strict=True):
             self._metrics["train"][name].append(value)
-        count = self.args.rollouts_to_keep
-        self.kept_rollouts = rollout_records(
-            inputs[:count], responses, texts, correct, scores, self._decision, self._tokenizer
-        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:

@@ -16,6 +16,7 @@ from dopd_vl.core import DopdSettings, Source, dopd_loss
 from dopd_vl.core.divergences import kl, log_softmax
 from dopd_vl.evaluation.accuracy import image_token_ids
 from dopd_vl.objectives import Dopd, Objective, Opd
+from dopd_vl.training.kept_rollouts import rollout_records
 from dopd_vl.training.run import load_examples
 
 MakeTrainer = Callable[..., DopdTrainer]
@@ -235,11 +236,12 @@ def test_lora_trains_adapters_and_leaves_the_base(make_trainer: MakeTrainer) -> 
     assert changed <= trainable
 
 
-def test_kept_rollouts_hold_the_routing_of_each_token(make_trainer: MakeTrainer) -> None:
+def test_kept_rollouts_hold_the_routing_of_each_token(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(rollouts_to_keep=2)
     trainer.train()
-    assert len(trainer.kept_rollouts) == 2
-    for record in trainer.kept_rollouts:
+    records = rollout_records(trainer.kept_rollouts.values(), trainer.renderer, tmp_path / "images")
+    assert len(records) == 2
+    for record in records:
         json.dumps(record)
         columns = ("regime", "gap", "weight", "logp/teacher/privileged", "logp/student/privileged")
         assert {len(record[column]) for column in columns} == {len(record["tokens"])}
