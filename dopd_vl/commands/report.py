@@ -1,4 +1,4 @@
-"""`dopd-vl report`: one or more runs as a page to read."""
+"""`dopd-vl report`: one or more runs as a page to read, and their curves as figures for a paper."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,21 +6,56 @@ from pathlib import Path
 
 from dopd_vl.errors import UserError
 
+STEPS = 20
+
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dopd-vl report", description="Runs as one self-contained HTML file.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the file to write")
-    parser.add_argument("--group", metavar="KEY", help="draw runs of one value of this key as a mean with its range")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
+    from dopd_vl.reporting.figures import draw_figure
+    from dopd_vl.reporting.inspector import read_rollouts
     from dopd_vl.reporting.page import report_page
-    from dopd_vl.reporting.runs import read_runs
+    from dopd_vl.reporting.quantities import sections, title_of
+    from dopd_vl.reporting.runs import curve, read_runs
     from privileged.journal import write_atomically
 
-    page = report_page(read_runs(arguments.runs, arguments.group))
+    runs = read_runs(arguments.runs, arguments.group)
+    page = report_page(runs, [read_rollouts(run.folder, arguments.steps or None) for run in runs])
     try:
         write_atomically(arguments.output, page)
     except OSError as error:
         raise UserError(f"--output: cannot write {arguments.output} ({error.strerror})") from error
     print(f"report: {arguments.output}")
+    if arguments.figures is not None:
+        try:
+            arguments.figures.mkdir(parents=True, exist_ok=True)
+            for section in sections(name for run in runs for row in run.metrics for name in row):
+                for name in section.names:
+                    if lines := curve(runs, name):
+                        draw_figure(lines, title_of(name), arguments.figures / name.replace("/", "-"))
+        except OSError as error:
+            raise UserError(f"--figures: cannot write into {arguments.figures} ({error.strerror})") from error
+        print(f"figures: {arguments.figures}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dopd-vl report", description="Runs as one self-contained HTML file.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the file to write")
+    parser.add_argument("--group", metavar="KEY", help="draw runs of one value of this key as a mean with its range")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write each curve as an SVG and a PNG file")
+    parser.add_argument(
+        "--steps",
+        type=_not_negative,
+        default=STEPS,
+        metavar="N",
+        help=f"rollouts of at most N steps of each run are shown, evenly spread; 0: of all; default {STEPS}",
+    )
+    return parser
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number

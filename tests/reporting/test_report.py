@@ -1,91 +1,72 @@
+"""The page as it is written: what it holds, what it refuses, and that text of a run stays text."""
+
+import base64
+import hashlib
+import io
 import json
-import shutil
-import subprocess
-from html.parser import HTMLParser
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dopd_vl.cli import main
-from dopd_vl.reporting.page import report_page
-from dopd_vl.reporting.runs import read_runs
-
-HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--/*SCRIPT*/"
+from dopd_vl.reporting.inspector import read_rollouts
+from tests.reporting.folders import HOSTILE, Elements, parsed, run_folder
 
 
-def _run(folder: Path, rollouts: bool = True, cut: bool = False, objective: str = "dopd") -> Path:
-    folder.mkdir()
-    (folder / "config.yaml").write_text(f"objective:\n  name: {objective}\nseed: 0\n")
-    rows = [{"step": step, "eval_accuracy": step / 10, "token_share/LH": 0.5} for step in (1, 2)]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "metrics.jsonl").write_text(text + ('{"step": 3, "eval_acc' if cut else ""))
-    if rollouts:
-        record = {
-            "step": 1,
-            "id": HOSTILE,
-            "response": HOSTILE,
-            "correct": False,
-            "answer": HOSTILE,
-            "tokens": [HOSTILE, " "],
-            "logp/teacher/privileged": [-0.5, 0.0],
-            "gap": [1.0, 0.0],
-            "weight": [1.0, 0.6],
-        }
-        if objective == "dopd":
-            record["regime"] = [2, 0]
-        (folder / "rollouts.jsonl").write_text(json.dumps(record) + "\n")
-    return folder
+def page_of(tmp_path: Path, *arguments: str) -> Elements:
+    output = tmp_path / "report.html"
+    assert main(["report", *arguments, "--output", str(output)]) == 0
+    return parsed(output.read_text(encoding="utf-8"))
 
 
-class _Elements(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.data = ""
-        self._in_data = False
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        self._in_data = ("id", "data") in attrs
-
-    def handle_endtag(self, tag):
-        self._in_data = False
-
-    def handle_data(self, data):
-        self.data += data if self._in_data else ""
-
-
-def _elements(page: str) -> _Elements:
-    elements = _Elements()
-    elements.feed(page)
-    return elements
-
-
-def test_hostile_text_stays_data_and_the_page_asks_for_nothing(tmp_path):
-    elements = _elements(report_page(read_runs([_run(tmp_path / "a")])))
+def test_hostile_text_stays_data_and_the_page_asks_for_nothing(tmp_path: Path) -> None:
+    elements = page_of(tmp_path, str(run_folder(tmp_path / "a")))
     assert elements.tags.count("script") == 2
     assert "img" not in elements.tags
     assert elements.links == []
-    assert json.loads(elements.data)[0]["rollouts"][0]["tokens"][0] == HOSTILE
+    (record, *_) = elements.json()["rollouts"][0]["records"]
+    assert record["tokens"][0] == HOSTILE
+    assert record["alternatives"]["teacher/privileged"][0][0] == [HOSTILE, 0.9]
 
 
-def test_a_metrics_line_cut_short_is_left_out_and_a_run_without_rollouts_renders(tmp_path):
-    (run,) = read_runs([_run(tmp_path / "a", rollouts=False, cut=True)])
-    assert [row["step"] for row in run.metrics] == [1, 2]
-    assert run.rollouts == []
-    assert json.loads(_elements(report_page([run])).data)[0]["rollouts"] == []
+def test_the_policy_lets_the_pages_own_script_and_style_run_and_nothing_else(tmp_path: Path) -> None:
+    elements = page_of(tmp_path, str(run_folder(tmp_path / "a")))
+    policy = elements.policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for text in (elements.script, elements.style):
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
+    assert "unsafe" not in policy
 
 
-def test_runs_are_grouped_by_a_key_of_their_configuration(tmp_path):
-    runs = read_runs([_run(tmp_path / "a"), _run(tmp_path / "b", objective="opd")], "objective.name")
-    assert [run.group for run in runs] == ["dopd", "opd"]
+def test_a_metrics_line_cut_short_is_left_out_and_a_run_without_rollouts_is_reported(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a", rollouts=False)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write('{"step": 3, "eval_acc": "é'.encode()[:-1])
+    data = page_of(tmp_path, str(folder)).json()
+    assert data["runs"][0]["steps"] == 2
+    assert data["rollouts"][0]["records"] == []
+
+
+def test_runs_are_grouped_by_a_key_of_their_configuration(tmp_path: Path) -> None:
+    folders = [run_folder(tmp_path / name, objective=objective) for name, objective in (("a", "dopd"), ("b", "opd"))]
+    folders.append(run_folder(tmp_path / "c", accuracy=0.2))
+    data = page_of(tmp_path, *map(str, folders), "--group", "objective.name").json()
+    assert data["groups"] == ["dopd", "opd"]
+    charts = {chart["name"]: chart for section in data["sections"] for chart in section["charts"]}
+    (dopd, opd) = charts["eval_accuracy"]["lines"]
+    assert (dopd["label"], dopd["steps"]) == ("dopd", [1, 2])
+    assert dopd["middle"] == pytest.approx([0.15, 0.3])  # of 0.1 and 0.2 at step 1, of 0.2 and 0.4 at step 2
+    assert (dopd["low"], dopd["high"]) == ([0.1, 0.2], [0.2, 0.4])
+    assert opd["low"] == opd["high"] == opd["middle"]
 
 
 @pytest.mark.parametrize("extra", [[], ["--group", "objective.nme"]])
-def test_what_is_no_run_or_no_key_is_named_in_one_line(tmp_path, capsys, extra):
-    folder = _run(tmp_path / "a") if extra else tmp_path / "nothing"
+def test_what_is_no_run_or_no_key_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str]
+) -> None:
+    folder = run_folder(tmp_path / "a") if extra else tmp_path / "nothing"
     output = tmp_path / "report.html"
     assert main(["report", str(folder), "--output", str(output), *extra]) == 2
     error = capsys.readouterr().err
@@ -94,24 +75,105 @@ def test_what_is_no_run_or_no_key_is_named_in_one_line(tmp_path, capsys, extra):
     assert not output.exists()
 
 
-def test_a_browser_draws_the_page_and_runs_no_text_of_a_run(tmp_path):
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("no chromium on this machine")
-    page = tmp_path / "report.html"
-    assert main(["report", str(_run(tmp_path / "a")), "--output", str(page)]) == 0
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    dom = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60).stdout
-    elements = _elements(dom)
-    assert "<title>dopd-vl report</title>" in dom
-    assert "img" not in elements.tags
-    assert elements.tags.count("polyline") == 2
-    assert 'class="token HT"' in dom
-    assert 'class="token LH"' in dom
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": None}, "no object with a step"),
+        ({"tokens": "abc"}, "tokens must be a list of texts"),
+        ({"alternatives": {"teacher/plain": [[]]}}, "alternatives of teacher/plain must be a list for each token"),
+        ({"alternatives": {"teacher/plain": [["a"], []]}}, "must be pairs"),
+        ({"images": [3]}, "images must be a list of names"),
+        ({"boxes": [{"label": "7", "bbox": [1, 2]}]}, "a bbox of four numbers"),
+        ({"views": [{"sources": ["student/plain"]}]}, "must have a prompt"),
+    ],
+)
+def test_a_row_that_is_no_rollout_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, message: str
+) -> None:
+    folder = run_folder(tmp_path / "a")
+    first, *_ = (folder / "rollouts.jsonl").read_text().split("\n")
+    with (folder / "rollouts.jsonl").open("a") as file:
+        file.write(json.dumps({**json.loads(first), **changes}) + "\n")
+    assert main(["report", str(folder), "--output", str(tmp_path / "report.html")]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / 'rollouts.jsonl'}: line 3" in error
+    assert message in error
 
 
-def test_what_is_no_number_leaves_a_gap_and_not_a_broken_page(tmp_path):
-    folder = _run(tmp_path / "a")
-    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
-    data = _elements(report_page(read_runs([folder]))).data
-    assert json.loads(data, parse_constant=pytest.fail)[0]["metrics"] == [{"step": 1, "loss": None}]
+def test_what_is_no_number_leaves_a_gap_and_not_a_broken_page(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n')
+    data = page_of(tmp_path, str(folder)).json()  # refuses NaN
+    ((chart,),) = [section["charts"] for section in data["sections"]]
+    assert (chart["lines"][0]["steps"], chart["lines"][0]["middle"]) == ([2], [0.5])
+
+
+def test_siblings_share_the_image_boxes_and_views_that_the_first_of_them_names(tmp_path: Path) -> None:
+    rollouts = read_rollouts(run_folder(tmp_path / "a"))
+    first, second = rollouts.records
+    assert first["images"] == second["images"] == list(rollouts.images)
+    assert first["boxes"] == second["boxes"] == [{"label": HOSTILE, "image": 0, "bbox": [100, 100, 500, 500]}]
+    assert [rollouts.views[place]["prompt"] for place in first["views"]] == ["add", "add [7, 2]"]
+    # The second rollout's teacher saw something else than the first one's.
+    assert [rollouts.views[place]["prompt"] for place in second["views"]] == ["add", "add: 9"]
+
+
+def test_an_image_is_read_from_the_runs_own_folder_and_nowhere_else(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a")
+    (name,) = read_rollouts(folder).images
+    outside = tmp_path / "a" / "outside.png"
+    outside.write_bytes((folder / "images" / name).read_bytes())
+    text = (folder / "rollouts.jsonl").read_text()
+    (folder / "rollouts.jsonl").write_text(text.replace(name, "../outside.png"))
+    assert read_rollouts(folder).images == {}
+    (folder / "rollouts.jsonl").write_text(text)
+    (folder / "images" / name).write_text("no picture")
+    assert read_rollouts(folder).images == {}
+    (folder / "images" / name).unlink()
+    assert read_rollouts(folder).images == {}
+
+
+def test_rollouts_of_an_older_run_hold_tokens_alone(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a")
+    row = {"step": 1, "id": "e", "tokens": ["a"], "gap": [0.5], "regime": [0], "correct": True, "answer": "9"}
+    (folder / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
+    (record,) = page_of(tmp_path, str(folder)).json()["rollouts"][0]["records"]
+    assert record == row | {"images": [], "boxes": [], "views": []}
+
+
+def test_rollouts_of_a_few_steps_stand_for_all_and_the_page_knows_how_many_there_are(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a")
+    rows = [{"step": step, "id": "e", "tokens": ["a"]} for step in range(1, 10)]
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (some,) = page_of(tmp_path, str(folder), "--steps", "3").json()["rollouts"]
+    assert [record["step"] for record in some["records"]] == [1, 5, 9]
+    assert some["steps"] == 9
+    (every,) = page_of(tmp_path, str(folder), "--steps", "0").json()["rollouts"]
+    assert len(every["records"]) == 9
+
+
+def test_a_line_separator_in_model_output_does_not_end_a_row(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a")
+    row = {"step": 1, "id": "e", "tokens": ["a\u2028b", "\u0085"]}
+    (folder / "rollouts.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (record,) = read_rollouts(folder).records
+    assert record["tokens"] == row["tokens"]
+
+
+def test_figures_are_svg_with_real_text_and_png(tmp_path: Path) -> None:
+    folders = [run_folder(tmp_path / "a$b$_{"), run_folder(tmp_path / "b", accuracy=0.3)]
+    page_of(tmp_path, *map(str, folders), "--figures", str(tmp_path / "figures"))
+    svg = (tmp_path / "figures" / "eval_accuracy.svg").read_text()
+    assert re.search(r">held-out accuracy<", svg)
+    assert re.search(r">a\$b\$_\{<", svg)
+    assert Image.open(io.BytesIO((tmp_path / "figures" / "token_share-LH.png").read_bytes())).width > 500
+
+
+def test_what_cannot_be_written_is_named_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(run_folder(tmp_path / "a"))
+    (tmp_path / "file").touch()
+    assert main(["report", folder, "--output", str(tmp_path / "file" / "report.html")]) == 2
+    assert "--output: cannot write" in capsys.readouterr().err
+    output = ["--output", str(tmp_path / "report.html")]
+    assert main(["report", folder, *output, "--figures", str(tmp_path / "file")]) == 2
+    assert "--figures: cannot write into" in capsys.readouterr().err
