@@ -66,7 +66,7 @@ class Chunk:
         gradient: Tensor | None = None
         if dense:
             total, weighted = mass_of(z, largest)
-            gradient = self._dense(dense, largest + total.log(), sources, factor)
+            gradient = self._dense(dense, largest + total.log(), sources, factor, last=not sparse)
         if sparse or gradient is None:
             total, weighted = mass_of(z, largest, keep=True)
         log_z = largest + total.log()
@@ -105,11 +105,16 @@ class Chunk:
         log_z: Tensor,
         sources: Mapping[Source, Projection],
         factor: Tensor,
+        last: bool,
     ) -> Tensor:
+        """`last`: no other term needs the logits, which the last term may then overwrite."""
         gradient: Tensor | None = None
-        for term, chosen, weight in terms:
+        for number, (term, chosen, weight) in enumerate(terms, start=1):
             every_row = len(chosen) == len(self.logits)
-            logp = self.logits - log_z if every_row else self.logits[chosen] - log_z[chosen]
+            if every_row and last and number == len(terms):
+                logp = self.logits.sub_(log_z)
+            else:
+                logp = self.logits - log_z if every_row else self.logits[chosen] - log_z[chosen]
             target_logp = log_softmax(_projection(sources, term.source).logits(self._index(chosen)))
             values, slope = dense_divergence(term.divergence, logp, target_logp.to(logp.dtype))
             self.values[chosen] += weight * values
