@@ -1,4 +1,4 @@
-"""`dopd-vl nano build`: train the CPU-size models again."""
+"""`dopd-vl nano build`: train the CPU-size models again; `dopd-vl nano ladder`: students of chosen strength."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,12 +18,22 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--shrink", type=_positive, default=1, help="divide steps and rows by this, for a quick trial")
     build.add_argument("--scored", type=_positive, help="held-out records to measure the final scores on")
+    ladder = commands.add_parser("ladder", help="train a nano student and save it at chosen held-out accuracies")
+    ladder.add_argument("--output", required=True, metavar="DIR", help="where the model folders go")
+    ladder.add_argument("--family", choices=("text", "vision"), required=True)
+    ladder.add_argument("--levels", type=float, nargs="+", metavar="SHARE", help="accuracies, default 0.1 0.3 0.5 0.7")
+    ladder.add_argument("--seed", type=int, default=0)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dopd-vl nano ...`; the exit status. A wrong argument exits with status 2, as argparse does."""
     arguments = parser().parse_args(argv)
+    if arguments.command == "ladder":
+        from dopd_vl.nano.ladder import LEVELS, build_ladder
+
+        build_ladder(arguments.output, arguments.family, arguments.levels or LEVELS, arguments.seed)
+        return 0
     from dopd_vl.nano.build import SCORED, build  # here: torch takes seconds to import
 
     build(

@@ -3,6 +3,7 @@
 from dopd_vl.objectives.base import Decision, Objective, Scores
 from dopd_vl.objectives.controls import Negative, SelfPlain
 from dopd_vl.objectives.dopd import Dopd
+from dopd_vl.objectives.dopd_anchored import DopdAnchored
 from dopd_vl.objectives.eopd import Eopd
 from dopd_vl.objectives.exopd import ExOpd
 from dopd_vl.objectives.opcd import Opcd
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "vision-opd": VisionOpd,
     "va-opd": VaOpd,
     "dopd": Dopd,
+    "dopd-anchored": DopdAnchored,
     "negative": Negative,
     "self-plain": SelfPlain,
 }
@@ -36,6 +38,7 @@ __all__ = [
     "OBJECTIVES",
     "Decision",
     "Dopd",
+    "DopdAnchored",
     "Eopd",
     "ExOpd",
     "Negative",

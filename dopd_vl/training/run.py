@@ -56,7 +56,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     objective = preflight.build_objective(config)
     preflight.check_variants(config)
     preflight.check_device(config)
-    arguments = _trainer_arguments(config)
+    arguments = trainer_arguments(config)
     student_config, teacher_config = preflight.check_models(config.model, needs_teacher(objective))
     if not config.data.train:
         raise UserError("data.train: no data set given; `dopd-vl prepare` writes one")
@@ -112,7 +112,7 @@ def load_examples(folder: str, size: int | None = None) -> Dataset:
     return dataset
 
 
-def _trainer_arguments(config: TrainConfig) -> DopdConfig:
+def trainer_arguments(config: TrainConfig) -> DopdConfig:
     loop = config.training
     evaluates = config.data.eval is not None
     on_gpu = torch.cuda.is_available()
