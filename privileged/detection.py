@@ -20,6 +20,7 @@ import yaml
 from .config import read_options
 from .errors import ConfigError, RecordError
 from .questions import read_questions
+from .quiet import import_supervision
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_ANNOTATION = 16 * 1024 * 1024
@@ -160,6 +161,7 @@ class YoloSource(_ObjectFolders):
         return self._names[int(text)]
 
     def _boxes(self, data: bytes) -> list[dict[str, Any]]:
+        import_supervision()
         from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 
         lines = _lines(data)
@@ -188,6 +190,7 @@ class VocSource(_ObjectFolders):
             yield name
 
     def _boxes(self, data: bytes) -> list[dict[str, Any]]:
+        import_supervision()
         from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
 
         root = _xml(data)

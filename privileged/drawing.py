@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from .quiet import import_supervision
 
 Rectangle = tuple[int, int, int, int]
 """Whole pixels [left, top, right, bottom], the far edge exclusive."""
@@ -184,29 +184,21 @@ def _drawable(text: str, font_size: int) -> bool:
     return all(char.isspace() or bytes(font.getmask(char)) != unknown for char in text)
 
 
-def _supervision() -> ModuleType:
-    with warnings.catch_warnings():
-        # It warns that it falls back to numpy without OpenCV, which draws the same rectangles.
-        warnings.simplefilter("ignore")
-        import supervision
-    return supervision
-
-
 def _palette() -> Any:
-    supervision = _supervision()
+    supervision = import_supervision()
     return supervision.ColorPalette(colors=[supervision.Color(*color) for color in COLORS])
 
 
 def _text_palette() -> Any:
     """Black or white for each colour, whichever stands out from it (luma below the middle: white)."""
-    supervision = _supervision()
+    supervision = import_supervision()
     dark = [0.299 * red + 0.587 * green + 0.114 * blue < 128 for red, green, blue in COLORS]
     return supervision.ColorPalette(colors=[supervision.Color.WHITE if d else supervision.Color.BLACK for d in dark])
 
 
 def _draw_outlines(image: Image.Image, contents: list[Rectangle], line_width: int, colors: list[int]) -> Image.Image:
     """Each outline is `line_width` nested rectangles of one pixel, all outside the box."""
-    supervision = _supervision()
+    supervision = import_supervision()
     nested, classes = [], []
     for content, color in zip(contents, colors, strict=True):
         for step in range(1, line_width + 1):
@@ -218,7 +210,7 @@ def _draw_outlines(image: Image.Image, contents: list[Rectangle], line_width: in
 
 
 def _draw_labels(image: Image.Image, labels: list[_Label]) -> Image.Image:
-    supervision = _supervision()
+    supervision = import_supervision()
     for font_size in sorted({label.font_size for label in labels}):
         group = [label for label in labels if label.font_size == font_size]
         # TOP_LEFT hangs the label's lower edge on a detection's upper one.

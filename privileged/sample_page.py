@@ -21,6 +21,9 @@ LARGE, SMALL = 440, 240
 MAX_TEXT = 4000
 MAX_IMAGES = 4
 
+OPENED = ("hints", "box_label")
+"""Variants whose prompt is seen at once: the defaults for text and for vision."""
+
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --text: #1d1f21; --faint: #5c6166; --line: #d9dcdf;
   --soft: #f1f3f4; --link: #0b5cad; --warn: #8a4b00; --reject: #a3131f; }
@@ -121,7 +124,8 @@ def _variants(example: Mapping[str, Any]) -> str:
         changed = [new for new, old in zip(rendered.images, plain.images, strict=True) if new is not old][:MAX_IMAGES]
         pictures = "".join(_image(resized(image, SMALL), f"{name}: changed image") for image in changed)
         text = "" if rendered.messages == plain.messages else _messages(rendered.messages[-1:])
-        shown.append(f"<details><summary><code>{name}</code></summary>{pictures}{text}</details>")
+        opened = " open" if name in OPENED else ""
+        shown.append(f"<details{opened}><summary><code>{name}</code></summary>{pictures}{text}</details>")
     absent = f'<p class="missing">Not possible: {"; ".join(missing)}.</p>' if missing else ""
     return "".join(shown) + absent
 

@@ -10,12 +10,12 @@ import json
 import math
 import re
 import reprlib
-import warnings
 from typing import Any
 
 from ..boxes import GRID, clip, is_empty
 from ..errors import RecordError
 from ..fields import item_list, shown_text
+from ..quiet import import_supervision
 
 MAX_REPLY = 100_000
 """Characters of a reply. A longer one is a runaway, not an annotation."""
@@ -151,9 +151,7 @@ def grounded_boxes(text: str, size: tuple[int, int], image: int = 0) -> list[dic
                 raise ReplyError(f"box {number} leaves the image: {reprlib.repr(entry['bbox_2d'])} in thousandths")
     if not entries:
         return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # supervision says at its import which optional package it lacks
-        import supervision as sv
+    sv = import_supervision()
     # supervision's reader forgives much, and so gets nothing that was not judged above.
     judged = json.dumps([{"bbox_2d": entry["bbox_2d"], "label": "-"} for entry in entries])
     found = sv.Detections.from_vlm(sv.VLM.QWEN_3_VL, judged, resolution_wh=size)
