@@ -2,6 +2,7 @@
 
     python benchmarks/prepare.py                            # some minutes on a CPU
     python benchmarks/prepare.py --sizes 1000 10000 --images 500 --requests 500
+    python benchmarks/prepare.py --tables in_flight annotated
 
 In flight: a server of its own answers after a random time (log-normal, median 1 s); it counts the requests that it
 holds, from the moment when the limit is first reached until the last request has come. Memory and speed: each
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from chat_server import serving
 from machine import describe
 from PIL import Image
 
+TABLES = ("in_flight", "annotated", "speed", "memory")
 CHILD = """
 import io, json, sys, time
 from rich.console import Console
@@ -163,27 +166,28 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [f"{report['machine']}; {versions}. {report['remark']}", ""]
     lines += ["| requests | records with images | allowed in flight | in flight on average | share | peak MiB |"]
     lines += ["|---|---|---|---|---|---|"]
-    for row in report["in_flight"]:
+    for row in report.get("in_flight", []):
         lines.append(
             f"| {row['requests']:,} | {'yes' if row['images'] else 'no'} | {row['limit']} | "
             f"{row['share'] * row['limit']:.1f} | {row['share']:.1%} | {row['peak_mib']:.0f} |"
         )
     lines += ["", "| tiny text records | seconds | records/s | peak MiB |", "|---|---|---|---|"]
-    for row in report["memory"]:
+    for row in report.get("memory", []):
         rate = row["records"] / row["seconds"]
         lines.append(f"| {row['records']:,} | {row['seconds']:.1f} | {rate:,.0f} | {row['peak_mib']:.0f} |")
     lines += ["", "| annotated text records | seconds | records/s | peak MiB |", "|---|---|---|---|"]
-    for row in report["annotated"]:
+    for row in report.get("annotated", []):
         rate = row["records"] / row["seconds"]
         lines.append(f"| {row['records']:,} | {row['seconds']:.1f} | {rate:,.0f} | {row['peak_mib']:.0f} |")
     lines += ["", "| image records (640 x 480 JPEG) | processes | records/s |", "|---|---|---|"]
-    for row in report["speed"]:
+    for row in report.get("speed", []):
         lines.append(f"| {row['way']} | {row['processes']} | {row['records'] / row['seconds']:,.0f} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", choices=TABLES, nargs="+", default=TABLES, help="the others stay as they are")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--annotated", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--images", type=int, default=1000)
@@ -192,22 +196,26 @@ def main() -> None:
     parser.add_argument("--remark", default="", help="what else the machine did meanwhile")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/prepare"), help="path without a suffix")
     args = parser.parse_args()
-    report: dict[str, Any] = {
+    written = args.output.with_suffix(".json")
+    report: dict[str, Any] = json.loads(written.read_text()) if written.is_file() else {}
+    report |= {
         "machine": describe("cpu", os.cpu_count() or 1, "processes as the tables say"),
         "versions": {name: version(name) for name in ("datasets", "pyarrow", "openai", "pillow")},
         "remark": args.remark,
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        report["in_flight"] = [in_flight(folder, args.limit, args.requests, images) for images in (False, True)]
-        print(report["in_flight"], flush=True)
-        report["annotated"] = annotated_memory(folder, args.limit, args.annotated)
-        print(report["annotated"], flush=True)
-        report["speed"] = speed(folder, args.images)
-        print(report["speed"], flush=True)
-        report["memory"] = memory(folder, args.sizes)
+        measure: dict[str, Callable[[], list[dict[str, Any]]]] = {
+            "in_flight": lambda: [in_flight(folder, args.limit, args.requests, images) for images in (False, True)],
+            "annotated": lambda: annotated_memory(folder, args.limit, args.annotated),
+            "speed": lambda: speed(folder, args.images),
+            "memory": lambda: memory(folder, args.sizes),
+        }
+        for table in args.tables:
+            report[table] = measure[table]()
+            print(table, report[table], flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    written.write_text(json.dumps(report, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(as_markdown(report))
     print(as_markdown(report))
 
