@@ -108,8 +108,10 @@ class KeptSlice:
             rollout.alternatives[PLAIN_STUDENT] = ([[]] * length, [[]] * length)
 
     def _look(self, places: tuple[Tensor, ...], logits: Tensor) -> None:
-        kept = torch.isin(places[0], torch.tensor(list(self.kept), device=places[0].device))
-        for wanted in kept.nonzero().squeeze(-1).split(_LOOKED_AT):
+        kept = torch.isin(places[0], torch.tensor(list(self.kept), device=places[0].device)).nonzero().squeeze(-1)
+        if not len(kept):
+            return
+        for wanted in kept.split(_LOOKED_AT):
             rows, positions = (place[wanted] for place in places)
             scores = score_logits(logits[wanted], self.ids[rows, positions], min(ALTERNATIVES, logits.shape[-1]))
             said = (rows, positions, scores.logp, scores.top_k_ids, scores.top_k_logp)

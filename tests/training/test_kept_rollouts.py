@@ -151,6 +151,17 @@ def test_no_rollouts_kept_is_no_work_done(train: Train, monkeypatch: pytest.Monk
     assert None not in looks[2:]
 
 
+def test_what_is_kept_of_a_rollout_depends_on_no_other_and_on_no_chunk(train: Train, tmp_path: Path) -> None:
+    every = records_of(train(), tmp_path / "images")
+    (alone,) = records_of(train(rollouts_to_keep=1, logits_chunk_size=3), tmp_path / "images")
+    same = every[0]
+    assert alone["tokens"] == same["tokens"]
+    for name in ("loss", "logp/student/plain", "logp/teacher/privileged"):
+        assert alone[name] == pytest.approx(same[name], abs=2e-4)
+    for ours, theirs in zip(alone["alternatives"].values(), same["alternatives"].values(), strict=True):
+        assert [[token for token, _ in place] for place in ours] == [[token for token, _ in place] for place in theirs]
+
+
 def test_keeping_rollouts_changes_nothing_of_the_training(train: Train) -> None:
     kept, none = (train(rollouts_to_keep=count, max_steps=2) for count in (8, 0))
     assert [row.get("loss") for row in kept.state.log_history] == [row.get("loss") for row in none.state.log_history]
