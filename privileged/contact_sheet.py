@@ -29,8 +29,9 @@ def contact_sheet(examples: Sequence[Mapping[str, Any]]) -> Image.Image:
         top = GAP + number // columns * (TILE + CAPTION + GAP)
         picture = with_boxes(example, 0, TILE)
         sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
-        for line, text in enumerate((example["id"], f"answer: {example['answer']}")):
-            draw.text((left, top + TILE + 2 + line * 16), _fitted(text, font), fill=(40, 40, 40), font=font)
+        texts = _fitted_end(example["id"], font), _fitted(f"answer: {example['answer']}", font)
+        for line, text in enumerate(texts):
+            draw.text((left, top + TILE + 2 + line * 16), text, fill=(40, 40, 40), font=font)
     return sheet
 
 
@@ -70,4 +71,11 @@ def _fitted(text: str, font: Any) -> str:
     text = " ".join(text[:200].split())
     while text and font.getlength(text) > TILE:
         text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
+    return text
+
+
+def _fitted_end(text: str, font: Any) -> str:
+    """The end of an id that is too long: that is where ids differ."""
+    while font.getlength(text) > TILE:
+        text = "…" + text.lstrip("…")[1:]
     return text

@@ -8,6 +8,7 @@ output/data/train-00000-of-00012.parquet
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from .errors import PrepareError
 PARTIAL_AUDIT_FILE = "audit-partial.json"
 CACHE_KIB = 64 * 1024
 """Of the database of seen records: keys are digests, so its pages are met in no order."""
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 OUR_FILES = (
     CARD_FILE,
     AUDIT_FILE,
@@ -80,6 +82,30 @@ def exclusive(folder: Path, work: str = "preparation") -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def disk_told_of(folder: Path) -> Iterator[None]:
+    """A disk that is full or broken ends the work with an error that says so; what is committed stays.
+
+    Raises:
+        PrepareError: in place of what the operating system, arrow or sqlite said.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        reason = os.strerror(error.errno)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise
+        reason = str(error)
+    else:
+        return
+    raise PrepareError(
+        f"{folder}: cannot be written ({reason}); what is committed stays, make room and run the same command again"
+    )
 
 
 class Journal:

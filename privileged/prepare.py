@@ -37,7 +37,7 @@ from .dataset import (
 from .duplicates import Duplicates
 from .errors import ConfigError, PrepareError
 from .inputs import fingerprint, order, with_source
-from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps, exclusive, write_atomically
+from .journal import PARTIAL_AUDIT_FILE, Journal, Seen, disk_told_of, dumps, exclusive, write_atomically
 from .outcomes import Outcome, RecordProcessor, SourceFactory
 from .partition import merged_outcomes, part_folder, prepare_part
 from .progress import PrepareProgress
@@ -87,7 +87,7 @@ def prepare(
         console = Console(stderr=True)
     config, source, factory = with_source(config, extra_sources)
     output = _output_folder(config)
-    with exclusive(output):
+    with exclusive(output), disk_told_of(output):
         preparation = _Preparation(config, source, factory, output, console)
         return preparation.run() if config.part is None else preparation.run_part()
 

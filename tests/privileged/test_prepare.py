@@ -1,6 +1,7 @@
 """From records to a dataset folder: what is kept, what is set aside, and when it is refused."""
 
 import dataclasses
+import errno
 import io
 import json
 import shutil
@@ -268,3 +269,14 @@ def test_a_folder_that_is_damaged_or_not_ours_is_refused(prepared, tmp_path):
     pq.write_table(pa.table({"id": ["a"]}), shard)
     with pytest.raises(PrepareError, match="lacks the columns answer"):
         load_privileged(tmp_path / "copy")
+
+
+def test_a_full_disk_is_one_clear_line_and_the_next_run_goes_on(jsonl_world, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("privileged.journal.commit_file", full)
+        with pytest.raises(PrepareError, match=r"out: cannot be written \(No space left on device\)"):
+            prepare(jsonl_settings(jsonl_world, tmp_path / "out"), console=quiet())
+    assert prepare(jsonl_settings(jsonl_world, tmp_path / "out"), console=quiet()).records == 36
