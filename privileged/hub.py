@@ -29,6 +29,7 @@ class HubRows:
             loaded = pick_split(loaded, split)
         self._fingerprint = loaded._fingerprint
         self._rows = loaded.with_format("arrow")
+        self.columns = list(loaded.column_names)
 
     def fingerprint(self) -> str:
         return f"hub:{self._fingerprint}:{len(self)}"

@@ -27,6 +27,9 @@ MAPPABLE = (*COLUMNS, "image_sizes", *(f"privileged.{key}" for key in PRIVILEGED
 """What the option `columns` may fill."""
 
 NEEDED = ("prompt", "answer")
+INCIDENTAL = ("id", "source", "task", "image_sizes")
+"""What a table may lack although its card, written for another revision, names it."""
+
 _MISSING = object()
 
 
@@ -132,6 +135,12 @@ class _TableSource:
             self.image_root = existing(options.images, "source.options.images", "folder")
         self._columns = check_columns(options.columns)
         self._rows = rows()  # last: a wrong option is told of before anything is read or downloaded
+        for target, column in self._columns.items():
+            if target not in INCIDENTAL and not {column, column.partition(".")[0]} & set(self._rows.columns):
+                raise ConfigError(
+                    f"source.options.columns.{target}: the data has no column {column!r}; "
+                    f"{nearest(column, self._rows.columns)}"
+                )
 
     def fingerprint(self) -> str:
         return self._rows.fingerprint()

@@ -32,6 +32,7 @@ class SavedRows:
         self._fingerprint = loaded._fingerprint
         # The arrow format hands out what is stored: images as bytes and path, not decoded.
         self._rows = loaded.with_format("arrow")
+        self.columns = list(loaded.column_names)
 
     def fingerprint(self) -> str:
         return f"saved:{self._fingerprint}:{len(self)}"
@@ -68,6 +69,7 @@ class ParquetRows:
             raise ConfigError(
                 f"source.options.path: {path} holds no parquet file{f' of split {split!r}' if split else ''}"
             )
+        self.columns: list[str] = []
         self._files: list[pq.ParquetFile] = []
         self._groups: list[tuple[int, int]] = []  # (file, row group) in order
         self._starts: list[int] = []  # first row of each group
@@ -79,6 +81,7 @@ class ParquetRows:
             except (OSError, pa.ArrowException) as error:
                 raise ConfigError(f"source.options.path: {file_path} is no readable parquet file ({error})") from error
             self._files.append(file)
+            self.columns += [name for name in file.schema_arrow.names if name not in self.columns]
             for group in range(file.num_row_groups):
                 self._groups.append((number, group))
                 self._starts.append(self._count)

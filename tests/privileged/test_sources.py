@@ -208,3 +208,20 @@ def test_coco_without_questions_or_lists_is_refused(coco, tmp_path):
     (tmp_path / "other.json").write_text('{"images": [1]}')
     with pytest.raises(ConfigError, match="no list 'images'"):
         coco(annotations=str(tmp_path / "other.json"))
+
+
+def test_a_column_that_a_table_lacks_is_named_before_anything_is_prepared(tmp_path):
+    path = tmp_path / "train.parquet"
+    Dataset.from_list([{"question": "q", "answer": "a", "picture": "1.png", "meta": {"steps": ["s"]}}]).to_parquet(path)
+
+    def source(**columns):
+        return DatasetSource({"path": str(path), "columns": {"prompt": "question", **columns}})
+
+    for columns, message in (
+        ({"images": "pictures"}, "images: the data has no column 'pictures'; did you mean 'picture'"),
+        ({"privileged.hints": "steps"}, "privileged.hints: the data has no column 'steps'"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^source\.options\.columns\.{message}"):
+            source(**columns)
+    found = source(images="picture", source="origin", **{"privileged.hints": "meta.steps"})[0]
+    assert (found["images"], found["source"], found["privileged.hints"]) == ("1.png", None, ["s"])
