@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,16 +44,17 @@ def outcome_stream(
     # A source of its own: annotation runs ahead of the writer, and a source that keeps a block in memory would read
     # each block over and over for the two.
     processor = RecordProcessor(config, factory(config.source.options))
+    say = partial(_say, console)
     for line in estimate(config.annotate, processor.to_annotate, indices).lines():
-        _say(console, line)
+        say(line)
     cache, scratch = config.annotate.cache_folder(output), work / "ahead.sqlite"
-    ahead = AnnotationAhead(config.annotate, config.audit, processor.to_annotate, indices, cache, scratch)
+    ahead = AnnotationAhead(config.annotate, config.audit, processor.to_annotate, indices, cache, scratch, say)
     try:
         with closing(outcomes(config, source, factory, indices, ahead.take)) as stream:
             yield stream, ahead.spent
     finally:
         ahead.close()
-        _say(console, f"annotation: {ahead.spent()}")
+        say(f"annotation: {ahead.spent()}")
 
 
 def _say(console: Console, text: str) -> None:

@@ -63,6 +63,7 @@ class AnnotationAhead:
         indices: The records, in the order in which they will be taken.
         cache: The folder of the replies.
         scratch: A file for what is ready before its turn.
+        say: Told when requests have to be repeated.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class AnnotationAhead:
         indices: Sequence[int],
         cache: Path,
         scratch: Path,
+        say: Callable[[str], None],
     ):
-        self._settings, self._read, self._indices = settings, read, indices
+        self._settings, self._read, self._indices, self._say = settings, read, indices, say
         self._prompts, self._audit = load_prompts(settings.prompts), audit
         self._generators = build_generators(settings)
         self._cache = ReplyCache(cache)
@@ -136,7 +138,7 @@ class AnnotationAhead:
         if self._closing:  # it was closed before there was a task to cancel
             return
         model, detector = (
-            Asker(generator, self._cache, self._settings) if generator is not None else None
+            Asker(generator, self._cache, self._settings, self._say) if generator is not None else None
             for generator in self._generators
         )
         askers = [asker for asker in (model, detector) if asker is not None]

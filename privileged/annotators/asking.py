@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from ..errors import PrepareError
@@ -28,10 +29,11 @@ class RequestFailed(Exception):
 
 
 class Asker:
-    """All of its coroutines run in one event loop."""
+    """All of its coroutines run in one event loop. `say` is told once, when the first request has to be repeated."""
 
-    def __init__(self, generator: Generator, cache: ReplyCache, settings: AnnotateConfig):
-        self._generator, self._cache, self._settings = generator, cache, settings
+    def __init__(self, generator: Generator, cache: ReplyCache, settings: AnnotateConfig, say: Callable[[str], None]):
+        self._generator, self._cache, self._settings, self._say = generator, cache, settings, say
+        self._has_repeated = False
         self._identity = generator.identity()
         self.concurrency = generator.concurrency
         self._slots = asyncio.Semaphore(generator.concurrency)
@@ -114,6 +116,9 @@ class Asker:
             except Transient as error:
                 last = str(error)
                 if attempt < self._settings.retries:
+                    if not self._has_repeated:  # pauses add up to a minute, in which nothing else would be heard
+                        self._has_repeated = True
+                        self._say(f"annotation: {last}; each request is tried {self._settings.retries + 1} times")
                     await self._back_off(attempt, error)
         raise RequestFailed(f"{last} (tried {self._settings.retries + 1} times)")
 

@@ -82,7 +82,8 @@ class EndpointGenerator:
         except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException):
             raise Transient(f"no reply within {self._settings.timeout:g} s") from None
         except (openai.APIConnectionError, httpx2.RequestError) as error:
-            raise Transient(self._blot(f"the connection failed ({error.__cause__ or error!r})")) from None
+            reason = f"the connection to {self._settings.url} failed ({error.__cause__ or error!r})"
+            raise Transient(self._blot(reason)) from None
         return self._read(body, request)
 
     async def _send(self, request: Request) -> bytes:

@@ -67,6 +67,15 @@ def test_nothing_is_lost_or_doubled_when_the_server_misbehaves(tmp_path):
     assert files_of(again.output) == files_of(result.output), "the same replies give the same bytes"
 
 
+def test_the_first_request_that_is_repeated_is_told_of_and_no_other(tmp_path):
+    path, server = write_records(tmp_path, 20), Answering(lambda part, body, seen: None if seen else 500)
+    with server.serving() as url:
+        _, said = run(configure(path, tmp_path / "out", url))
+    (told,) = [line for line in said.splitlines() if "the server answered 500" in line]
+    assert told.endswith("each request is tried 5 times")
+    assert KEY not in said
+
+
 def test_an_error_that_never_ends_is_not_read_to_its_end(tmp_path):
     path, server = write_records(tmp_path, 1), Answering(lambda part, body, seen: None if seen else "endless error")
     with server.serving() as url:
