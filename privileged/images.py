@@ -59,6 +59,10 @@ class StoredImage:
         """Width and height in pixels."""
         return self.image.size
 
+    def folded(self) -> StoredImage:
+        """The same with `image` still to be decoded, in the mode of the bytes: many can wait in little memory."""
+        return StoredImage(self.data, Image.open(io.BytesIO(self.data), formats=FORMATS))
+
 
 def load_image(value: Any, root: Path | None = None, limits: ImageLimits | None = None) -> StoredImage:
     """An image from a path under `root`, bytes, a {"bytes", "path"} dict (as Hugging Face stores them) or a PIL image.

@@ -110,6 +110,7 @@ class RecordProcessor:
         except RecordError:
             return None
         findings = [finding for finding in self._findings(record) if finding.code != "no_privilege"]
+        record.images = [stored.folded() for stored in record.images]
         return record if judge(findings, self._severity)[0] is None else None
 
     def _parse(self, index: int, outcome: Outcome, without: Iterable[str]) -> Record:

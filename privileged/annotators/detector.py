@@ -51,7 +51,7 @@ class DetectorGenerator:
 
     def _detect(self, request: Request) -> str:
         try:
-            found = self._function(request.images[0].image.copy(), request.question)
+            found = self._function(request.images[0].image.convert("RGB"), request.question)
             return boxes_json(found)
         except Exception as error:  # the function is not ours: what it makes of one image may not end the run
             raise RequestRefused(f"{self._name} failed, {type(error).__name__}: {error}") from error

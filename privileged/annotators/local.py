@@ -118,7 +118,7 @@ def _messages(request: Request, takes_images: bool) -> list[dict[str, Any]]:
     for number, stored in enumerate(request.images, start=1):
         if len(request.images) > 1:
             content.append({"type": "text", "text": f"Image {number}:"})
-        content.append({"type": "image", "image": stored.image})
+        content.append({"type": "image", "image": stored.image.convert("RGB")})
     content.append({"type": "text", "text": request.user})
     system = [{"type": "text", "text": request.system}]
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]

@@ -153,3 +153,17 @@ def test_a_plain_file_is_stored_byte_for_byte():
         assert load_image(data).data == data
         assert load_image({"bytes": data, "path": "/elsewhere/a.png"}).data == data
     assert load_image(encoded(noise(), "BMP")).data.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_folded_image_unfolds_to_the_same_pixels(mode, form):
+    buffer = io.BytesIO()
+    try:
+        noise().convert(mode).save(buffer, format=form)
+    except OSError:
+        pytest.skip(f"{form} holds no {mode}")
+    stored = load_image(buffer.getvalue())
+    folded = stored.folded()
+    assert folded.size == stored.size
+    assert folded.image.convert("RGB").tobytes() == stored.image.tobytes()
