@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _SECTIONS = (
-    ("Accuracy", r"eval_(\w+_)?accuracy(/.+)?|rollout_accuracy"),
+    ("Accuracy", r"eval_(\w+_)?accuracy|rollout_accuracy"),
     ("Entropy", r"(eval_)?(\w+_)?entropy(/.+)?"),
     ("Gap and thresholds", r"gap/.+"),
     ("Share of tokens", r"token_share/.+"),
     ("Share of loss", r"loss_share/.+"),
     ("Loss", r"loss|token_loss|grad_norm"),
+    ("Accuracy by source", r"eval_(\w+_)?accuracy/.+"),
     ("Mass of the likeliest tokens", r"kept_mass/.+|top_\d+_mass/.+"),
     ("Responses", r"completions/.+|eval_(\w+_)?(mean_tokens|clipped)"),
 )

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,18 @@ def test_what_cannot_be_written_is_named_in_one_line(tmp_path: Path, capsys: pyt
     output = ["--output", str(tmp_path / "report.html")]
     assert main(["report", folder, *output, "--figures", str(tmp_path / "file")]) == 2
     assert "--figures: cannot write into" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_documentation_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.strip().splitlines()]
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        _, *words = shlex.split(command)
+        for folder in (Path(word) for word in words if word.startswith("runs/")):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            run_folder(folder)
+        assert main(words) == 0
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "figures" / "eval_accuracy.svg").is_file()

@@ -115,7 +115,8 @@ function pictures(record) {
 function views({ views: known, record }) {
   return record.views.map((place, i) => {
     const view = known[place];
-    const details = make("details", {}, make("summary", {}, `${view.sources.join(" and ")} sees `,
+    const see = view.sources.length > 1 ? "see" : "sees";
+    const details = make("details", {}, make("summary", {}, `${view.sources.join(" and ")} ${see} `,
       make("code", {}, view.variant === "none" ? "the plain prompt" : String(view.variant))),
       ...(view.images ?? []).map((name) => picture(name, `image as ${view.sources.join(" and ")} sees it`, [])),
       make("pre", { tabindex: 0 }, view.prompt));
@@ -125,6 +126,6 @@ function views({ views: known, record }) {
 }
 report.rollouts.forEach(({ run, steps: found, records }) => {
   const here = unique(records.map((record) => record.step)).length;
-  if (here < found) $("held").append(`Of ${run}, rollouts of ${here} of ${found} steps are on this page. `);
+  if (here < found) $("held").append(`Of ${run}, this page has the rollouts of ${here} of ${found} steps. `);
 });
 list();
