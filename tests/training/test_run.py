@@ -50,6 +50,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def images_of(folder: Path, steps: range) -> set[str]:
+    rows = [row for row in read_jsonl(folder / "rollouts.jsonl") if row["step"] in steps]
+    return {name for row in rows for seen in (row, *row.get("views", [])) for name in seen.get("images", [])}
+
+
 @pytest.fixture(scope="module")
 def finished(nano_models: Path, vision_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return run(config(nano_models, vision_data, tmp_path_factory.mktemp("runs") / "whole"))
@@ -87,6 +92,10 @@ def test_a_run_taken_up_again_ends_as_an_uninterrupted_one(
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         lines = [line for line in (folder / name).read_text().splitlines() if json.loads(line)["step"] <= 3]
         (folder / name).write_text("\n".join(lines) + '\n{"step": 3, "cut sho')
+    images_of_last = images_of(finished.folder, range(4, 5)) - images_of(finished.folder, range(1, 4))
+    assert images_of_last
+    for name in images_of_last:
+        (folder / "images" / name).unlink()
     settings = config(nano_models, vision_data, folder, resume=True)
     (folder / "config.yaml").write_text(as_yaml(settings))
     again = run(settings)
@@ -97,6 +106,8 @@ def test_a_run_taken_up_again_ends_as_an_uninterrupted_one(
         assert torch.equal(whole[name], resumed[name]), name
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         assert read_jsonl(folder / name) == read_jsonl(finished.folder / name), name
+    images = {path.name for path in (folder / "images").iterdir()}
+    assert images == {path.name for path in (finished.folder / "images").iterdir()} == images_of(folder, range(1, 5))
 
 
 def test_a_folder_with_a_run_is_not_written_over(finished: RunResult, nano_models: Path, vision_data: Path) -> None:
