@@ -76,6 +76,12 @@ def _report(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from dopd_vl.commands.plan import main
+
+    return main(argv)
+
+
 def _nano(argv: Sequence[str]) -> int:
     from dopd_vl.nano.cli import main
 
@@ -89,6 +95,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "study": (_study, "run a grid of methods, variants, settings and seeds, and compare"),
     "quickstart": (_quickstart, "the whole job on a laptop, in minutes"),
     "report": (_report, "runs as one HTML page: curves and a token inspector"),
+    "plan": (_plan, "whether a run fits in memory, and what it takes, before it starts"),
     "nano": (_nano, "build the CPU-size world's models"),
 }
 

@@ -4,12 +4,21 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from transformers import Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
 
 from dopd_vl.commands.quickstart import QuickstartConfig
 from dopd_vl.configuration import as_yaml, read_config
 from dopd_vl.nano.source import NanoSource
+from dopd_vl.planning.build import devices_of, workload_of
+from dopd_vl.planning.catalogue import known_models, published
+from dopd_vl.planning.config import PlanConfig
+from dopd_vl.planning.memory import memory_of
 from dopd_vl.training import preflight
 from dopd_vl.training.config import TrainConfig
 from privileged.config import PrepareConfig
@@ -18,6 +27,17 @@ from privileged.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
 TRAIN = sorted([*(ROOT / "configs" / "vlm").glob("*.yaml"), *(ROOT / "configs" / "llm").glob("*.yaml")])
+ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+# Every published pair: the main one's settings, then what another pair, fewer GPUs or adapters change.
+TEXT = ["llm/qwen3-8b-to-1.7b"]
+PAIRS = {
+    "8B to 1.7B": TEXT,
+    "8B to 0.6B": [*TEXT, "llm/pairs/8b-to-0.6b"],
+    "4B to 1.7B": [*TEXT, "llm/pairs/4b-to-1.7b"],
+    "4B to 0.6B": [*TEXT, "llm/pairs/4b-to-0.6b"],
+    "1.7B to 0.6B": [*TEXT, "llm/pairs/1.7b-to-0.6b"],
+    "VL 8B to 2B": ["vlm/qwen3-vl-8b-to-2b"],
+}
 PREPARE = sorted((ROOT / "configs" / "prepare").glob("*.yaml"))
 
 
@@ -31,6 +51,78 @@ def test_training_config_parses_and_names_what_exists(file: Path) -> None:
     preflight.check_trl_fields(config.trl, (), DopdConfig)
     loop = config.training
     assert loop.per_device_train_batch_size * loop.gradient_accumulation_steps % loop.num_generations == 0
+
+
+def stacked(*names: str) -> TrainConfig:
+    return read_config(TrainConfig, [word for name in names for word in ("--config", name)], "test")
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("gpus", [8, 1])
+@pytest.mark.parametrize("lora", [False, True])
+def test_every_pair_keeps_the_papers_settings_on_one_gpu_and_on_eight(pair: str, gpus: int, lora: bool) -> None:
+    family = PAIRS[pair][0].partition("/")[0]
+    one = [f"{family}/one-gpu"] if gpus == 1 else []
+    config = stacked(*PAIRS[pair], *one, *(["lora"] if lora else []))
+    loop, (rollouts, steps) = config.training, {"llm": (128, 200), "vlm": (64, 300)}[family]
+    assert loop.per_device_train_batch_size * loop.gradient_accumulation_steps * gpus == rollouts
+    assert (loop.max_steps, loop.num_generations, loop.lr_scheduler_type) == (steps, 4, "cosine")
+    assert loop.learning_rate == (5e-5 if lora else 5e-6)
+    assert (config.model.lora is not None) == lora
+    teacher, student = pair.removeprefix("VL ").split(" to ")
+    assert config.model.teacher is not None
+    assert f"-{teacher}" in config.model.teacher
+    assert f"-{student}" in config.model.student
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_pair_is_built_from_its_published_architecture(pair: str) -> None:
+    config = stacked(*PAIRS[pair])
+    assert config.model.teacher is not None
+    vocabularies = set()
+    for name in (config.model.student, config.model.teacher):
+        described, parameters = published(known_models()[name])
+        cls = Qwen3VLForConditionalGeneration if described.model_type == "qwen3_vl" else Qwen3ForCausalLM
+        with torch.device("meta"):
+            model = cls(described)
+        model.tie_weights()
+        assert sum(weight.numel() for weight in model.parameters()) == parameters, name
+        assert model.config.architectures == [cls.__name__]
+        vocabularies.add(model.get_output_embeddings().weight.shape[0])
+    assert vocabularies == {151_936}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("gpus", ["8x141", "8x80", "1x141"])
+def test_every_pair_fits_as_it_is_shipped(pair: str, gpus: str) -> None:
+    family = PAIRS[pair][0].partition("/")[0]
+    files = [*PAIRS[pair], *([f"{family}/one-gpu"] if gpus.startswith("1x") else [])]
+    words = [word for name in files for word in ("--config", name)]
+    config = read_config(PlanConfig, [*words, "--gpus", gpus], "test")
+    _, have = devices_of(config)
+    assert memory_of(workload_of(config), int(have)).peak <= have
+
+
+@pytest.mark.parametrize("file", ACCELERATE, ids=lambda p: p.name)
+def test_accelerate_takes_its_config(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    assert (config.num_processes, config.mixed_precision) == (8, "bf16")
+    ways = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert config.distributed_type == ways[file.stem]
+    # As `accelerate launch` reads it: what a file says becomes the launcher's defaults.
+    words = ["--config_file", str(file), "-m", "dopd_vl.cli", "train"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert args.use_fsdp == (file.stem == "fsdp2")
+    assert args.use_deepspeed == file.stem.startswith("zero")
+    if args.use_fsdp:
+        assert int(args.fsdp_version) == 2
+    if args.use_deepspeed:
+        assert args.zero_stage == int(file.stem[-1])
+
+
+def test_the_plan_knows_the_ways_to_launch() -> None:
+    ways = set(get_args(get_type_hints(PlanConfig)["parallel"]))
+    assert ways == {"auto", "single", *(file.stem for file in ACCELERATE)}
 
 
 @pytest.mark.parametrize("file", PREPARE, ids=lambda p: p.name)
@@ -66,6 +158,10 @@ def test_the_wheel_carries_configs_data_and_prompts(tmp_path: Path) -> None:
         "configs/vlm/nano.yaml",
         "data/nano/digits/digits.png",
         "data/sources/virl39k.yaml",
+        "data/models/qwen3-8b.yaml",
+        "data/gpus.yaml",
+        "configs/accelerate/fsdp2.yaml",
+        "configs/llm/pairs/4b-to-0.6b.yaml",
     ):
         assert f"dopd_vl/{name}" in names
     assert "privileged/variants.py" in names

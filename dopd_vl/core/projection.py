@@ -18,7 +18,7 @@ DEFAULT_CHUNK_SIZE = 256
 """Response tokens projected at a time: at a vocabulary of 151,936, 256 rows of fp32 logits take 0.16 GB."""
 
 _BLOCK = 2**18  # logits that a CPU's elementwise work looks at together, so that they stay in its caches
-_TOP_K_BLOCK = 64
+TOP_K_BLOCK = 64
 _NOTHING = 2 * LOG_PROB_FLOOR
 """Nats below the largest logit at which a token has no mass, while 0 log 0 stays a number."""
 
@@ -189,16 +189,16 @@ def top_k_of(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     equal entries at the K-th place is kept is not defined.
     """
     vocabulary = logits.shape[-1]
-    whole = vocabulary // _TOP_K_BLOCK * _TOP_K_BLOCK
-    if whole < 8 * top_k * _TOP_K_BLOCK:
+    whole = vocabulary // TOP_K_BLOCK * TOP_K_BLOCK
+    if whole < 8 * top_k * TOP_K_BLOCK:
         values, ids = logits.topk(top_k, dim=-1)
         return values, ids
-    blocks = logits[:, :whole].unflatten(-1, (-1, _TOP_K_BLOCK))
+    blocks = logits[:, :whole].unflatten(-1, (-1, TOP_K_BLOCK))
     best = blocks.amax(-1).topk(top_k, dim=-1).indices
-    candidates = blocks.gather(1, best.unsqueeze(-1).expand(-1, -1, _TOP_K_BLOCK)).flatten(1)
+    candidates = blocks.gather(1, best.unsqueeze(-1).expand(-1, -1, TOP_K_BLOCK)).flatten(1)
     candidates = torch.cat([candidates, logits[:, whole:]], dim=-1)
-    offsets = torch.arange(_TOP_K_BLOCK, device=logits.device)
-    ids = (best.unsqueeze(-1) * _TOP_K_BLOCK + offsets).flatten(1)
+    offsets = torch.arange(TOP_K_BLOCK, device=logits.device)
+    ids = (best.unsqueeze(-1) * TOP_K_BLOCK + offsets).flatten(1)
     beyond = torch.arange(whole, vocabulary, device=logits.device).expand(len(logits), -1)
     values, places = candidates.topk(top_k, dim=-1)
     return values, torch.cat([ids, beyond], dim=-1).gather(-1, places)

@@ -1,0 +1,1 @@
+"""Before a run: whether it fits, what it will take, and what to change if it does not fit."""

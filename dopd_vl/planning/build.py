@@ -1,0 +1,118 @@
+"""From a configuration to a workload, a machine and its assumptions."""
+
+import re
+from typing import Any
+
+from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
+from dopd_vl.errors import ConfigurationError, UserError
+from dopd_vl.objectives.base import Requirements
+from dopd_vl.planning.catalogue import gpu_of, model_shape
+from dopd_vl.planning.compute import Lengths, Machine
+from dopd_vl.planning.config import PlanConfig
+from dopd_vl.planning.objective_needs import needs_of
+from dopd_vl.planning.workload import Parallel, Workload
+from dopd_vl.training.preflight import build_objective
+from dopd_vl.training.requirements import needs_teacher
+
+_LOGGED_TOP_K, _VLLM_SHARE, _PROMPT = 128, 0.3, 1024
+"""Defaults of `DopdConfig.logged_top_k` and of TRL's `vllm_gpu_memory_utilization`; a prompt of unknown length."""
+
+
+def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
+    """The run that a configuration describes, on one of its devices.
+
+    Raises:
+        UserError: a setting is wrong, a model is unknown, or the two cannot be taught by one another.
+    """
+    objective = build_objective(config)
+    devices, _ = devices_of(config)
+    loop, trl = config.training, config.trl
+    student, teacher = model_shape(config.model.student, "model.student"), None
+    if needs_teacher(objective):
+        if config.model.teacher is None:
+            raise UserError("model.teacher: none given, and the objective needs a teacher larger than the student")
+        teacher = model_shape(config.model.teacher, "model.teacher")
+        if teacher.vocabulary != student.vocabulary:
+            raise UserError(
+                f"model.teacher: its vocabulary has {teacher.vocabulary} entries, the student's {student.vocabulary}; "
+                "both must be equal"
+            )
+    if loop.num_generations < Requirements.of(objective).needs_siblings:
+        raise UserError(f"training.num_generations: objective {config.objective.name!r} compares several rollouts")
+    top_k = min(max(trl.get("logged_top_k", _LOGGED_TOP_K), getattr(objective, "top_k", 0)), student.vocabulary)
+    scorings, full_support = needs_of(objective, loop.num_generations, top_k)
+    default = config.data.max_prompt_length or _PROMPT
+    dtype = config.model.teacher_dtype
+    colocated = loop.use_vllm and trl.get("vllm_mode", "colocate") == "colocate"
+    lora = config.model.lora
+    return Workload(
+        student=student,
+        teacher=teacher,
+        scorings=scorings,
+        full_support=full_support,
+        batch=loop.per_device_train_batch_size,
+        accumulation=loop.gradient_accumulation_steps,
+        siblings=loop.num_generations,
+        scoring_batch=trl.get("scoring_batch_size") or loop.per_device_train_batch_size,
+        prompt_tokens=config.prompt_tokens or default,
+        privileged_tokens=config.privileged_tokens or default,
+        response_tokens=loop.max_completion_length,
+        images=config.images if student.vision else 0,
+        image_tokens=config.image_tokens,
+        parallel=_parallel(config, devices),
+        devices=devices,
+        on_gpu=on_gpu,
+        lora_rank=lora.r if lora else 0,
+        lora_modules=lora.target_modules if lora else "all-linear",
+        teacher_bytes=4 if dtype == "float32" or (dtype == "auto" and not on_gpu) else 2,
+        bf16=loop.bf16 is not False,
+        optimizer_bytes=_optimizer_bytes(str(trl.get("optim", "adamw_torch_fused"))),
+        checkpointing=loop.gradient_checkpointing,
+        share_prompts=trl.get("share_prompts", True),
+        chunk=trl.get("logits_chunk_size", DEFAULT_CHUNK_SIZE),
+        top_k=top_k,
+        offload_scores=trl.get("offload_scores", False),
+        uses_vllm=loop.use_vllm,
+        vllm_share=trl.get("vllm_gpu_memory_utilization", _VLLM_SHARE) if colocated else 0.0,
+        vllm_sleeps=trl.get("vllm_enable_sleep_mode", False),
+        full_share=config.full_share,
+    )
+
+
+def devices_of(config: PlanConfig) -> tuple[int, float]:
+    """Number of GPUs, and bytes of memory of each."""
+    match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", config.gpus)
+    if match is None or int(match[1]) < 1 or float(match[2]) <= 0:
+        raise ConfigurationError(f"gpus: {config.gpus!r} is not NUMBERxGB, e.g. 8x80")
+    return int(match[1]), float(match[2]) * 1e9
+
+
+def machine_of(config: PlanConfig) -> Machine:
+    """A GPU's throughput and bandwidth, by its data sheet unless given."""
+    for name in ("mfu", "mbu", "mean_share", "full_share"):
+        if not 0 < getattr(config, name) <= 1:
+            raise ConfigurationError(f"{name}: {getattr(config, name)} must be above 0 and at most 1")
+    if config.tflops is not None and config.bandwidth is not None:
+        return Machine(config.tflops, config.bandwidth, config.mfu, config.mbu)
+    gpu = gpu_of(config.gpu)
+    return Machine(config.tflops or gpu.tflops, config.bandwidth or gpu.bandwidth_tb, config.mfu, config.mbu)
+
+
+def mean_lengths(work: Workload, share: float) -> Lengths:
+    """An average rollout's, as a share of the longest."""
+    return Lengths(work.prompt_tokens * share, work.privileged_tokens * share, work.response_tokens * share)
+
+
+def _parallel(config: PlanConfig, devices: int) -> Parallel:
+    if config.parallel == "auto":
+        return "single" if devices == 1 else "ddp"
+    if config.parallel == "single" and devices > 1:
+        raise ConfigurationError(f"parallel: single uses one GPU, and gpus gives {devices}")
+    return config.parallel
+
+
+def _optimizer_bytes(name: Any) -> int:
+    """Of a trained parameter: AdamW's two moments."""
+    if not name.startswith(("adamw", "paged_adamw")):
+        raise UserError(f"trl.optim: the memory of {name!r} is not counted, only that of AdamW in its forms")
+    return 2 if "8bit" in name else 8

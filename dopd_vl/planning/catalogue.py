@@ -1,0 +1,81 @@
+"""What is known without a download: shapes of published models in `data/models`, accelerators in `data/gpus.yaml`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig, PreTrainedConfig
+
+from dopd_vl.errors import UserError
+from dopd_vl.planning.shapes import ModelShape, shape_of
+from dopd_vl.resources import find_model, shipped
+from privileged.errors import nearest
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An accelerator by its data sheet."""
+
+    name: str
+    tflops: float
+    """dense, bf16"""
+    memory_gb: float
+    bandwidth_tb: float
+    """TB/s"""
+
+
+def known_models() -> dict[str, Path]:
+    """Hub id -> its file in `data/models`."""
+    files = sorted(shipped("data/models").glob("*.yaml"))
+    return {yaml.safe_load(file.read_text(encoding="utf-8"))["id"]: file for file in files}
+
+
+def published(file: Path) -> tuple[PreTrainedConfig, int]:
+    """The configuration in a file of `data/models`, and the published number of parameters."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings: dict[str, Any] = dict(content["config"])
+    return AutoConfig.for_model(settings.pop("model_type"), **settings), content["parameters"]
+
+
+def model_shape(name: str, key: str) -> ModelShape:
+    """The shape of a model folder, of `nano:NAME`, of a file such as `my-model.yaml`, or of an id in `data/models`.
+
+    Args:
+        key: the setting that names it, for the error.
+
+    Raises:
+        UserError: nothing is known of it, or it is of a family that is not counted.
+    """
+    path, known = find_model(name), known_models()
+    try:
+        if (Path(path) / "config.json").is_file():
+            config = AutoConfig.from_pretrained(path)
+        elif path.endswith(".yaml") and Path(path).is_file():
+            config = published(Path(path))[0]
+        elif path in known:
+            config = published(known[path])[0]
+        else:
+            raise UserError(
+                f"{key}: the shape of {name!r} is not known ({nearest(name, known)}); give a folder with its "
+                f"config.json, or a YAML file with its fields as those in {shipped('data/models')}"
+            )
+        return shape_of(config, name)
+    except (KeyError, TypeError, OSError, yaml.YAMLError) as error:
+        raise UserError(f"{key}: {name!r} does not describe a model ({' '.join(str(error).split())})") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{key}: {name!r}: {' '.join(str(error).split())}") from error
+
+
+def gpu_of(name: str) -> Gpu:
+    """An accelerator of `data/gpus.yaml`.
+
+    Raises:
+        UserError: it is not there.
+    """
+    known = yaml.safe_load(shipped("data/gpus.yaml").read_text(encoding="utf-8"))
+    if name not in known:
+        raise UserError(f"gpu: unknown GPU {name!r}, {nearest(name, known)}; or give --tflops and --bandwidth")
+    return Gpu(**known[name])

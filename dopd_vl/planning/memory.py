@@ -1,0 +1,128 @@
+"""The memory of one step on one device: a pure function from a workload to lines of bytes, each with its reason.
+
+What is held when follows `dopd_vl/training/trainer.py` and `dopd_vl/core`: rollouts, then scoring of the whole step by
+each policy, then slice by slice a forward pass into the fused loss and a backward pass, then the optimizer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dopd_vl.planning import passes
+from dopd_vl.planning.lines import ALWAYS, LEARNING, MOMENTS, PASSES, Line
+from dopd_vl.planning.workload import Workload
+
+_CONTEXT = 1_000_000_000  # CUDA's context, cuBLAS and NCCL buffers
+_FRAGMENTATION = 0.05  # of all else, between the allocator's blocks
+_BUCKET = 500_000_000  # values of DeepSpeed's default reduction bucket
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The lines of one device, and what they come to at each moment."""
+
+    lines: tuple[Line, ...]
+
+    def at(self, moment: str) -> int:
+        """Bytes held at one of `MOMENTS`."""
+        return sum(line.bytes for line in self.lines if moment in line.moments)
+
+    @property
+    def peak_moment(self) -> str:
+        return max(MOMENTS, key=self.at)
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment."""
+        return self.at(self.peak_moment)
+
+
+def memory_of(work: Workload, device_bytes: int | None = None) -> Memory:
+    """What one device holds.
+
+    Args:
+        device_bytes: its memory, of which vLLM takes its share; without vLLM it does not matter.
+
+    Raises:
+        ValueError: vLLM's share of an unknown memory.
+    """
+    lines = [*_weights(work), *_learning_state(work), *passes.lines(work)]
+    lines += [*_machine(work, lines), *_vllm(work, device_bytes)]
+    return Memory(tuple(line for line in lines if line.bytes > 0))
+
+
+def _weights(work: Workload) -> Iterator[Line]:
+    student = work.student.parameters
+    passes_here = PASSES - frozenset({"prefill", "rollout"}) if work.uses_vllm else PASSES
+    if work.precision == "float32":
+        yield Line("student's weights", 4 * student, ALWAYS, "fp32")
+    elif work.precision == "autocast":
+        yield Line("student's weights", 4 * student, ALWAYS, "fp32, whole on every GPU")
+        # A trained weight's copy is kept until the outermost autocast ends; a frozen one's until its layer has run.
+        kept = student if not work.lora_rank else work.student.layer_parameters
+        yield Line("bf16 copies of the student's weights", 2 * kept, passes_here, "autocast's cache during a pass")
+        saved = work.student.body_parameters if work.lora_rank and not work.checkpointing else 0
+        yield Line(
+            "bf16 copies of frozen weights",
+            2 * saved,
+            frozenset({"forward", "loss", "backward starts"}),
+            "saved for the backward",
+        )
+    elif work.parallel == "zero2":
+        yield Line("student's weights", 2 * student, ALWAYS, "bf16, whole on every GPU")
+    elif work.parallel == "zero3":
+        yield Line("student's weights", 2 * student // work.shards, ALWAYS, "bf16, a shard")
+    else:
+        yield Line("student's weights", 4 * student // work.shards, ALWAYS, "fp32, a shard")
+    if work.parallel in ("fsdp2", "zero3"):
+        gathered = 2 * (2 * work.student.layer_parameters + work.student.head_parameters)
+        reason = "bf16: one layer, the next one, and embedding or head"
+        yield Line("weights gathered for a pass", gathered, passes_here | {"backward starts", "backward ends"}, reason)
+    if work.parallel == "zero3" and not work.uses_vllm:
+        yield Line("weights gathered to roll out", 2 * student, frozenset({"rollout"}), "bf16, all of them")
+    if work.teacher is not None:
+        parts = work.devices if work.parallel == "zero3" else 1
+        kind = {2: "bf16", 4: "fp32"}[work.teacher_bytes] + (", a shard" if parts > 1 else ", whole")
+        yield Line("teacher's weights", work.teacher_bytes * work.teacher.parameters // parts, ALWAYS, kind)
+    for policy in sorted({scoring.policy for scoring in work.scorings} & {"start", "average"}):
+        copies = 0 if policy == "start" and work.lora_rank else 4 * work.trained // work.shards
+        yield Line(f"the student's {policy} weights", copies, ALWAYS, "fp32, of what is trained")
+
+
+def _learning_state(work: Workload) -> Iterator[Line]:
+    trained, shards = work.trained, work.shards
+    if work.parallel in ("zero2", "zero3"):
+        yield Line("optimizer state", 12 * trained // shards, ALWAYS, "fp32 weights and AdamW's two moments, a shard")
+        yield Line("gradients", 2 * trained // shards, LEARNING, "bf16, a shard; none between optimizer steps")
+        yield Line(
+            "reduction bucket", 2 * min(_BUCKET, trained), frozenset({"backward ends"}), "bf16, 5e8 values at most"
+        )
+        yield Line("gradients in fp32", 4 * trained // shards, frozenset({"update"}), "for the optimizer's step")
+        return
+    reason = "AdamW's two moments" + (" in fp32" if work.optimizer_bytes == 8 else " in 8 bits")
+    yield Line("optimizer state", work.optimizer_bytes * trained // shards, ALWAYS, reason)
+    # Freed after each optimizer step; within a step they are there from the first slice's backward pass on.
+    when = LEARNING if work.accumulation > 1 else frozenset({"backward ends", "update"})
+    yield Line("gradients", 4 * trained // shards, when, "fp32; none between optimizer steps")
+    if work.parallel == "ddp":
+        yield Line("reduction buckets", 4 * trained, ALWAYS, "DDP keeps a second copy of the gradients")
+    if work.parallel == "fsdp2":
+        unsharded = 4 * (work.student.layer_parameters + work.student.head_parameters)
+        yield Line("gradients before reduction", unsharded, frozenset({"backward ends"}), "of one layer and the head")
+
+
+def _vllm(work: Workload, device_bytes: int | None) -> Iterator[Line]:
+    if not work.vllm_share:
+        return
+    if device_bytes is None:
+        raise ValueError("vLLM takes a share of the device's memory, which is not given")
+    moments = frozenset({"prefill", "rollout"}) if work.vllm_sleeps else ALWAYS
+    reason = "its share: bf16 weights, and keys and values in what is left"
+    yield Line("vLLM", int(work.vllm_share * device_bytes), moments, reason)
+
+
+def _machine(work: Workload, lines: list[Line]) -> Iterator[Line]:
+    if not work.on_gpu:
+        return
+    yield Line("CUDA and NCCL", _CONTEXT, ALWAYS, "assumed: 1 GB")
+    peak = max(sum(line.bytes for line in lines if moment in line.moments) for moment in MOMENTS)
+    yield Line("fragmentation", int(_FRAGMENTATION * peak), ALWAYS, f"assumed: {_FRAGMENTATION:.0%} of the rest")

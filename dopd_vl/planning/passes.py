@@ -1,0 +1,184 @@
+"""Bytes of the passes of a step: rollouts, scoring, what is kept of it, and learning."""
+
+import math
+from collections.abc import Iterator
+
+from dopd_vl.core.fused_loss import DENSE_SHARE
+from dopd_vl.core.projection import TOP_K_BLOCK
+from dopd_vl.planning import activations as act
+from dopd_vl.planning.lines import ALWAYS, Line
+from dopd_vl.planning.shapes import ModelShape
+from dopd_vl.planning.workload import Precision, Scoring, Workload
+
+_SAMPLING_COPIES = 4  # of the next token's logits: the head's, in fp32, by temperature, as probabilities
+
+
+def lines(work: Workload) -> Iterator[Line]:
+    """Everything that comes and goes with the passes."""
+    if not work.uses_vllm:
+        yield from _rollout(work)
+    yield from _scoring(work)
+    yield from _kept(work)
+    yield from _learning(work)
+    yield from _loss(work)
+
+
+def _rollout(work: Workload) -> Iterator[Line]:
+    shape, rows = work.student, work.rollouts
+    mask = work.prompt_tokens**2 * (1 + act.saved_mask(work.precision))
+    prompt = work.prompt_tokens * (act.passing(shape, work.precision) + act.cache_bytes(shape, work.precision)) + mask
+    yield Line("reading the prompts", rows * prompt, frozenset({"prefill"}), "all rollouts of the step at once")
+    # A layer's cache is copied as it grows, so that one layer's is there twice.
+    cache = act.cache_bytes(shape, work.precision) * (shape.layers + 1) // shape.layers
+    tokens = rows * (work.prompt_tokens + work.response_tokens)
+    yield Line("rollouts' keys and values", tokens * cache, frozenset({"rollout"}), "all rollouts of the step at once")
+    logits = _SAMPLING_COPIES * 4 * rows * shape.vocabulary
+    yield Line("next tokens' logits", logits, frozenset({"rollout"}), f"fp32, {_SAMPLING_COPIES} copies of a row each")
+
+
+def _scoring(work: Workload) -> Iterator[Line]:
+    passes = {scoring: _scoring_pass(work, scoring) for scoring in work.scorings}
+    if passes:
+        worst = max(passes, key=lambda scoring: passes[scoring])
+        reason = f"of {worst}, {_scored_rows(work)} rollouts at a time; the larger of pass and logits"
+        yield Line("scoring pass", passes[worst], frozenset({"scoring"}), reason)
+    for scoring in work.scorings:
+        shape, precision = _policy(work, scoring)
+        if not work.offload_scores:
+            hidden = work.rollouts * work.response_tokens * shape.hidden * act.WIDTHS[precision].stream
+            yield Line(f"hidden states of {scoring}", hidden, frozenset({"scoring"}), "until all have scored")
+        scores = work.rollouts * _score_bytes(work)
+        yield Line(f"scores of {scoring}", scores, frozenset({"scoring"}), f"{_a_token(work)} bytes a token")
+
+
+def _scoring_pass(work: Workload, scoring: Scoring) -> int:
+    shape, precision = _policy(work, scoring)
+    rows, prompt, response = _scored_rows(work), work.view_tokens(scoring), work.response_tokens
+    pair = 1 + act.saved_mask(precision)
+    shared = scoring.shares_prompts and work.share_prompts and work.siblings > 1
+    prompts = math.ceil(rows / work.siblings) if shared else rows
+    if shared:
+        cache = rows * (prompt + response) * act.cache_bytes(shape, precision)
+        running = max(prompts * prompt, rows * response) * act.passing(shape, precision)
+        held = cache + running + max(prompts * prompt**2, rows * response * (prompt + response)) * pair
+    else:
+        tokens = prompt + response
+        held = rows * tokens * act.passing(shape, precision) + rows * tokens**2 * pair
+    vision = 0
+    if shape.vision is not None:
+        patches = prompts * work.images * work.image_tokens * shape.vision.merge**2
+        vision = patches * act.passing_vision(shape.vision, precision)
+    hidden = rows * response * shape.hidden * act.WIDTHS[precision].stream
+    return max(held, vision, hidden + _scored_chunk(work, shape, precision))
+
+
+def _scored_chunk(work: Workload, shape: ModelShape, precision: Precision) -> int:
+    """One chunk of logits on its way to scores."""
+    copies = 3 if work.on_gpu else 1  # shifted, and as probabilities; a CPU goes block by block
+    logits = copies * 4 * work.chunk * shape.vocabulary
+    # In two stages: the candidates' values twice, and their ids twice.
+    blocks = shape.vocabulary // TOP_K_BLOCK
+    candidates = work.chunk * work.top_k * TOP_K_BLOCK * 24 if blocks >= 8 * work.top_k else 0
+    return logits + candidates + _head_copy(shape, precision)
+
+
+def _head_copy(shape: ModelShape, precision: Precision) -> int:
+    """Autocast's products take the head in bf16."""
+    return 2 * shape.head_parameters if precision == "autocast" else 0
+
+
+def _kept(work: Workload) -> Iterator[Line]:
+    """Of one step until the next has been scored."""
+    for scoring in work.scorings:
+        shape, precision = _policy(work, scoring)
+        if scoring.supervises:
+            place = "; the entries in host memory" if work.offload_scores else ""
+            reason = f"{_a_token(work)} bytes a token, until the next step has been scored{place}"
+            yield Line(f"kept scores of {scoring}", work.rollouts * _score_bytes(work), ALWAYS, reason)
+        if scoring.keeps_hidden and not work.offload_scores:
+            share = work.hidden_share(scoring)
+            tokens = int(share * work.rollouts * work.response_tokens)
+            size = tokens * shape.hidden * act.WIDTHS[precision].stream
+            reason = f"of {share:.0%} of the tokens, for terms over the whole vocabulary"
+            yield Line(f"kept hidden states of {scoring}", size, ALWAYS, reason)
+
+
+def _a_token(work: Workload) -> int:
+    return 20 if work.offload_scores else 8 * work.top_k + 20
+
+
+def _score_bytes(work: Workload) -> int:
+    """Of one rollout, on the device."""
+    return work.response_tokens * _a_token(work)
+
+
+def _learning(work: Workload) -> Iterator[Line]:
+    shape, precision, response = work.student, work.precision, work.response_tokens
+    whole = work.prompt_tokens + response
+    prompts = work.batch
+    if work.learns_from_shared_prompts:
+        prompts = math.ceil(work.batch / work.siblings)
+        tokens = prompts * work.prompt_tokens + work.batch * response
+        keys = prompts * work.prompt_tokens + work.batch * whole
+        pairs = prompts * work.prompt_tokens**2 + work.batch * response * whole
+        cache = work.batch * whole * act.cache_bytes(shape, precision)
+        yield Line("prompts' keys and values", cache, frozenset({"forward"}), "which siblings go on from")
+    else:
+        tokens = keys = work.batch * whole
+        pairs = work.batch * whole**2
+    layer = tokens * act.saved_by_layer(shape, precision, work.lora_rank)
+    layer += keys * act.saved_keys(shape, precision) + pairs * act.saved_mask(precision)
+    in_flight = tokens * act.backward_temporaries(shape, precision)
+    ends = frozenset({"forward", "loss", "backward starts"})
+    if work.checkpointing:
+        inputs = tokens * act.layer_inputs(shape, precision)
+        yield Line("activations", inputs, ends, "checkpointing: the inputs of the layers alone")
+        passing = tokens * act.passing(shape, precision) + pairs * act.saved_mask(precision)
+        yield Line("a layer in passing", passing, frozenset({"forward"}), "its results are not kept")
+    else:
+        yield Line("activations", shape.layers * layer, ends, f"{layer // tokens:,} bytes a token and layer")
+    backward = frozenset({"backward starts", "backward ends"}) if work.checkpointing else frozenset({"backward ends"})
+    yield Line("a layer in its backward pass", layer + in_flight, backward, "its activations and gradients in flight")
+    norm = tokens * act.final_norm(shape, precision) + pairs
+    yield Line("last norm and mask", norm, ends, "whole sequences, and one byte a pair of tokens")
+    if shape.vision is not None:
+        patches = prompts * work.images * work.image_tokens * shape.vision.merge**2
+        vision = patches * act.saved_by_vision(shape.vision, precision, work.checkpointing)
+        yield Line("vision tower's activations", vision, ends, f"of {prompts * work.images} images")
+
+
+def _loss(work: Workload) -> Iterator[Line]:
+    shape, head = work.student, 4 * work.student.head_parameters
+    if not work.lora_rank:
+        when = frozenset({"loss", "backward starts"})
+        yield Line("head's gradient", head, when, "fp32, added up over the chunks")
+        if shape.tied:
+            copies = 2 if work.accumulation > 1 else 1
+            reason = "head and embedding are one: their gradients are added at the end"
+            yield Line("embedding's gradient", copies * head, frozenset({"backward ends"}), reason)
+    hidden = work.batch * work.response_tokens * shape.hidden * act.WIDTHS[work.precision].stream
+    when = frozenset({"loss", "backward starts"})
+    yield Line("hidden states' gradient", hidden, when, "of the response's tokens")
+    for scoring in work.scorings:
+        if scoring.keeps_hidden:
+            of, precision = _policy(work, scoring)
+            size = 2 * work.batch * work.response_tokens * of.hidden * act.WIDTHS[precision].stream
+            yield Line(f"hidden states of {scoring}, laid out", size, frozenset({"loss"}), "twice, a slice")
+    # Sparse terms: logits, on a GPU with a shifted copy or, later, their gradient in bf16. Full support: four at a time
+    # (both policies' probabilities, their difference, the gradient), on fewer rows.
+    sparse = 2 if work.on_gpu else 1
+    dense = 4 / DENSE_SHARE if work.full_support else 0
+    logits = int(max(sparse, dense) * 4 * work.chunk * shape.vocabulary)
+    copy = _head_copy(shape, work.precision)
+    yield Line("a chunk of logits", logits + copy, frozenset({"loss"}), f"{work.chunk} rows in fp32, and temporaries")
+
+
+def _scored_rows(work: Workload) -> int:
+    return min(work.scoring_batch, work.rollouts)
+
+
+def _policy(work: Workload, scoring: Scoring) -> tuple[ModelShape, Precision]:
+    if scoring.policy != "teacher":
+        return work.student, work.precision
+    assert work.teacher is not None
+    return work.teacher, "float32" if work.teacher_bytes == 4 and work.precision == "float32" else "bfloat16"

@@ -1,0 +1,126 @@
+"""What a run does, as plain numbers: all that the memory and the time of a step are computed from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dopd_vl.planning.shapes import ModelShape
+
+Parallel = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+Precision = Literal["float32", "autocast", "bfloat16"]
+"""Of the student's passes: "float32", everything (a CPU); "autocast", fp32 weights and bf16 products (one GPU, DDP);
+"bfloat16", bf16 weights in every pass with fp32 ones kept in shards (FSDP2, ZeRO)."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One policy that is scored before learning."""
+
+    policy: str
+    """"teacher", "student", "start" or "average" """
+    view: str
+    """"plain", "privileged", "sibling" (the prompt with a sibling's response in it), or a variant"""
+    supervises: bool
+    """whether the plan has a term of it, so that its scores are kept for learning"""
+    keeps_hidden: bool
+    """whether a term needs hidden states beyond the scores"""
+    of_all_tokens: bool
+    """whether it needs those of every token"""
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether siblings have the same view."""
+        return self.view != "sibling"
+
+    def __str__(self) -> str:
+        return f"{self.policy} ({self.view})"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One optimizer step of one device, and the machine. Tokens are the longest ones."""
+
+    student: ModelShape
+    teacher: ModelShape | None
+    scorings: tuple[Scoring, ...]
+    full_support: bool
+    """whether any term is over the whole vocabulary"""
+
+    batch: int
+    """rollouts per forward and backward pass"""
+    accumulation: int
+    siblings: int
+    """rollouts of a prompt"""
+    scoring_batch: int
+    prompt_tokens: int
+    """of the plain view: rollouts and learning"""
+    privileged_tokens: int
+    """of the longest privileged view: scoring"""
+    response_tokens: int
+    images: int = 0
+    """of a prompt"""
+    image_tokens: int = 0
+    """of an image, after the merger; they are part of the prompt's tokens"""
+
+    parallel: Parallel = "single"
+    devices: int = 1
+    on_gpu: bool = True
+    lora_rank: int = 0
+    """0: all weights are trained"""
+    lora_modules: str = "all-linear"
+    teacher_bytes: int = 2
+    bf16: bool = True
+    """whether a GPU computes products in bf16"""
+    optimizer_bytes: int = 8
+    """of a trained parameter"""
+    checkpointing: bool = True
+    share_prompts: bool = True
+    chunk: int = 256
+    top_k: int = 128
+    """entries kept a token"""
+    offload_scores: bool = False
+    uses_vllm: bool = False
+    vllm_share: float = 0.0
+    """of the device's memory, where vLLM rolls out beside training; 0 where it has devices of its own"""
+    vllm_sleeps: bool = False
+    """whether vLLM gives its memory back between rollouts"""
+    full_share: float = 0.5
+    """tokens that terms of full support teach, where not all"""
+
+    @property
+    def precision(self) -> Precision:
+        if not (self.on_gpu and self.bf16):
+            return "float32"
+        return "autocast" if self.parallel in ("single", "ddp") else "bfloat16"
+
+    def hidden_share(self, scoring: Scoring) -> float:
+        """Share of tokens whose hidden states of a policy are kept."""
+        return 1.0 if scoring.of_all_tokens else self.full_share
+
+    def view_tokens(self, scoring: Scoring) -> int:
+        """The longest prompt of a policy's view."""
+        if scoring.view == "plain":
+            return self.prompt_tokens
+        return self.privileged_tokens + (self.response_tokens if scoring.view == "sibling" else 0)
+
+    @property
+    def shards(self) -> int:
+        """Parts that the student's optimizer state lies in."""
+        return 1 if self.parallel in ("single", "ddp") else self.devices
+
+    @property
+    def rollouts(self) -> int:
+        """Of a step, on one device."""
+        return self.batch * self.accumulation
+
+    @property
+    def trained(self) -> int:
+        """Parameters that learn."""
+        if self.lora_rank:
+            return self.student.adapter_parameters(self.lora_rank, self.lora_modules)
+        return self.student.parameters
+
+    @property
+    def learns_from_shared_prompts(self) -> bool:
+        """As the trainer decides: layers without checkpointing, weights not sharded."""
+        plain = self.parallel in ("single", "ddp")
+        return self.share_prompts and self.siblings > 1 and not self.checkpointing and plain

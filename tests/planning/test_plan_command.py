@@ -1,0 +1,88 @@
+"""`dopd-vl plan` from the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dopd_vl.commands.plan import main
+from dopd_vl.errors import UserError
+from dopd_vl.planning import build
+from dopd_vl.planning.config import PlanConfig
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dopd_vl.cli", "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_that_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "llm/nano", "--gpus", "1x8"]) == 0
+    text = said(capsys)
+    assert "It fits:" in text
+    assert "Assumed: longest prompt 1024 tokens" in text
+    assert "100 steps of 32 rollouts" in text
+
+
+def test_one_that_does_not_ends_with_1_and_says_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8x48", "--gpu", "l40s"]) == 1
+    text = said(capsys)
+    assert "It does not fit" in text
+    assert "Change, in this order" in text
+    assert "362 TFLOPS dense bf16" in text
+
+
+def test_a_given_throughput_takes_the_place_of_the_data_sheet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "llm/nano", "--gpus", "1x8", "--tflops", "100", "--mfu", "0.5"]) == 0
+    assert "100 TFLOPS dense bf16 a GPU at 50%" in said(capsys)
+
+
+def test_vllm_with_too_small_a_share_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8x141", "--trl.vllm_gpu_memory_utilization", "0.025"]
+    assert main(arguments) == 1
+    assert "That is too little" in said(capsys)
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    result = plan("--config", "llm/nano", "--model.student", "Qwen/Qwen3-9B")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: model.student: the shape of 'Qwen/Qwen3-9B' is not known")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "eight"], "gpus: 'eight' is not NUMBERxGB"),
+        (["--gpus", "0x80"], "is not NUMBERxGB"),
+        (["--gpu", "h1000"], "did you mean 'h100'"),
+        (["--mfu", "1.5"], "mfu: 1.5 must be above 0"),
+        (["--gpus", "2x80", "--parallel", "single"], "parallel: single uses one GPU"),
+        (["--model.teacher", "Qwen/Qwen3-8B"], "model.teacher: its vocabulary has 151936"),
+        (["--objective.name", "dodp"], "did you mean 'dopd'"),
+        (["--trl.optim", "sgd"], "trl.optim: the memory of 'sgd'"),
+        (["--objective.name", "va-opd"], "compares several rollouts"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        main(["--config", "llm/nano", *arguments])
+
+
+def test_settings_that_are_left_out_are_the_trainers_defaults() -> None:
+    from dopd_vl.training.arguments import DopdConfig
+
+    defaults = DopdConfig.__dataclass_fields__
+    work = build.workload_of(PlanConfig())
+    names = {"top_k": "logged_top_k", "chunk": "logits_chunk_size", "share_prompts": "share_prompts"}
+    names |= {"offload_scores": "offload_scores", "vllm_sleeps": "vllm_enable_sleep_mode"}
+    assert {ours: getattr(work, ours) for ours in names} == {ours: defaults[n].default for ours, n in names.items()}
+    served = PlanConfig()
+    served.training.use_vllm = True
+    assert build.workload_of(served).vllm_share == defaults["vllm_gpu_memory_utilization"].default
+    assert defaults["vllm_mode"].default == "colocate"
