@@ -59,9 +59,13 @@ def _read(job: Job) -> Score:
     parts, counts = {}, []
     for part in job.route.scores:
         file = newest(job.folder / "work" / "reports", f"{part.task}.json", job.harness.name)
-        value, count = _metric(load_result(file), part, file)
+        report = load_result(file)
+        lost = (report.get("execution_summary") or {}).get("errored", 0)
+        if lost:  # evalscope leaves them out of the score
+            raise ResultError(f"{file}: {lost} questions were not answered; the same command asks for them again")
+        value, responses = _metric(report, part, file)
         parts[part.task] = value
-        counts.append(count)
+        counts.append(responses // job.route.samples)
     return combined(job, parts, sum(counts))
 
 

@@ -14,9 +14,10 @@ def _steps(job: Job) -> list[Step]:
     ask += ["--api-base", job.settings.api_url, "--api-key", "EMPTY", "--resume"]
     ask += ["--max-tokens", str(sampling["max_new_tokens"]), "--force-temperature", str(sampling["temperature"])]
     ask += ["--parallel-requests", str(job.settings.batch_size)]
+    show = [job.python, "show_livebench_result.py", *shared, "--model-list", job.label]
     if job.settings.limit is not None:
         ask += ["--question-end", str(job.settings.limit)]
-    show = [job.python, "show_livebench_result.py", *shared, "--model-list", job.label]
+        show += ["--ignore-missing-judgments"]
     # The runner starts `python` and writes into the folder it stands in.
     where, programs = job.source / "livebench", job.environment / "bin"
     copy = ["cp", RESULT_FILE, str(job.folder / RESULT_FILE)]
