@@ -8,6 +8,7 @@ verdicts; machine details were taken out.
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def keep(source: str, target: Path) -> Path:
 def command_of(job: Job) -> dict[str, str]:
     """option -> what follows it, of a job's first command."""
     argv = ADAPTERS[job.harness.name].steps(job)[0].argv
-    return {name: value for name, value in zip(argv, argv[1:], strict=False) if name.startswith("--")}
+    return {name: value for name, value in pairwise(argv) if name.startswith("--")}
 
 
 def test_mmmu_pro_is_the_mean_of_its_two_formats(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Scores and their intervals: known values, and the properties that make them what they are called."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb, sqrt
 
 import numpy as np
@@ -42,7 +42,7 @@ def test_pass_at_k_is_the_share_of_k_subsets_that_hold_a_right_response(verdicts
 def test_pass_at_1_is_the_average_and_pass_at_k_grows(verdicts: list[list[bool]]) -> None:
     values = [pass_at(verdicts, k).value for k in range(1, len(verdicts[0]) + 1)]
     assert values[0] == pytest.approx(average(verdicts).value)
-    assert all(b >= a - 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(b >= a - 1e-12 for a, b in pairwise(values))
 
 
 def test_the_bootstrap_agrees_with_the_normal_approximation_where_that_holds() -> None:
