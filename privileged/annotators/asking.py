@@ -83,20 +83,17 @@ class Asker:
                 await self._changed.wait()  # those in flight may cost less than they may at most
             self.spending.reserve(*size)
         try:
-            reply = await self._with_retries(request)
-            self.spending.pay(reply.prompt_tokens, reply.reply_tokens)
-            kept = asyncio.get_running_loop().run_in_executor(self._disk, self._cache.add, key, reply)
-            await asyncio.shield(kept)  # it was paid for: also when the run is stopped in this moment
+            reply = await self._with_retries(key, request)
         finally:
             self.spending.release(*size)
             async with self._changed:
                 self._changed.notify_all()
         return reply
 
-    async def _with_retries(self, request: Request) -> Reply:
+    async def _with_retries(self, key: str, request: Request) -> Reply:
         self.outage.starts()
         try:
-            reply = await self._tried(request)
+            reply = await self._tried(key, request)
         except RequestFailed as error:
             reason = str(error)
         else:
@@ -107,10 +104,10 @@ class Asker:
         await self.outage.failed(reason)
         raise RequestFailed(reason)
 
-    async def _tried(self, request: Request) -> Reply:
+    async def _tried(self, key: str, request: Request) -> Reply:
         for attempt in range(self._settings.retries + 1):
             try:
-                return await self._once(request)
+                return await self._once(key, request)
             except RequestRefused as error:
                 raise RequestFailed(str(error)) from None
             except Transient as error:
@@ -122,14 +119,22 @@ class Asker:
                     await self._back_off(attempt, error)
         raise RequestFailed(f"{last} (tried {self._settings.retries + 1} times)")
 
-    async def _once(self, request: Request) -> Reply:
+    async def _once(self, key: str, request: Request) -> Reply:
         while True:
             if (pause := self._not_before - time.monotonic()) > 0:
                 # A little apart, so that not all come at once when the server opens again.
                 await asyncio.sleep(pause * random.uniform(1.0, 1.1))
             async with self._slots:
                 if self._not_before <= time.monotonic():  # a rate limit may have come while this one queued
-                    return await self._generator.generate(request)
+                    reply = await self._generator.generate(request)
+                    # Kept before the slot is free: a kill costs no more replies than may be in flight.
+                    await self._keep(key, reply)
+                    return reply
+
+    async def _keep(self, key: str, reply: Reply) -> None:
+        self.spending.pay(reply.prompt_tokens, reply.reply_tokens)
+        kept = asyncio.get_running_loop().run_in_executor(self._disk, self._cache.add, key, reply)
+        await asyncio.shield(kept)  # it was paid for: also when the run is stopped in this moment
 
     async def _back_off(self, attempt: int, error: Transient) -> None:
         """Wait without holding a slot. What a server that is overrun asks for holds for every request."""
