@@ -89,6 +89,8 @@ class Requirements(NamedTuple):
     """whether every example's task needs a verifier"""
     needs_images: bool = False
     """whether it makes sense with a vision-language student alone"""
+    needs_scores: bool = True
+    """whether `decide` reads its policies' scores; else they are made for the rollouts that are kept to look at alone"""
 
     @classmethod
     def of(cls, objective: Objective) -> "Requirements":

@@ -68,6 +68,11 @@ class Opd:
         return "degraded" in (self.evidence_gate, self.teacher_view)
 
     @property
+    def needs_scores(self) -> bool:
+        """A plan over the whole vocabulary projects the teacher itself; to weigh tokens by it is another matter."""
+        return self.form != "divergence" or self.support != "full" or self.evidence_gate != "none"
+
+    @property
     def _teacher(self) -> Source:
         return Source("teacher", self.teacher_view)
 

@@ -65,17 +65,26 @@ def is_correct(example: Mapping[str, Any], response: str) -> bool | None:
 
 
 def add_rollouts(
-    sums: TokenSums, scores: Scores, decision: Decision, correct: Sequence[bool | None], top_k: int
+    sums: TokenSums,
+    scores: Scores,
+    decision: Decision,
+    correct: Sequence[bool | None],
+    top_k: int,
+    scored: Tensor,
 ) -> None:
-    """Add one generation batch: what the objective tells of its tokens, how sure each policy is, who was right."""
+    """Add one generation batch: what the objective tells of its tokens, how sure each policy is, who was right.
+
+    `scored`: the tokens that the policies' scores are of, bool `[B, N]`.
+    """
     mask = scores.response_mask
     tokens = int(mask.sum())
     for name, values in decision.per_token.items():
         if values.is_floating_point():
             sums.add(f"{name}/mean", values[mask].sum().item(), tokens)
+    of_policies = int(scored.sum())
     for source, policy in scores.policies.items():
-        sums.add(f"entropy/{source}", policy.entropy.sum().item(), tokens)
-        sums.add(f"top_{top_k}_mass/{source}", policy.top_k_logp[..., :top_k].exp().sum().item(), tokens)
-    scored = mask.any(dim=-1).tolist()
-    judged = [verdict for verdict, use in zip(correct, scored, strict=True) if use and verdict is not None]
+        sums.add(f"entropy/{source}", policy.entropy.sum().item(), of_policies)
+        sums.add(f"top_{top_k}_mass/{source}", policy.top_k_logp[..., :top_k].exp().sum().item(), of_policies)
+    takes_part = mask.any(dim=-1).tolist()
+    judged = [verdict for verdict, use in zip(correct, takes_part, strict=True) if use and verdict is not None]
     sums.add("rollout_accuracy", sum(judged), len(judged))

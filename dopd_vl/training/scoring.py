@@ -10,9 +10,9 @@ from dopd_vl.core import TokenScores
 from dopd_vl.training.prompt_sharing import siblings_of
 from dopd_vl.views import View
 
-Forward = Callable[[list[View], list[list[int]]], tuple[Tensor, TokenScores]]
-"""Views and responses of a micro-batch -> hidden states `[b, n, H]` that predict the response tokens, n the longest,
-and their scores."""
+Forward = Callable[[list[View], list[list[int]], Tensor], tuple[Tensor, TokenScores]]
+"""Views, responses and the tokens to score, bool `[b, n]`, of a micro-batch -> hidden states `[b, n, H]` that predict the
+response tokens, n the longest, and their scores."""
 
 
 class Scored(NamedTuple):
@@ -25,7 +25,7 @@ class Scored(NamedTuple):
 
 @torch.no_grad()
 def score_views(
-    forward: Forward, views: Sequence[View], responses: Sequence[list[int]], batch_size: int, response_mask: Tensor
+    forward: Forward, views: Sequence[View], responses: Sequence[list[int]], batch_size: int, token_mask: Tensor
 ) -> Scored:
     """Score all rollouts, `batch_size` at a time.
 
@@ -33,7 +33,7 @@ def score_views(
     share their prompt.
 
     Args:
-        response_mask: `[B, N]`, false also for the tokens of an example that takes no part.
+        token_mask: `[B, N]`, the tokens to score; false also for those of an example that takes no part.
     """
     _, prompt = siblings_of(views)
     longest = [0] * len(views)
@@ -48,14 +48,15 @@ def score_views(
     scores: TokenScores | None = None
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        some_hidden, some = forward([views[b] for b in rows], [responses[b] for b in rows])
+        width = max(len(responses[b]) for b in rows)
+        taking_part = token_mask[torch.tensor(rows, device=token_mask.device), :width]
+        some_hidden, some = forward([views[b] for b in rows], [responses[b] for b in rows], taking_part)
         if hidden is None or scores is None:
-            empty = _empty_like(some, *response_mask.shape)
-            hidden = some_hidden.new_zeros(*response_mask.shape, some_hidden.shape[-1])
+            empty = _empty_like(some, *token_mask.shape)
+            hidden = some_hidden.new_zeros(*token_mask.shape, some_hidden.shape[-1])
             scores = empty
         index = torch.tensor(rows, device=hidden.device)
         hidden[index, : some_hidden.shape[1]] = some_hidden
-        taking_part = response_mask[index.to(response_mask.device), : some_hidden.shape[1]]
         for name, values in vars(some).items():
             whole: Tensor = getattr(scores, name)
             where = taking_part.to(whole.device)

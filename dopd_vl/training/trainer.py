@@ -189,7 +189,14 @@ class DopdTrainer(DistillationTrainer):
             by_sibling, shown = render_siblings(self.renderer, inputs, plain_views, texts, shown)
             views |= {source: by_sibling for source in sources if source.view == SIBLING_VIEW}
 
-        scored = {source: self._score(source, views[source], responses, response_mask) for source in sources}
+        # One process keeps some rollouts to look at, with their scores.
+        most = self.args.rollouts_to_keep if self.accelerator.is_main_process else 0
+        chosen = [row for row, takes_part in enumerate(usable) if takes_part][:most]
+        token_mask = response_mask
+        if not self.requirements.needs_scores:
+            token_mask = torch.zeros_like(response_mask)
+            token_mask[chosen] = response_mask[chosen]
+        scored = {source: self._score(source, views[source], responses, token_mask) for source in sources}
         scores = Scores(
             policies={source: result.scores for source, result in scored.items()},
             response_ids=response_ids,
@@ -201,10 +208,7 @@ class DopdTrainer(DistillationTrainer):
         )
         policies = scores.policies
         self._decision = decision = self.objective.decide(scores)
-        self._log_rollouts(verdicts, scores)
-        # One process writes them.
-        most = self.args.rollouts_to_keep if self.accelerator.is_main_process else 0
-        chosen = [row for row, takes_part in enumerate(usable) if takes_part][:most]
+        self._log_rollouts(verdicts, scores, token_mask)
         self.kept_rollouts = keep_rollouts(chosen, inputs, views, responses, texts, verdicts, scores, decision)
 
         reduction = decision.plan.reduction
@@ -236,19 +240,23 @@ class DopdTrainer(DistillationTrainer):
         store = "cpu" if self.args.offload_scores else None
         shared = self.args.share_prompts and self.args.num_generations > 1 and source.view != SIBLING_VIEW
 
-        def forward(some_views: list[View], some_responses: list[list[int]]) -> tuple[Tensor, TokenScores]:
+        def forward(
+            some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
+        ) -> tuple[Tensor, TokenScores]:
             hidden = self._hidden_states(unwrapped, some_views, some_responses, shared)
-            ids, some_mask = pad_responses(some_responses, self._tokenizer.pad_token_id)
+            ids, _ = pad_responses(some_responses, self._tokenizer.pad_token_id)
             projection = self._projection(source, hidden)
             chunk_size = self.args.logits_chunk_size
             ids, some_mask = ids.to(hidden.device), some_mask.to(hidden.device)
             scores = score_tokens(projection, ids, some_mask, top_k, chunk_size, store)
             return hidden if store is None else hidden.to(store), scores
 
-        def redirected(some_views: list[View], some_responses: list[list[int]]) -> tuple[Tensor, TokenScores]:
+        def redirected(
+            some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
+        ) -> tuple[Tensor, TokenScores]:
             # Through the wrapper's own forward pass, so that a sharded policy's weights are whole in it, head and all.
             with self.compute_loss_context_manager():  # the same precision as in learning
-                return self._forward_redirection(wrapped, unwrapped, forward, some_views, some_responses)
+                return self._forward_redirection(wrapped, unwrapped, forward, some_views, some_responses, some_mask)
 
         was_training = wrapped.training
         wrapped.eval()
@@ -380,9 +388,9 @@ class DopdTrainer(DistillationTrainer):
 
     # ---- logging and evaluation -------------------------------------------------------------------------------------
 
-    def _log_rollouts(self, correct: list[bool | None], scores: Scores) -> None:
+    def _log_rollouts(self, correct: list[bool | None], scores: Scores, scored: Tensor) -> None:
         assert self._decision is not None
-        add_rollouts(self._sums, scores, self._decision, correct, self.args.logged_top_k)
+        add_rollouts(self._sums, scores, self._decision, correct, self.args.logged_top_k, scored)
         values = {**self._decision.values, "refused_examples": float(len(self.refusals))}
         of_ranks = self.accelerator.gather(torch.tensor([list(values.values())], device=self.accelerator.device))
         for name, value in zip(values, of_ranks.nanmean(0).tolist(), strict=True):
