@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+LADDERS = ("text", "text-even", "text-teacher", "vision", "vision-even")
 MODELS = ("vision-teacher", "vision-student", "text-teacher", "text-student")
 
 
@@ -20,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--scored", type=_positive, help="held-out records to measure the final scores on")
     ladder = commands.add_parser("ladder", help="train a nano student and save it at chosen held-out accuracies")
     ladder.add_argument("--output", required=True, metavar="DIR", help="where the model folders go")
-    ladder.add_argument("--family", choices=("text", "vision"), required=True)
+    ladder.add_argument("--family", choices=LADDERS, required=True)
     ladder.add_argument("--levels", type=float, nargs="+", metavar="SHARE", help="accuracies, default 0.1 0.3 0.5 0.7")
     ladder.add_argument("--seed", type=int, default=0)
     return top

@@ -46,13 +46,19 @@ class Rungs:
 
 VISION_TASKS = ("read", "add", "count")
 LADDERS: dict[str, Rungs] = {
-    # Half of the prompts show the privileged input: it helps, as it does a model that was trained to read it.
-    "text": Rungs(
-        "text",
-        "text-student",
-        Recipe((Phase(60, 1_600, {"none": 1.0}), Phase(1_500, 16_000, {"none": 0.5, "hints": 0.5}))),
-    ),
+    # Nearly all prompts have hints: students that lean on the privileged input.
+    "text": Rungs("text", "text-student", Recipe((Phase(1_500, 16_000, {"none": 0.1, "hints": 0.9}),))),
+    # Half of them have: students that do as well without it.
+    "text-even": Rungs("text", "text-student", Recipe((Phase(1_500, 16_000, {"none": 0.5, "hints": 0.5}),))),
+    # Teachers that need the privileged input themselves.
+    "text-teacher": Rungs("text", "text-teacher", Recipe((Phase(1_500, 16_000, {"none": 0.01, "hints": 0.99}),))),
     "vision": Rungs(
+        "vision",
+        "vision-student",
+        Recipe((Phase(3_000, 16_000, {"none": 0.15, "box_label": 0.85}, VISION_TASKS),), sight_steps=100, batch=32),
+        VISION_TASKS,
+    ),
+    "vision-even": Rungs(
         "vision",
         "vision-student",
         Recipe((Phase(3_000, 16_000, {"none": 0.5, "box_label": 0.5}, VISION_TASKS),), sight_steps=100, batch=32),
