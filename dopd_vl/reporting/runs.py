@@ -1,6 +1,7 @@
 """Reads run folders for the report: only what a run logged, nothing made up for what it did not."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,10 @@ def _look_up(config: Any, key: str) -> tuple[bool, Any]:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names where they differ, else their whole paths."""
-    short = [folder.resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+    """The folders' own names where they differ, else their paths from where these part, e.g. `dopd/seed-0`."""
+    whole = [folder.resolve() for folder in folders]
+    short = [path.name for path in whole]
+    if len(set(short)) == len(short) or len(set(whole)) == 1:
+        return short
+    parent = os.path.commonpath(whole)
+    return [str(path.relative_to(parent)) for path in whole]

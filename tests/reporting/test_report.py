@@ -63,6 +63,14 @@ def test_runs_are_grouped_by_a_key_of_their_configuration(tmp_path: Path) -> Non
     assert opd["low"] == opd["high"] == opd["middle"]
 
 
+def test_runs_of_like_names_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    for cell in ("dopd", "opd"):
+        (tmp_path / cell).mkdir()
+    runs = [str(run_folder(tmp_path / cell / "seed-0")) for cell in ("dopd", "opd")]
+    assert page_of(tmp_path, *runs).json()["groups"] == ["dopd/seed-0", "opd/seed-0"]
+    assert page_of(tmp_path, runs[0]).json()["groups"] == ["seed-0"]
+
+
 @pytest.mark.parametrize("extra", [[], ["--group", "objective.nme"]])
 def test_what_is_no_run_or_no_key_is_named_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str]

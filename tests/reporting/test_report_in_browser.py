@@ -100,11 +100,14 @@ def test_rollouts_are_filtered_by_answer_and_by_regime(browser: Browser, page: P
 def test_an_objective_without_regimes_has_its_own_quantity_in_colour(browser: Browser, page: Path) -> None:
     browser.open(page)
     choose(browser, "Run", "b")
-    choose(browser, "Colour", "advantage")
     assert count(browser, "#rollout .below") == 1
     assert count(browser, "#rollout .above") == 1
     assert "-1.5" in text(browser, "#rollout")
     assert count(browser, "#key .token") == 0
+    choose(browser, "Colour", "loss (nats, weighted)")
+    assert "0.25" in text(browser, "#rollout")
+    choose(browser, "Run", "a")  # what was chosen stays, where the rollout has it
+    assert "0.25" in text(browser, "#rollout")
 
 
 def test_the_image_has_its_boxes_and_each_view_its_prompt(browser: Browser, page: Path) -> None:

@@ -17,9 +17,8 @@ const byVerdict = choice("Answer", all(unique(kept.map(({ record }) => verdict(r
 const routed = kept.some(({ record }) => Array.isArray(record.regime));
 const byRegime = choice("Regime", routed ? all(REGIMES) : all([]), list);
 byRegime.parentElement.hidden = !routed;
-const numbers = unique(kept.flatMap(({ record }) => columnsOf(record))).filter((name) => name !== "regime");
-const byColour = choice("Colour", [...(routed ? [["regime", "regime"]] : []), ...numbers.map((name) => [name, columnName(name)])], show);
-if (!routed) byColour.value = numbers.find((name) => !name.startsWith("logp/") && name !== "weight") ?? numbers[0] ?? "";
+let wantedColour = null; // what the reader chose, where a rollout has it
+const byColour = choice("Colour", [], () => { wantedColour = byColour.value; show(); });
 const which = choice("Rollout", [], show);
 const steps = [["Previous", -1], ["Next", 1]].map(([text, move]) => {
   const button = make("button", { type: "button" }, text);
@@ -61,8 +60,12 @@ function show() {
   if (record.answer !== null && record.answer !== undefined)
     $("facts").append(make("p", {}, "The answer is ", make("code", {}, String(record.answer)), "."));
   const columns = columnsOf(record);
-  // This run's objective may have neither regimes nor the chosen column.
-  const colour = columns.includes(byColour.value) ? byColour.value : columns.includes("regime") ? "regime" : columns[0] ?? "regime";
+  // Another objective has other columns. Its own quantity tells most, where it has no regimes.
+  const own = columns.find((name) => !name.startsWith("logp/") && !["loss", "weight"].includes(name));
+  const usual = ["regime", own, "loss"].find((name) => columns.includes(name)) ?? columns[0];
+  byColour.replaceChildren(...columns.map((name) => make("option", { value: name }, columnName(name))));
+  byColour.value = columns.includes(wantedColour) ? wantedColour : usual ?? "";
+  const colour = byColour.value || "regime";
   if (columns.includes("regime")) $("key").append(...regimeKey(record));
   const buttons = tokenButtons(record, colour, byRegime.value, (n) => $("detail").replaceChildren(...detail(record, n)));
   $("rollout").append(...asLines(record, buttons));

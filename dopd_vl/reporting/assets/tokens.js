@@ -29,7 +29,9 @@ function columnValue(record, name, n) {
 
 // `colour`: "regime", or the column whose size tints the token; `only`: the regime that is not dimmed.
 function tokenButtons(record, colour, only, onLook) {
-  const values = colour === "regime" ? [] : record[colour].map((v) => (isNumber(v) ? v : 0));
+  // Of a probability, how surprising the token is.
+  const sign = colour.startsWith("logp/") ? -1 : 1;
+  const values = colour === "regime" ? [] : record[colour].map((v) => (isNumber(v) ? sign * v : 0));
   const largest = Math.max(...values.map(Math.abs), 1e-12);
   const buttons = record.tokens.map((token, n) => {
     const regime = regimeOf(record, n);
