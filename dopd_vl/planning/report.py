@@ -81,7 +81,7 @@ def print_assumptions(console: Console, work: Workload, machine: Machine, mean: 
         f"TB/s at {machine.mbu:.0%} in rollouts (--bandwidth, --mbu)",
     ]
     if work.images:
-        lines.append(f"{work.images} images of {work.image_tokens} tokens in a prompt (--images, --image_tokens)")
+        lines.append(f"images in a prompt: {work.images}, of {work.image_tokens} tokens (--images, --image_tokens)")
     if any(scoring.keeps_hidden and not scoring.of_all_tokens for scoring in work.scorings):
         lines.append(f"{work.full_share:.0%} of the tokens taught over the whole vocabulary (--full_share)")
     console.print("Assumed: " + "; ".join(lines) + ".", highlight=False)

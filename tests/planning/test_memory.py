@@ -1,0 +1,127 @@
+"""The memory of a step: what parallelism, checkpointing, adapters and vLLM do to it; runs hold what it says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dopd_vl.planning.catalogue import model_shape
+from dopd_vl.planning.lines import MOMENTS
+from dopd_vl.planning.memory import Memory, memory_of
+from dopd_vl.planning.workload import Parallel, Scoring, Workload
+
+ROOT = Path(__file__).parents[2]
+GB = 10**9
+STUDENT, TEACHER = (model_shape(f"Qwen/Qwen3-{size}", "model.student") for size in ("1.7B", "8B"))
+WORK = Workload(
+    student=STUDENT,
+    teacher=TEACHER,
+    scorings=(
+        Scoring("teacher", "privileged", True, True, False),
+        Scoring("student", "privileged", True, False, False),
+    ),
+    full_support=True,
+    batch=4,
+    accumulation=4,
+    siblings=4,
+    scoring_batch=4,
+    prompt_tokens=1024,
+    privileged_tokens=2048,
+    response_tokens=1024,
+    devices=8,
+    parallel="ddp",
+)
+
+
+def size(memory: Memory, name: str) -> int:
+    return next((line.bytes for line in memory.lines if line.name == name), 0)
+
+
+def test_the_peak_is_the_sum_of_the_lines_at_the_worst_moment() -> None:
+    memory = memory_of(WORK)
+    assert memory.peak == max(memory.at(moment) for moment in MOMENTS) == memory.at(memory.peak_moment)
+    assert all(line.reason and line.moments <= set(MOMENTS) for line in memory.lines)
+    assert len({line.name for line in memory.lines}) == len(memory.lines)
+
+
+def test_training_state_under_ddp_by_hand() -> None:
+    # 1.72 B parameters: fp32 weights 4, AdamW 8, gradients 4, DDP's buckets 4 bytes each; the teacher's 8.19 B in bf16.
+    memory, count = memory_of(WORK), STUDENT.parameters
+    names = ("student's weights", "optimizer state", "gradients", "reduction buckets")
+    assert [size(memory, name) for name in names] == [4 * count, 8 * count, 4 * count, 4 * count]
+    assert size(memory, "teacher's weights") == 2 * TEACHER.parameters
+    assert size(memory, "bf16 copies of the student's weights") == 2 * count
+
+
+# Bytes a parameter over eight devices: of the student's weights, optimizer state and gradients, and of the teacher's.
+@pytest.mark.parametrize(
+    ("parallel", "weights", "optimizer", "gradients", "teacher"),
+    [
+        ("fsdp2", 4 / 8, 8 / 8, 4 / 8, 2),
+        ("zero2", 2, 12 / 8, 2 / 8, 2),
+        ("zero3", 2 / 8, 12 / 8, 2 / 8, 2 / 8),
+    ],
+)
+def test_what_lies_in_shards(
+    parallel: Parallel, weights: float, optimizer: float, gradients: float, teacher: float
+) -> None:
+    memory = memory_of(replace(WORK, parallel=parallel))
+    found = [size(memory, name) for name in ("student's weights", "optimizer state", "gradients")]
+    assert found == pytest.approx([STUDENT.parameters * b for b in (weights, optimizer, gradients)], rel=1e-6)
+    assert size(memory, "teacher's weights") == pytest.approx(TEACHER.parameters * teacher, rel=1e-6)
+
+
+def test_scores_take_eight_bytes_for_each_kept_entry_and_twenty_more() -> None:
+    tokens = 4 * 4 * 1024
+    assert size(memory_of(WORK), "kept scores of teacher (privileged)") == tokens * (8 * 128 + 20)
+    offloaded = memory_of(replace(WORK, offload_scores=True))
+    assert size(offloaded, "kept scores of teacher (privileged)") == tokens * 20
+    assert size(offloaded, "kept hidden states of teacher (privileged)") == 0
+
+
+def test_rollouts_hold_keys_and_values_of_the_whole_step_unless_vllm_does() -> None:
+    # Keys in fp32 and values in bf16, 28 layers of 8 heads of 128, one layer more while it grows.
+    memory = memory_of(WORK)
+    assert size(memory, "rollouts' keys and values") == pytest.approx(16 * 2048 * 29 * 8 * 128 * 6, rel=1e-6)
+    served = memory_of(replace(WORK, uses_vllm=True, vllm_share=0.3), 80 * GB)
+    assert size(served, "rollouts' keys and values") == 0
+    assert size(served, "vLLM") == 24 * GB
+    asleep = memory_of(replace(WORK, uses_vllm=True, vllm_share=0.3, vllm_sleeps=True), 80 * GB)
+    assert asleep.at("loss") == served.at("loss") - 24 * GB
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"checkpointing": False}, {"batch": 8}, {"response_tokens": 2048}, {"prompt_tokens": 2048}, {"chunk": 512}],
+)
+def test_more_work_holds_more(change: dict) -> None:
+    assert memory_of(replace(WORK, **change)).at("loss") > memory_of(WORK).at("loss")
+
+
+def test_adapters_leave_gradients_and_moments_of_themselves_alone() -> None:
+    memory = memory_of(replace(WORK, lora_rank=32))
+    adapters = STUDENT.adapter_parameters(32, "all-linear")
+    assert size(memory, "gradients") == 4 * adapters < 0.03 * 4 * STUDENT.parameters
+    assert size(memory, "head's gradient") == 0
+
+
+def test_the_student_at_its_start_is_a_copy_unless_adapters_can_be_turned_off() -> None:
+    scorings = (Scoring("start", "plain", True, False, False),)
+    whole = memory_of(replace(WORK, scorings=scorings))
+    assert size(whole, "the student's start weights") == 4 * STUDENT.parameters
+    assert size(memory_of(replace(WORK, scorings=scorings, lora_rank=8)), "the student's start weights") == 0
+
+
+def test_images_are_held_by_the_tower() -> None:
+    vision = model_shape("Qwen/Qwen3-VL-2B-Instruct", "model.student")
+    work = replace(WORK, student=vision, images=1, image_tokens=1024)
+    assert size(memory_of(work), "vision tower's activations") > 0
+    assert memory_of(replace(work, images=2)).peak > memory_of(work).peak
+
+
+def test_every_measured_run_was_predicted_within_15_percent() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text())["rows"]
+    assert {row["size"] for row in rows} == {"small", "medium", "large"}
+    for row in rows:
+        assert 0.85 <= row["predicted"] / row["measured"] <= 1.15, row
