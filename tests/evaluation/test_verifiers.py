@@ -1,10 +1,12 @@
 """Verifiers: what counts as right, what does not, and that no response can make one fail."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dopd_vl.evaluation.verifiers import VERIFIERS, final_answer, verifier_for
+from dopd_vl.evaluation.verifiers import VERIFIERS, Judging, final_answer, verifier_for
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,10 @@ def test_final_answer_is_what_the_response_settles_on(response: str, answer: str
         ("choice", "Answer: Because", "B", False),
         ("choice", "Answer: left", "left", True),
         ("choice", "Answer: right", "left", False),
+        ("number", "Answer: 9.9", "9.8 ± 0.1", True),
+        ("number", "Answer: 9.91", "9.8 ± 0.1", False),
+        ("number", "Answer: 0.1", "9.8 ± 0.1", False),
+        ("number", "Answer: 12", r"10 \pm 2", True),
         ("math", r"Answer: \boxed{0.5}", r"\frac{1}{2}", True),
         ("math", r"\boxed{x+1}", "1+x", True),
         ("math", r"\boxed{3}", "4", False),
@@ -57,3 +63,51 @@ def test_no_response_breaks_a_verifier(task: str, response: str, answer: str) ->
 def test_unknown_task_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no verifier for task 'numbr', known: exact, number"):
         verifier_for("numbr")
+
+
+def boxes(*entries: tuple[str, int, int, int, int]) -> str:
+    return json.dumps([{"bbox_2d": list(corners), "label": label} for label, *corners in entries])
+
+
+CUP, DOG = ("cup", 100, 100, 300, 300), ("dog", 500, 500, 900, 900)
+
+
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        (boxes(CUP, DOG), True),
+        (boxes(DOG, CUP), True),
+        (f"Here:\n```json\n{boxes(DOG, CUP)}\n```", True),
+        # 200 x 150 of 200 x 200 is an IoU of 0.75; 200 x 90 is 0.45.
+        (boxes(("Cup", 100, 100, 300, 250), DOG), True),
+        (boxes(("cup", 100, 100, 300, 190), DOG), False),
+        (boxes(("dog", 100, 100, 300, 300), ("cup", 500, 500, 900, 900)), False),
+        (boxes(CUP), False),
+        (boxes(CUP, DOG, DOG), False),
+        ("[]", False),
+        ("a cup and a dog", False),
+        ("", False),
+    ],
+)
+def test_boxes_are_right_when_each_has_its_counterpart_and_none_is_left_over(response: str, right: bool) -> None:
+    assert verifier_for("boxes")(response, boxes(CUP, DOG)) is right
+
+
+def test_no_box_is_an_answer_too() -> None:
+    assert verifier_for("boxes")("[]", "[]") is True
+    assert verifier_for("boxes")(boxes(CUP), "[]") is False
+
+
+def test_two_boxes_of_one_label_are_assigned_as_suits_both() -> None:
+    # The first response overlaps both answers by half or more; taking the nearest for it would leave the other alone.
+    left, right = ("x", 0, 0, 300, 100), ("x", 100, 0, 400, 100)
+    between, far = ("x", 50, 0, 350, 100), ("x", 0, 0, 290, 100)
+    assert verifier_for("boxes")(boxes(between, far), boxes(left, right)) is True
+
+
+def test_strictness_can_be_set() -> None:
+    strict = Judging(number_tolerance=0.05, box_iou=0.8).verifiers()
+    assert strict["number"]("Answer: 10.4", "10") is True
+    assert strict["boxes"](boxes(("cup", 100, 100, 300, 250)), boxes(CUP)) is False
+    with pytest.raises(ValueError, match=r"judging\.box_iou: 0 must be above 0"):
+        Judging(box_iou=0)
