@@ -10,42 +10,23 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from dopd_vl import DopdConfig, DopdTrainer
+from dopd_vl import DopdTrainer
 from dopd_vl.objectives import Dopd, Objective, Opd
 from dopd_vl.training import trainer as trainer_module
 from dopd_vl.training.kept_images import LONGEST_SIDE, read_image, save_image
 from dopd_vl.training.kept_rollouts import ALTERNATIVES, LEAST_PROBABILITY, rollout_records
 from dopd_vl.training.run import load_examples
 from dopd_vl.views import Request
+from tests.training.conftest import MakeTrainer
 
 Train = Callable[..., DopdTrainer]
 
 
 @pytest.fixture
-def train(nano_models: Path, vision_data: Path, tmp_path: Path) -> Train:
+def train(make_trainer: MakeTrainer) -> Train:
     def run(objective: Objective | None = None, dataset: Any = None, **settings: Any) -> DopdTrainer:
-        defaults = {
-            "max_steps": 1,
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "num_generations": 2,
-            "max_completion_length": 6,
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "report_to": "none",
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
-            "seed": 3,
-        }
-        trainer = DopdTrainer(
-            str(nano_models / "vision-student"),
-            str(nano_models / "vision-teacher"),
-            DopdConfig(str(tmp_path / "run"), **{**defaults, **settings}),
-            train_dataset=load_examples(str(vision_data)) if dataset is None else dataset,
-            objective=objective,
-        )
+        slices = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_generations": 2}
+        trainer = make_trainer("vision", objective, dataset, **{**slices, **settings})
         trainer.train()
         return trainer
 
