@@ -1,6 +1,7 @@
 """From a configuration to a workload, a machine and its assumptions."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
@@ -11,7 +12,7 @@ from dopd_vl.planning.compute import Lengths, Machine
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.objective_needs import needs_of
 from dopd_vl.planning.workload import Parallel, Workload
-from dopd_vl.training.preflight import build_objective
+from dopd_vl.training.preflight import build_objective, check_trl_fields
 from dopd_vl.training.requirements import needs_teacher
 
 _LOGGED_TOP_K, _VLLM_SHARE, _PROMPT = 128, 0.3, 1024
@@ -26,7 +27,9 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     """
     objective = build_objective(config)
     devices, _ = devices_of(config)
-    loop, trl = config.training, config.trl
+    loop = config.training
+    _check(config, devices)
+    trl = _TrlFields(config.trl)
     student, teacher = model_shape(config.model.student, "model.student"), None
     if needs_teacher(objective):
         if config.model.teacher is None:
@@ -39,11 +42,11 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
             )
     if loop.num_generations < Requirements.of(objective).needs_siblings:
         raise UserError(f"training.num_generations: objective {config.objective.name!r} compares several rollouts")
-    top_k = min(max(trl.get("logged_top_k", _LOGGED_TOP_K), getattr(objective, "top_k", 0)), student.vocabulary)
+    top_k = min(max(trl.whole("logged_top_k", _LOGGED_TOP_K), getattr(objective, "top_k", 0)), student.vocabulary)
     scorings, full_support = needs_of(objective, loop.num_generations, top_k)
     default = config.data.max_prompt_length or _PROMPT
     dtype = config.model.teacher_dtype
-    colocated = loop.use_vllm and trl.get("vllm_mode", "colocate") == "colocate"
+    colocated = loop.use_vllm and config.trl.get("vllm_mode", "colocate") == "colocate"
     lora = config.model.lora
     return Workload(
         student=student,
@@ -53,7 +56,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         batch=loop.per_device_train_batch_size,
         accumulation=loop.gradient_accumulation_steps,
         siblings=loop.num_generations,
-        scoring_batch=trl.get("scoring_batch_size") or loop.per_device_train_batch_size,
+        scoring_batch=trl.whole("scoring_batch_size", loop.per_device_train_batch_size),
         prompt_tokens=config.prompt_tokens or default,
         privileged_tokens=config.privileged_tokens or default,
         response_tokens=loop.max_completion_length,
@@ -66,15 +69,15 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         lora_modules=lora.target_modules if lora else "all-linear",
         teacher_bytes=4 if dtype == "float32" or (dtype == "auto" and not on_gpu) else 2,
         bf16=loop.bf16 is not False,
-        optimizer_bytes=_optimizer_bytes(str(trl.get("optim", "adamw_torch_fused"))),
+        optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
         checkpointing=loop.gradient_checkpointing,
-        share_prompts=trl.get("share_prompts", True),
-        chunk=trl.get("logits_chunk_size", DEFAULT_CHUNK_SIZE),
+        share_prompts=trl.switch("share_prompts", True),
+        chunk=trl.whole("logits_chunk_size", DEFAULT_CHUNK_SIZE),
         top_k=top_k,
-        offload_scores=trl.get("offload_scores", False),
+        offload_scores=trl.switch("offload_scores", False),
         uses_vllm=loop.use_vllm,
-        vllm_share=trl.get("vllm_gpu_memory_utilization", _VLLM_SHARE) if colocated else 0.0,
-        vllm_sleeps=trl.get("vllm_enable_sleep_mode", False),
+        vllm_share=trl.share("vllm_gpu_memory_utilization", _VLLM_SHARE) if colocated else 0.0,
+        vllm_sleeps=trl.switch("vllm_enable_sleep_mode", False),
         full_share=config.full_share,
     )
 
@@ -101,6 +104,60 @@ def machine_of(config: PlanConfig) -> Machine:
 def mean_lengths(work: Workload, share: float) -> Lengths:
     """An average rollout's, as a share of the longest."""
     return Lengths(work.prompt_tokens * share, work.privileged_tokens * share, work.response_tokens * share)
+
+
+class _TrlFields:
+    """What a free-form `trl:` says, each value of the right kind."""
+
+    def __init__(self, fields: dict[str, Any]):
+        self.fields = fields
+
+    def whole(self, name: str, default: int) -> int:
+        return self._get(name, default, lambda value: type(value) is int and value > 0, "a whole number above 0")
+
+    def switch(self, name: str, default: bool) -> bool:
+        return self._get(name, default, lambda value: isinstance(value, bool), "true or false")
+
+    def share(self, name: str, default: float) -> float:
+        return self._get(name, default, lambda v: type(v) in (int, float) and 0 < v <= 1, "above 0 and at most 1")
+
+    def _get(self, name: str, default: Any, right: Callable[[Any], bool], kind: str) -> Any:
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        if not right(value):
+            raise ConfigurationError(f"trl.{name}: {value!r} must be {kind}")
+        return value
+
+
+def _check(config: PlanConfig, devices: int) -> None:
+    if config.trl:
+        from dopd_vl.training.arguments import DopdConfig  # imports TRL, which takes its time
+
+        check_trl_fields(config.trl, (), DopdConfig)
+    loop = config.training
+    least = {
+        "prompt_tokens": (config.prompt_tokens, 1),
+        "privileged_tokens": (config.privileged_tokens, 1),
+        "images": (config.images, 0),
+        "image_tokens": (config.image_tokens, 1),
+        "training.per_device_train_batch_size": (loop.per_device_train_batch_size, 1),
+        "training.gradient_accumulation_steps": (loop.gradient_accumulation_steps, 1),
+        "training.num_generations": (loop.num_generations, 1),
+        "training.max_completion_length": (loop.max_completion_length, 1),
+    }
+    for key, (value, smallest) in least.items():
+        if value is not None and value < smallest:
+            raise ConfigurationError(f"{key}: {value} must be at least {smallest}")
+    if loop.per_device_train_batch_size * loop.gradient_accumulation_steps % loop.num_generations:
+        raise ConfigurationError(
+            "training.num_generations: does not divide the rollouts of a step on one GPU "
+            "(per_device_train_batch_size * gradient_accumulation_steps)"
+        )
+    if loop.bf16 is False and _parallel(config, devices) not in ("single", "ddp"):
+        raise ConfigurationError(
+            f"training.bf16: false is not counted with {config.parallel}, only with single and ddp"
+        )
 
 
 def _parallel(config: PlanConfig, devices: int) -> Parallel:

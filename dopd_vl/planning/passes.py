@@ -181,4 +181,5 @@ def _policy(work: Workload, scoring: Scoring) -> tuple[ModelShape, Precision]:
     if scoring.policy != "teacher":
         return work.student, work.precision
     assert work.teacher is not None
-    return work.teacher, "float32" if work.teacher_bytes == 4 and work.precision == "float32" else "bfloat16"
+    # A bf16 teacher computes in bf16 throughout; an fp32 one as the student does.
+    return work.teacher, work.precision if work.teacher_bytes == 4 else "bfloat16"

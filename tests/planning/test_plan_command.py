@@ -67,6 +67,12 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (["--objective.name", "dodp"], "did you mean 'dopd'"),
         (["--trl.optim", "sgd"], "trl.optim: the memory of 'sgd'"),
         (["--objective.name", "va-opd"], "compares several rollouts"),
+        (["--trl.logits_chunk_sise", "64"], "did you mean 'logits_chunk_size'"),
+        (["--trl.logits_chunk_size", "many"], "trl.logits_chunk_size: 'many' must be a whole number"),
+        (["--trl.offload_scores", "3"], "trl.offload_scores: 3 must be true or false"),
+        (["--training.num_generations", "5"], "training.num_generations: does not divide"),
+        (["--prompt_tokens", "0"], "prompt_tokens: 0 must be at least 1"),
+        (["--gpus", "8x80", "--parallel", "fsdp2", "--training.bf16", "false"], "training.bf16: false is not counted"),
     ],
 )
 def test_a_wrong_setting_is_named(arguments: list[str], message: str) -> None:
