@@ -1,7 +1,7 @@
 """Settings of `dopd-vl evaluate`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dopd_vl.errors import ConfigurationError
 from dopd_vl.evaluation.sampling import Sampling
@@ -53,6 +53,8 @@ class EvaluateConfig:
     max_new_tokens: int = 512
     sampling: Sampling = field(default_factory=Sampling)
     judging: Judging = field(default_factory=Judging)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """for the chat template, e.g. {enable_thinking: false}; the same as in training"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """"auto": bfloat16 on a GPU, float32 on a CPU"""
     output_dir: str | None = None

@@ -1,5 +1,6 @@
 """Load a model and score it on a privileged data set."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ class Evaluation:
 
 
 def load_model(
-    name: str, dtype: str = "auto", trust_remote_code: bool = False
+    name: str,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, ViewProcessor]:
     """A model on the best device here, in evaluation mode, with the processor of its views."""
     from dopd_vl.training.preflight import load_config
@@ -44,7 +48,7 @@ def load_model(
     auto = AutoModelForImageTextToText if config.model_type in VISION_PROCESSORS else AutoModelForCausalLM
     model: Any = auto.from_pretrained(path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code)
     processing_class = AutoProcessor.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
-    views = processor_for(config, processing_class)
+    views = processor_for(config, processing_class, chat_template_kwargs=chat_template_kwargs)
     if views.tokenizer.pad_token is None:
         views.tokenizer.pad_token = views.tokenizer.eos_token
     return model.to(torch.device("cuda" if on_gpu else "cpu")).eval(), views
@@ -101,7 +105,7 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         for batch in batches:
             progress.restore(batch, len(batch_items(batch.number, count, config.batch_size, config.sampling)))
         if left:
-            model, views = load_model(config.model, config.dtype, config.trust_remote_code)
+            model, views = load_model(config.model, config.dtype, config.trust_remote_code, config.chat_template_kwargs)
             for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
                 folder.add(batch)
                 batches.append(batch)
@@ -114,7 +118,7 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     return evaluation
 
 
-_IDENTIFYING = ("variant", "size", "max_new_tokens", "sampling", "judging", "allow_code")
+_IDENTIFYING = ("variant", "size", "max_new_tokens", "sampling", "judging", "allow_code", "chat_template_kwargs")
 
 
 def _scored(batches: list[Any], samples: int) -> Evaluation:

@@ -1,8 +1,8 @@
 """Scores are read from files that the harnesses themselves wrote, and commands are what those take.
 
 The files in `results/` come from runs of lm-eval 0.4.13, lmms-eval 0.7.3 (its own MMMU-Pro code) and evalscope 1.14.1
-(its own AIME25) on the nano models and a handful of local questions, and from LiveBench's own summary of made-up
-verdicts; machine details were taken out.
+(its own AIME25) on the nano models, of evalscope's ZebraLogic and LiveCodeBench with its mock model, all on a handful
+of local questions, and from LiveBench's own summary of made-up verdicts. Machine details were taken out.
 """
 
 import json
@@ -96,6 +96,18 @@ def test_another_metric_of_the_same_report_is_not_taken(tmp_path: Path) -> None:
     job = job_of("AIME25", tmp_path, scores=[ScorePart("aime25", "accuracy", aggregation="pass_at_k")])
     with pytest.raises(ResultError, match=r"no accuracy \(pass_at_k\); there is accuracy \(mean\)"):
         ADAPTERS["evalscope"].read(job)
+
+
+@pytest.mark.parametrize(("name", "task"), [("ZebraLogic", "zebralogicbench"), ("LCBv5", "live_code_bench")])
+def test_the_headline_is_taken_of_several_metrics(tmp_path: Path, name: str, task: str) -> None:
+    file = keep(f"evalscope_1.14.1_{task}.json", tmp_path / "work" / "reports" / "tiny" / f"{task}.json")
+    report = json.loads(file.read_text())
+    # The kept runs have nothing right, so that the metrics could not be told apart.
+    for number, metric in enumerate(report["metrics"]):
+        metric["score"] = 0.25 if metric["identity"] == report["primary_metric_identity"] else 0.5 + number / 100
+    file.write_text(json.dumps(report))
+    assert len(report["metrics"]) == 2
+    assert ADAPTERS["evalscope"].read(job_of(name, tmp_path)).value == 25.0
 
 
 def test_livebench_is_the_mean_over_categories(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def plan_suite(config: EvaluateConfig, names: Sequence[str], folder: Path) -> li
         if name not in names:
             raise ConfigurationError(f"benchmarks.harness: {name!r} is not in the suite, {nearest(name, names)}")
     model = find_model(config.model)
-    if settings.backend != "server" and model.startswith((".", "/", "~")) and not Path(model).is_dir():
+    is_path = model.startswith((".", "/", "~")) or model.count("/") > 1  # a hub id has one slash
+    if is_path and settings.backend != "server" and not config.dry_run and not Path(model).is_dir():
         raise UserError(f"model: no folder {model}")
     if Path(model).is_dir():
         model = str(Path(model).resolve())

@@ -1,0 +1,62 @@
+"""docs/evaluation.md: its commands run, its tables are whole, and the configs that it names parse."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dopd_vl.commands.evaluate import default_folder
+from dopd_vl.configuration import read_config
+from dopd_vl.evaluation.benchmarks.table import benchmarks, benchmarks_of, harnesses
+from dopd_vl.evaluation.config import EvaluateConfig
+from dopd_vl.evaluation.verifiers import VERIFIERS
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+SMALL = {"prepare": ["--limit", "6"], "evaluate": ["--size", "4", "--max_new_tokens", "6"]}
+
+
+def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    commands = [shlex.split(line) for block in BLOCKS for line in block.splitlines()]
+    assert [words[1] for words in commands] == ["prepare", "evaluate", "evaluate", "evaluate"]
+    for words in commands:
+        small = [] if "--dry_run" in words else SMALL[words[1]]
+        assert small or "--suite" in words
+        command = [sys.executable, "-m", "dopd_vl.cli", *words[1:], *small]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+    assert (tmp_path / "runs" / "evaluate" / "text-student-nano-text-heldout" / "scores.json").is_file()
+    assert (tmp_path / "runs" / "evaluate" / "qwen3-vl-paper-vlm" / "commands.sh").is_file()
+
+
+def test_the_tables_name_every_task_benchmark_and_version() -> None:
+    for task in VERIFIERS:
+        assert f"| `{task}` |" in PAGE
+    for name in benchmarks():
+        assert re.search(rf"^\| .*\b{re.escape(name)}\b", PAGE, re.MULTILINE), name
+    for name, harness in harnesses().items():
+        version = harness.version[:8] if harness.checkout else harness.version
+        assert re.search(rf"^\| {name} {re.escape(version)} \|", PAGE, re.MULTILINE | re.IGNORECASE), name
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_parse_and_stand_on_the_page(file: Path) -> None:
+    config = read_config(EvaluateConfig, ["--config", f"evaluate/{file.stem}", "--model", "a/b"], "test")
+    if config.suite:
+        assert benchmarks_of(config.suite)
+    else:
+        assert config.sampling.temperature == 0.7
+        config.data = "somewhere"
+    config.check()
+    assert f"evaluate/{file.stem}" in PAGE
+
+
+def test_folders_are_called_after_the_run_and_what_is_scored() -> None:
+    config = EvaluateConfig(model="runs/dopd/student", data="data/heldout/")
+    assert default_folder(config) == Path("runs/evaluate/dopd-heldout")
+    assert default_folder(EvaluateConfig(model="a/B", suite="MMMU,AIME25")) == Path("runs/evaluate/B-MMMU+AIME25")
