@@ -91,7 +91,7 @@ def _nano(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[Command, str]] = {
     "prepare": (_prepare, "turn source records into a checked privileged data set"),
     "train": (_train, "distil a teacher into a student"),
-    "evaluate": (_evaluate, "score a model on a privileged data set"),
+    "evaluate": (_evaluate, "score a model on a privileged data set, or on the paper's benchmarks"),
     "study": (_study, "run a grid of methods, variants, settings and seeds, and compare"),
     "quickstart": (_quickstart, "the whole job on a laptop, in minutes"),
     "report": (_report, "runs as one HTML page: curves and a token inspector"),
