@@ -90,7 +90,7 @@ class Requirements(NamedTuple):
     needs_images: bool = False
     """whether it makes sense with a vision-language student alone"""
     needs_scores: bool = True
-    """whether `decide` reads its policies' scores; else they are made for the rollouts that are kept to look at alone"""
+    """whether `decide` reads its policies' scores; else only the kept rollouts have them"""
 
     @classmethod
     def of(cls, objective: Objective) -> "Requirements":

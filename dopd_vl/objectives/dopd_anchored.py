@@ -63,7 +63,7 @@ class DopdAnchored(DopdSettings):
         gap = advantage_gap(l_T, l_C).masked_fill(~mask, 0.0).double()
         q_T, q_C = l_T.exp(), l_C.exp()
 
-        own = mask & (q_C > q_T)
+        own = mask & (q_C > q_T) & (gap >= means.gap)
         if self.confident:
             own &= q_C >= means.student_prob
         if not self.anchor:

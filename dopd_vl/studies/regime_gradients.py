@@ -10,6 +10,7 @@ zero means that a step along the regime's gradient makes the right answer likeli
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +49,7 @@ class RegimeGradients(DopdTrainer):
             loss, _, _ = super()._compute_loss(unwrapped_student, {**inputs, "weights": only}, num_items_in_batch)
             self.found[name] = flat_gradient(loss, unwrapped_student)
         tokens = inputs["completion_mask"].sum().item()
-        self.shares = {
-            name: (whole[:, number] != 0).sum().item() / tokens for number, name in enumerate(NAMES)
-        }
+        self.shares = {name: (whole[:, number] != 0).sum().item() / tokens for number, name in enumerate(NAMES)}
         return super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
 
 
@@ -62,19 +61,25 @@ def flat_gradient(loss: Tensor, model: torch.nn.Module) -> Tensor:
     return torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten() for g, w in pairs])
 
 
-def measure(config: TrainConfig, student: str, world: str, tasks: Sequence[str] | None, rollouts: int) -> dict[str, Any]:
+def measure(
+    config: TrainConfig, student: str, world: str, tasks: Sequence[str] | None, rollouts: int
+) -> dict[str, Any]:
     """Shares, norms and cosines of the regimes' gradients for one student, on `rollouts` rollouts."""
     objective = preflight.build_objective(config)
     if not isinstance(objective, Dopd) or objective.student_policy != "student":
         raise ValueError("only DOPD with the student's live copy has all that a checkpoint alone can tell")
-    loop = replace(config.training, max_steps=1, learning_rate=0.0, per_device_train_batch_size=rollouts, warmup_steps=0)
-    config = replace(config, training=loop, data=replace(config.data, eval=None), output_dir="/tmp/regime-gradients")
+    one_step = {"max_steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "per_device_train_batch_size": rollouts}
+    config = replace(
+        config,
+        training=replace(config.training, **one_step),
+        data=replace(config.data, eval=None),
+        output_dir=tempfile.mkdtemp(),  # TRL wants one; nothing is saved
+    )
     arguments = trainer_arguments(config)
     arguments.save_strategy = "no"
     assert config.model.teacher is not None
-    trainer = RegimeGradients(
-        find_model(student), find_model(config.model.teacher), arguments, load_examples(config.data.train), objective=objective
-    )
+    teacher, examples = find_model(config.model.teacher), load_examples(config.data.train)
+    trainer = RegimeGradients(find_model(student), teacher, arguments, examples, objective=objective)
     trainer.train()
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()

@@ -11,8 +11,8 @@ from dopd_vl.training.prompt_sharing import siblings_of
 from dopd_vl.views import View
 
 Forward = Callable[[list[View], list[list[int]], Tensor], tuple[Tensor, TokenScores]]
-"""Views, responses and the tokens to score, bool `[b, n]`, of a micro-batch -> hidden states `[b, n, H]` that predict the
-response tokens, n the longest, and their scores."""
+"""Views, responses and the tokens to score, bool `[b, n]`, of a micro-batch -> hidden states `[b, n, H]` that predict
+the response tokens, n the longest, and their scores."""
 
 
 class Scored(NamedTuple):

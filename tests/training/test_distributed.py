@@ -56,7 +56,9 @@ def test_two_processes_learn_what_one_does(
         for ours, theirs in zip(json.loads((folder / "log.json").read_text()), expected_log, strict=True):
             for name in theirs:
                 if name.startswith(("loss", "gap/", "token_share/", "grad_norm", "entropy", "kept_mass")):
-                    assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), (kind, name)
+                    # Sums in another order, and later steps on the weights that these led to: a small share of the
+                    # loss is a ratio of such sums.
+                    assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (kind, name)
         weights = load_file(folder / "model.safetensors")
         assert weights.keys() == expected.keys()
         for name, weight in weights.items():
