@@ -1,0 +1,92 @@
+"""`dopd-vl evaluate`: mistakes are one line, progress is told, and a finished evaluation is only shown again."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dopd_vl.cli import main
+from dopd_vl.evaluation import progress as progress_module
+from dopd_vl.evaluation.accuracy import Batch, Prediction
+from dopd_vl.evaluation.progress import EvaluationProgress
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data: no data set given"),
+        (["--data", "x", "--suite", "MMMU"], "either a data set or a suite"),
+        (["--data", "x", "--dry_run", "true"], "dry_run: only the runs of a suite"),
+        (["--data", "x", "--variant", "boxes"], "variant: unknown variant 'boxes'"),
+        (["--data", "x", "--batch_size", "0"], "batch_size: 0 must be at least 1"),
+        (["--data", "x", "--sampling.samples", "8"], "sampling.temperature"),
+        (["--data", "x", "--judging.box_iou", "1.5"], "judging.box_iou: 1.5 must be above 0 and at most 1"),
+        (["--suite", "MMMU", "--benchmarks.limit", "0"], "benchmarks.limit: 0 must be at least 1"),
+        (["--suite", "MMMU", "--benchmarks.backend", "sglang"], "benchmarks.backend"),
+        (["--suite", ","], "suite: names no benchmark"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_finished_evaluation_is_shown_again_without_the_model(
+    nano_models: Path,
+    text_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["evaluate", "--model", str(nano_models / "text-student"), "--data", str(text_data), "--size", "5"]
+    arguments += ["--max_new_tokens", "4", "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert "Wilson score interval" in capsys.readouterr().out
+    before = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert list(before["estimates"]) == ["avg@1"]
+    assert before["estimates"]["avg@1"]["value"] == before["accuracy"]
+    from dopd_vl.evaluation import run
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(run, "load_model", refuse)
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == before
+    assert main([*arguments, "--max_new_tokens", "5"]) == 2
+    assert "whose max_new_tokens was 4 and not 5" in capsys.readouterr().err
+
+
+def test_a_retrained_model_is_another_model(nano_models: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from dopd_vl.evaluation.fingerprints import digest_model
+
+    copy = Path(shutil.copytree(nano_models / "text-student", tmp_path / "student"))
+    assert digest_model(str(copy)) == digest_model(str(nano_models / "text-student"))
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(bytes(content))
+    assert digest_model(str(copy)) != digest_model(str(nano_models / "text-student"))
+    assert digest_model("Qwen/Qwen3-1.7B", "a") != digest_model("Qwen/Qwen3-1.7B", "b")
+
+
+def test_progress_tells_rate_accuracy_and_time_left_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
+    said = StringIO()
+    right = [Prediction(f"q{i}", "s", "", "", i == 0, 1, False, 0.0, i) for i in range(4)]
+    with EvaluationProgress(Console(file=said, width=200), "evaluate m", 20) as progress:
+        progress.restore(Batch(0, right, []), 4)
+        now = 102.0
+        progress.advance(Batch(1, right, []), 4)
+        assert said.getvalue() == ""  # one line every ten seconds
+        now = 120.0
+        progress.advance(Batch(2, right, []), 4)
+    # 8 responses of this run in 20 s, 3 of 12 right, 8 left at 0.4/s.
+    assert said.getvalue() == "evaluate m: 12/20, 0.4/s, 25.0% right, 20 s left\n"
