@@ -68,7 +68,12 @@ def measure(
     objective = preflight.build_objective(config)
     if not isinstance(objective, Dopd) or objective.student_policy != "student":
         raise ValueError("only DOPD with the student's live copy has all that a checkpoint alone can tell")
-    one_step = {"max_steps": 1, "learning_rate": 0.0, "warmup_steps": 0, "per_device_train_batch_size": rollouts}
+    one_step: dict[str, Any] = {
+        "max_steps": 1,
+        "learning_rate": 0.0,
+        "warmup_steps": 0,
+        "per_device_train_batch_size": rollouts,
+    }
     config = replace(
         config,
         training=replace(config.training, **one_step),
