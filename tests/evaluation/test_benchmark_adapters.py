@@ -1,7 +1,7 @@
 """Scores are read from files that the harnesses themselves wrote, and commands are what those take.
 
 The files in `results/` come from runs of lm-eval 0.4.13, lmms-eval 0.7.3 (its own MMMU-Pro code) and evalscope 1.14.1
-(its own AIME25) on the nano models, of evalscope's ZebraLogic and LiveCodeBench with its mock model, all on a handful
+(its own AIME25) on the nano models, of evalscope's ZebraLogic, LiveCodeBench and BFCLv3 with its mock model, all on a handful
 of local questions, and from LiveBench's own summary of made-up verdicts. Machine details were taken out.
 """
 
@@ -108,6 +108,14 @@ def test_the_headline_is_taken_of_several_metrics(tmp_path: Path, name: str, tas
     file.write_text(json.dumps(report))
     assert len(report["metrics"]) == 2
     assert ADAPTERS["evalscope"].read(job_of(name, tmp_path)).value == 25.0
+
+
+def test_bfcl_is_its_overall_and_not_the_mean_over_questions(tmp_path: Path) -> None:
+    keep("evalscope_1.14.1_bfcl_v3.json", tmp_path / "work" / "reports" / "tiny" / "bfcl_v3.json")
+    score = ADAPTERS["evalscope"].read(job_of("BFCLv3", tmp_path, backend="server"))
+    # A mock that calls no function: non-live 1/2, live 1/6, multi-turn 0. Over questions it would be 4 of 34, 11.8.
+    assert score.value == pytest.approx(100 * (1 / 2 + 1 / 6) / 3, abs=0.01)
+    assert score.questions == 34
 
 
 def test_livebench_is_the_mean_over_categories(tmp_path: Path) -> None:
