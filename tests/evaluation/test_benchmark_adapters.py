@@ -1,8 +1,8 @@
 """Scores are read from files that the harnesses themselves wrote, and commands are what those take.
 
 The files in `results/` come from runs of lm-eval 0.4.13, lmms-eval 0.7.3 (its own MMMU-Pro code) and evalscope 1.14.1
-(its own AIME25) on the nano models, of evalscope's ZebraLogic, LiveCodeBench and BFCLv3 with its mock model, all on a handful
-of local questions, and from LiveBench's own summary of made-up verdicts. Machine details were taken out.
+(its own AIME25) on the nano models, of evalscope's ZebraLogic, LiveCodeBench and BFCLv3 with its mock model, all on a
+handful of local questions, and from LiveBench's own summary of made-up verdicts. Machine details were taken out.
 """
 
 import json
