@@ -26,8 +26,6 @@ class BenchmarkSettings:
     """folder with an environment for each harness, as the printed commands make them"""
     limit: int | None = None
     """how many questions of each benchmark; a trial of the pipeline, whose scores count for nothing"""
-    pair: str = "auto"
-    """the paper's table beside ours: llm or vlm; auto: that of the first benchmark"""
     base: str | None = None
     """scores.json of the untrained student on the same suite; the paper's printed row by default"""
     teacher: str | None = None

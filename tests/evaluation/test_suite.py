@@ -98,12 +98,14 @@ def test_what_is_installed_is_run_once_and_stands_beside_the_paper(tmp_path: Pat
 
 
 def test_a_dry_run_writes_every_command_and_runs_none(tmp_path: Path, harness: Path) -> None:
-    code, said = run(tmp_path, "--suite", "RealWorldQA,AIME25", "--dry_run", "true")
+    code, _ = run(tmp_path, "--dry_run", "true")
     assert code == 0
     script = (tmp_path / "out" / "commands.sh").read_text()
     assert f"{harness / 'python'} -m lmms_eval --model qwen3_vl" in script
-    assert "evalscope eval --datasets aime25" in script
     assert "# not passed on by lmms-eval to transformers: presence_penalty" in script
+    code, said = run(tmp_path, "--suite", "AIME25", "--dry_run", "true")
+    assert code == 0
+    assert "evalscope eval --datasets aime25" in (tmp_path / "out" / "commands.sh").read_text()
     assert "AIME25: no Python environment in" in said
     assert "pip install 'evalscope" in said
     assert calls(harness) == []
@@ -120,6 +122,19 @@ def test_one_that_fails_is_told_with_its_last_words_and_the_rest_is_run(tmp_path
     (harness / "scores.json").write_text(json.dumps(SCORES))
     assert run(tmp_path)[0] == 0
     assert calls(harness) == ["realworldqa", "mmstar", "realworldqa"]
+
+
+def test_one_that_fails_with_code_0_is_not_given_an_earlier_score(tmp_path: Path, harness: Path) -> None:
+    # lmms-eval 0.7.3 does so, e.g. when the data cannot be fetched.
+    assert run(tmp_path, "--suite", "MMStar")[0] == 0
+    (tmp_path / "out" / "MMStar" / "result.json").unlink()
+    program = (harness / "python").read_text()
+    (harness / "python").write_text(program.replace('sys.exit("CUDA out of memory")', "sys.exit(0)"))
+    (harness / "scores.json").write_text("{}")
+    code, said = run(tmp_path, "--suite", "MMStar")
+    assert code == 1
+    assert "MMStar failed: lmms-eval left no result" in said
+    assert "it said: running mmstar" in said
 
 
 def test_scores_of_a_trial_count_for_nothing(tmp_path: Path, harness: Path) -> None:
@@ -172,6 +187,7 @@ def test_stopped_by_ctrl_c_it_ends_its_harness_and_goes_on_later(tmp_path: Path,
     ("arguments", "message"),
     [
         (("--suite", "MMU"), "did you mean 'MMMU'"),
+        (("--suite", "MMMU,AIME25"), "AIME25 is of the paper's text table, MMMU of its vision table; run them apart"),
         (("--benchmarks.harness", "{MMStar: evalscope}"), "MMStar has no route by 'evalscope', known: lmms-eval"),
         (("--benchmarks.harness", "{AIME25: evalscope}"), "'AIME25' is not in the suite"),
         (("--model", "./nowhere"), "model: no folder"),

@@ -32,13 +32,14 @@ from privileged.journal import exclusive, read_json, write_atomically
 JOB_FILE, RESULT_FILE, LOG_FILE = "job.json", "result.json", "log.txt"
 _SECONDS_TO_END = 30.0
 _LOG_LINES = 3
+_LINE_LENGTH = 200
 
 
 def run_suite(config: EvaluateConfig, folder: Path, console: Console) -> int:
     """Run what can be run and print the table; 1 where a harness failed or nothing could be run, else 0."""
     names = benchmarks_of(config.suite)
     settings = config.benchmarks
-    paper = paper_table(pair_of(names) if settings.pair == "auto" else settings.pair)
+    paper = paper_table(pair_of(names))
     base, teacher = reference(paper, BASE, settings.base), reference(paper, TEACHER, settings.teacher)
     planned = plan_suite(config, names, folder)
     try:
@@ -133,10 +134,15 @@ def _run(one: Planned, console: Console) -> dict[str, Any]:
     job, started = one.job, time.monotonic()
     job.folder.mkdir(parents=True, exist_ok=True)
     write_json(job.folder / JOB_FILE, one.identity())
+    # Some harnesses end with 0 when they failed: what an earlier run left must not be taken for this one's.
+    shutil.rmtree(job.folder / "results", ignore_errors=True)
     with exclusive(job.folder, "harness") as lock, console.status(job.benchmark.name) as status:
         for step in one.steps():
             _run_step(job, step, lock, lambda: status.update(_under_way(job, started)))
-    score = one.adapter.read(job)
+    try:
+        score = one.adapter.read(job)
+    except ResultError as error:
+        raise ResultError(f"{error}; it said: {_last_lines(job)} ({job.folder / LOG_FILE})") from error
     result = {
         "score": score.value,
         "parts": score.parts,
@@ -216,4 +222,4 @@ def _last_lines(job: Job, count: int = _LOG_LINES) -> str:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         text = file.read().decode("utf-8", errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-count:])
+    return " | ".join(line[:_LINE_LENGTH] for line in lines[-count:])

@@ -165,8 +165,18 @@ def benchmarks_of(suite: str) -> list[str]:
 
 
 def pair_of(names: Sequence[str]) -> str:
-    """Whose table the first of these benchmarks stands in."""
-    return next(pair for pair in PAIRS if names[0] in paper_table(pair).benchmarks)
+    """Whose table these benchmarks stand in.
+
+    Raises:
+        ConfigurationError: some stand in one, some in the other.
+    """
+    pairs = {pair: [name for name in names if name in paper_table(pair).benchmarks] for pair in PAIRS}
+    if all(pairs.values()):
+        text, vision = (pairs[pair][0] for pair in PAIRS)
+        raise ConfigurationError(
+            f"suite: {text} is of the paper's text table, {vision} of its vision table; run them apart"
+        )
+    return next(pair for pair, found in pairs.items() if found)
 
 
 def _read(file: str) -> dict[str, Any]:
