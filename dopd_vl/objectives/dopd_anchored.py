@@ -1,55 +1,63 @@
-"""DOPD-anchored: DOPD's question, answered so that the answer cannot drift.
+"""DOPD-anchored: DOPD's two supervisors, held so that neither can drift and none is trusted for what it does not know.
 
-As in DOPD (arXiv 2606.30626) a privileged teacher T(.|x,p) and a privileged copy of the student look at every sampled
-token, and the gap between them says whether the teacher's lead is skill. Three things differ, each for a failure that
+As in DOPD (arXiv 2606.30626) a privileged teacher T(.|x,p) and a privileged copy of the student, here C(.|x,p), look at
+every sampled token, and the gap between them decides who teaches it. Three things differ, each for a failure that
 docs/stability.md measures:
 
-    the copy         C(.|x,p): the student as it was before the first step. A live copy is pulled along by what it
-                     teaches, and what it then teaches is its own decay.
-    who teaches      C, where it is surer of the token than T *and sure in itself*; T everywhere else. A sampled token
-                     that neither believes in (l_T = -12, l_C = -5) is a mistake, not the copy's knowledge.
-    how strongly     T's weight grows with the gap without a jump: from beta_light where T and C agree to 1 where the
-                     gap is many times its mean.
+    the copy       is the student before its first step. A live copy is moved by the very updates that it teaches: its
+                   errors come back as lessons, and nothing outside the student holds them.
+    its tokens     are those of a large gap where it is surer than the teacher *and sure of itself*. DOPD compares the
+                   two alone: a slip that both find unlikely (l_T = -12, l_C = -5) counts as the copy's knowledge.
+    the teacher    teaches all others, by the forward KL. Its gradient, s - t, does not fade where the student gives
+                   the right token next to nothing, as that of the reverse KL and of JS does.
 
-    A_n   = |l_T - l_C|                                        q_T, q_C: probabilities of the sampled token
-    own_n = q_C > q_T  and  q_C >= mean(q_C)
-    loss  = own_n:      beta_light * KL(S(.|x) || C(.|x,p)), Top-K
-            otherwise:  (beta_light + (1 - beta_light) * A_n / (A_n + mean(A))) * JS(S(.|x), T(.|x,p)), full vocabulary
-
-Means are DOPD's thresholds: trimmed, over the optimizer-step batch.
+    A_n  = |l_T - l_C|                          q_T, q_C: probabilities of the sampled token; means as DOPD's thresholds
+    C's  : A_n >= mean(A),  q_C > q_T,  q_C >= mean(q_C)      copy_weight * KL(S(.|x) || C(.|x,p)), Top-K
+    T's  : all others                                         KL(T(.|x,p) || S(.|x)), full vocabulary
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+
 from dopd_vl.core import PRIVILEGED_TEACHER, DopdSettings, Plan, Source, Term, advantage_gap, compute_thresholds
-from dopd_vl.core.divergences import DivergenceName
+from dopd_vl.core.divergences import DIVERGENCES, DivergenceName
+from dopd_vl.core.routing import ThresholdScope
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_choice, check_share
+from dopd_vl.objectives.common import check_choice, check_not_negative, check_share
 
 
 @dataclass(frozen=True)
-class DopdAnchored(DopdSettings):
+class DopdAnchored:
     """Dual on-policy distillation with a copy that stays where the student began."""
 
     name: ClassVar[str] = "dopd-anchored"
 
+    copy_weight: float = 0.6
+    """of the copy's tokens; the teacher's have weight 1"""
+    divergence: DivergenceName = "forward_kl"
+    """from the teacher, over the whole vocabulary"""
+    copy_teaches: Literal["sure", "surer", "never"] = "sure"
+    """the tokens of large gap that the copy teaches: where it is surer than the teacher and "sure" of itself; wherever
+    it is "surer" than the teacher, as in DOPD; none"""
     student_policy: Literal["start", "average", "student"] = "start"
     """the copy's weights: "start", before the first step; "average", a slow average; "student", the current ones"""
     average_rate: float = 0.005
     """share of the student's weights in the average, each step; for "average" alone"""
-    confident: bool = True
-    """false: the copy teaches wherever it is surer than the teacher, as in DOPD"""
-    smooth: bool = True
-    """false: the teacher's weight is 1 everywhere"""
-    divergence: DivergenceName = "js"
-    """from the teacher, over the whole vocabulary"""
-    anchor: bool = True
-    """false: the copy teaches nothing; where it would, the teacher does"""
+    top_k: int = 128
+    """K of the copy's Top-K, vocabulary entries; the rest is one bucket"""
+    trim_fraction: float = 0.05
+    """share of the tokens, of largest gap, that the means leave out"""
+    threshold_scope: ThresholdScope = "global"
+    """over which tokens the means go, see `DopdSettings`"""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        DopdSettings(top_k=self.top_k, trim_fraction=self.trim_fraction, threshold_scope=self.threshold_scope)
+        check_not_negative("copy_weight", self.copy_weight)
+        check_choice("divergence", self.divergence, DIVERGENCES)
         check_choice("student_policy", self.student_policy, ("start", "average", "student"))
+        check_choice("copy_teaches", self.copy_teaches, ("sure", "surer", "never"))
         check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:
@@ -59,26 +67,26 @@ class DopdAnchored(DopdSettings):
         mask = scores.response_mask
         teacher, copy = self.sources()
         l_T, l_C = scores.policies[teacher].logp, scores.policies[copy].logp
+        q_T, q_C = l_T.double().exp(), l_C.double().exp()
+        gap = advantage_gap(l_T, l_C).masked_fill(~mask, 0.0)
         means = compute_thresholds(l_T, l_C, mask, self.trim_fraction, self.threshold_scope)
-        gap = advantage_gap(l_T, l_C).masked_fill(~mask, 0.0).double()
-        q_T, q_C = l_T.exp(), l_C.exp()
 
-        own = mask & (q_C > q_T) & (gap >= means.gap)
-        if self.confident:
-            own &= q_C >= means.student_prob
-        if not self.anchor:
-            own &= False
-        strength = mask.double()
-        if self.smooth:
-            lead = gap / (gap + means.gap).clamp(min=1e-12)
-            strength = strength * (self.beta_light + (1.0 - self.beta_light) * lead)
+        copys = mask & (gap.double() >= means.gap) & (q_C > q_T)
+        if self.copy_teaches == "sure":
+            copys &= q_C >= means.student_prob
+        elif self.copy_teaches == "never":
+            copys = torch.zeros_like(mask)
+        teachers = mask & ~copys
         terms = (
-            Term(teacher, self.divergence, "full", strength * ~own),
-            Term(copy, "reverse_kl", "top_k", own * self.beta_light, self.top_k, self.top_k_source, self.tail),
+            Term(teacher, self.divergence, "full", teachers.double()),
+            Term(copy, "reverse_kl", "top_k", copys * self.copy_weight, self.top_k),
         )
         return Decision(
             plan=Plan(terms),
-            parts={"teacher": mask & ~own, "copy": own},
-            values={"gap/threshold": means.gap.mean().item()},
-            per_token={"gap": gap.float()},
+            parts={"teacher": teachers, "copy": copys},
+            values={
+                "gap/threshold": means.gap.mean().item(),
+                "gap/student_prob_threshold": means.student_prob.mean().item(),
+            },
+            per_token={"gap": gap, "copy": copys.long()},
         )

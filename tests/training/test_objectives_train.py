@@ -26,6 +26,7 @@ LOGGED = {
     "va-opd": ("va-opd/visual_advantage",),
     "sdpo": ("sdpo/masked_rollouts",),
     "dopd": ("gap/mean", "token_share/HS"),
+    "dopd-anchored": ("gap/mean", "token_share/copy"),
 }
 
 
