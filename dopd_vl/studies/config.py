@@ -40,7 +40,7 @@ class StudyConfig:
     """name -> dotted keys: one run after another, each from the student that the one before made"""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     baseline: str | None = None
-    """the cell that the others are compared with"""
+    """the cell that the others are compared with; with a grid a key of `cells`, at the same values of the grid"""
     equal_budget: bool = True
     """refuse cells that differ in steps or rollouts a step"""
     data: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +68,8 @@ class Cell:
 
     name: str
     overrides: Mapping[str, Any]
+    baseline: str | None = None
+    """name of the cell that it is compared with; its own for a baseline"""
 
     @property
     def slug(self) -> str:
@@ -125,7 +127,7 @@ def check(config: StudyConfig) -> None:
             )
         slugs[cell.slug] = cell.name
     names = [cell.name for cell in cells]
-    if config.baseline is not None and config.baseline not in names:
+    if config.baseline is not None and config.baseline not in {*names, *config.cells}:
         raise ConfigurationError(f"baseline: no cell {config.baseline!r}, {nearest(config.baseline, names)}")
     if not config.score_variants:
         raise ConfigurationError("score_variants: at least one")
@@ -148,9 +150,10 @@ def expand(config: StudyConfig) -> list[Cell]:
     found = []
     for name, overrides in cells.items():
         for values in itertools.product(*(config.grid[key] for key in keys)):
-            parts = [name] if name else []
-            parts += [f"{short[key]}={_shown(value)}" for key, value in zip(keys, values, strict=True)]
-            found.append(Cell(" ".join(parts), {**overrides, **dict(zip(keys, values, strict=True))}))
+            at = [f"{short[key]}={_shown(value)}" for key, value in zip(keys, values, strict=True)]
+            baseline = " ".join([config.baseline, *at]) if config.baseline in cells else config.baseline
+            whole = " ".join([name, *at] if name else at)
+            found.append(Cell(whole, {**overrides, **dict(zip(keys, values, strict=True))}, baseline))
     return found
 
 
@@ -229,7 +232,9 @@ def _value(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return str(value).removeprefix("nano:") if not isinstance(value, dict | list) else json.dumps(value)
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    return Path(value).name if isinstance(value, str) and "/" in value else str(value).removeprefix("nano:")
 
 
 def _short_names(keys: list[str]) -> dict[str, str]:

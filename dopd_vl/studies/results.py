@@ -93,7 +93,7 @@ def gather(config: StudyConfig) -> StudyResult:
         if config.stages and found:
             _add_stages(cell, found, data_sets, deployed, list(config.stages))
         cells.append(cell)
-    _compare_all(cells, accuracy, config.baseline)
+    _compare_all(cells, accuracy, {cell.name: cell.baseline for cell in expand(config)})
     references = {
         model: {data: scores["model"][data][deployed]["accuracy"] for data in scores["model"]}
         for run in runs
@@ -143,12 +143,13 @@ def _add_stages(
             cell.forgetting[data] = summarise(lost)
 
 
-def _compare_all(cells: list[CellResult], accuracy: Mapping[str, Mapping[int, float]], baseline: str | None) -> None:
-    if baseline is None:
-        return
+def _compare_all(
+    cells: list[CellResult], accuracy: Mapping[str, Mapping[int, float]], baselines: Mapping[str, str | None]
+) -> None:
     tested = []
     for cell in cells:
-        if cell.name != baseline:
+        baseline = baselines[cell.name]
+        if baseline is not None and cell.name != baseline:
             cell.against_baseline = compare(dict(accuracy[cell.name]), dict(accuracy[baseline]))
             if cell.against_baseline is not None and cell.against_baseline.p is not None:
                 tested.append((cell, cell.against_baseline.p))

@@ -89,3 +89,20 @@ def test_every_shipped_study_unfolds_in_every_world_that_it_is_for(world: Path, 
     if config.paper:
         column = paper_column(config.paper["table"], config.paper["column"])
         assert len(column.keys() & {cell.name for cell in expand(config)}) >= 3
+
+
+def test_with_a_grid_each_cell_is_compared_with_the_baseline_at_its_own_values() -> None:
+    study = StudyConfig(
+        name="x",
+        train_config="configs/llm/nano.yaml",
+        cells={"a": {}, "b": {"objective.name": "opd"}},
+        grid={"training.learning_rate": [0.1, 0.2], "model.student": ["runs/ladder/text-30"]},
+        baseline="a",
+    )
+    found = {cell.name: cell.baseline for cell in expand(study)}
+    assert found == {
+        "a learning_rate=0.1 student=text-30": "a learning_rate=0.1 student=text-30",
+        "a learning_rate=0.2 student=text-30": "a learning_rate=0.2 student=text-30",
+        "b learning_rate=0.1 student=text-30": "a learning_rate=0.1 student=text-30",
+        "b learning_rate=0.2 student=text-30": "a learning_rate=0.2 student=text-30",
+    }
