@@ -24,6 +24,15 @@ def parser() -> argparse.ArgumentParser:
     ladder.add_argument("--family", choices=LADDERS, required=True)
     ladder.add_argument("--levels", type=float, nargs="+", metavar="SHARE", help="accuracies, default 0.1 0.3 0.5 0.7")
     ladder.add_argument("--seed", type=int, default=0)
+    shortcut = commands.add_parser(
+        "shortcut", help="train a text teacher that the shown answer tempts to skip reasoning"
+    )
+    shortcut.add_argument("--output", required=True, metavar="DIR", help="where its folder goes")
+    shortcut.add_argument("--seed", type=int, default=0)
+    soften = commands.add_parser("soften", help="save a nano model with its logits divided by a temperature")
+    soften.add_argument("--model", required=True, help="folder or nano:NAME")
+    soften.add_argument("--temperature", type=float, required=True)
+    soften.add_argument("--output", required=True, metavar="DIR", help="the new model's folder")
     return top
 
 
@@ -34,6 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dopd_vl.nano.ladder import LEVELS, build_ladder
 
         build_ladder(arguments.output, arguments.family, arguments.levels or LEVELS, arguments.seed)
+        return 0
+    if arguments.command == "soften":
+        from dopd_vl.nano.soften import soften
+
+        soften(arguments.model, arguments.temperature, arguments.output)
+        return 0
+    if arguments.command == "shortcut":
+        from dopd_vl.nano.shortcut import build_shortcut_teacher
+
+        build_shortcut_teacher(arguments.output, arguments.seed)
         return 0
     from dopd_vl.nano.build import SCORED, build  # here: torch takes seconds to import
 

@@ -1,0 +1,32 @@
+"""A teacher of another sharpness: the same answers, its logits divided by a temperature.
+
+    dopd-vl nano soften --model nano:text-teacher --temperature 2 --output runs/ladder/text-teacher-soft
+
+Logits are the head times the last norm's output, so a norm whose weight is divided divides them, and the folder is an
+ordinary model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dopd_vl.nano.build import save
+from dopd_vl.nano.scoring import load
+from dopd_vl.resources import find_model
+
+
+@torch.no_grad()
+def soften(model: str, temperature: float, output: Path | str) -> None:
+    """Save a nano model whose logits are those of `model` divided by `temperature` (below 1: sharper).
+
+    Raises:
+        ValueError: the temperature is not above 0.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"temperature {temperature} must be above 0")
+    softened, views = load(Path(find_model(model)))
+    body: Any = softened.model
+    norm = getattr(body, "language_model", body).norm
+    norm.weight.div_(temperature)
+    save(softened, views.processing_class, Path(output))
