@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from dopd_vl.errors import ConfigurationError
 from dopd_vl.resources import find_config
@@ -42,6 +42,8 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
         namespace = parser.parse_args(arguments)
     except Exception as error:
         raise ConfigurationError(_one_line(str(error), file)) from error
+    for misfit in _misfits(cls, namespace):
+        raise ConfigurationError(_one_line(misfit, file))
     try:
         built = parser.instantiate(namespace)
         return cls(**{f.name: getattr(built, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
@@ -68,6 +70,8 @@ def settings_of(cls: type[Config], settings: dict[str, Any], where: str) -> Conf
     parser.add_class_arguments(cls)
     try:
         namespace = parser.parse_object(settings)
+        for misfit in _misfits(cls, namespace):
+            raise ValueError(misfit)
         return cls(**{name: namespace[name] for name in known})
     except Exception as error:
         raise ConfigurationError(f"{where}: {_one_line(str(error), None)}") from error
@@ -95,8 +99,12 @@ def _resolve_files(arguments: list[str]) -> tuple[list[str], list[Path]]:
 def _check_file_keys(cls: type, file: Path) -> None:
     try:
         node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise ConfigurationError(f"{file}: not readable as YAML: nested too deeply") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error.strerror})") from error
     if node is None:
         return
     if not isinstance(node, yaml.MappingNode):
@@ -133,6 +141,20 @@ def _check_option_keys(cls: type, arguments: list[str]) -> None:
                 known = [".".join([*path[:depth], field]) for field in fields]
                 raise ConfigurationError(f"unknown option --{'.'.join(path)}, {nearest('.'.join(path), known)}")
             inner = _dataclass_in(fields[name])
+
+
+def _misfits(cls: type, namespace: Namespace, prefix: str = "") -> Iterator[str]:
+    """What jsonargparse lets pass: null for what may not be null, and other things than mappings for sections."""
+    for name, annotation in _field_types(cls).items():
+        value, key = namespace[name], prefix + name
+        if value is None:
+            if annotation is not Any and type(None) not in get_args(annotation):
+                yield f"{key}: may not be null; leave it out for its default"
+        elif isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            if isinstance(value, Namespace):
+                yield from _misfits(annotation, value, f"{key}.")
+            else:
+                yield f"{key}: expected keys and values, got a {type(value).__name__}"
 
 
 def _field_types(cls: type) -> dict[str, Any]:

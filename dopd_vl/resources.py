@@ -1,5 +1,6 @@
 """Files that ship with the toolkit: beside the package in a checkout, inside it in an installed copy."""
 
+import reprlib
 from pathlib import Path
 
 from dopd_vl.errors import UserError
@@ -20,10 +21,13 @@ def find_config(name: str) -> Path:
     Raises:
         UserError: there is no such file.
     """
-    candidates = [Path(name), shipped(name), shipped(f"configs/{name}"), shipped(f"configs/{name}.yaml")]
-    for path in candidates:
-        if path.is_file():
-            return path
+    try:
+        candidates = [Path(name), shipped(name), shipped(f"configs/{name}"), shipped(f"configs/{name}.yaml")]
+        for path in candidates:
+            if path.is_file():
+                return path
+    except (OSError, ValueError) as error:  # longer than a name may be, a null byte in it, or not ours to look at
+        raise UserError(f"--config: {reprlib.repr(name)} cannot be the name of a file ({error.args[-1]})") from error
     raise UserError(f"--config: no file {name!r} here or among the shipped configs in {shipped('configs')}")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PrepareError
+from .errors import PrepareError, one_line
 from .schema import features
 
 if TYPE_CHECKING:
@@ -32,9 +33,16 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         audit = json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return audit if isinstance(audit, dict) and audit.get("format") == FORMAT else None
+    return audit if isinstance(audit, dict) and audit.get("format") == FORMAT and _names_its_files(audit) else None
+
+
+def _names_its_files(audit: Mapping[str, Any]) -> bool:
+    names, records = audit.get("files"), audit.get("records")
+    # Plain names: the audit of a folder from elsewhere must not lead out of it.
+    named = isinstance(names, list) and all(isinstance(n, str) and n == Path(n).name and "\0" not in n for n in names)
+    return named and isinstance(records, int)
 
 
 def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset:
@@ -43,7 +51,8 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
     datasets keeps a memory-mapped copy in its cache (`cache_dir`, or the environment's HF_HOME).
 
     Raises:
-        PrepareError: there is no such folder, it is unfinished, files are missing, or its columns are not ours.
+        PrepareError: there is no such folder, it is unfinished, files are missing or damaged, or its columns are not
+            ours.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -60,8 +69,15 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
         _check_columns(file)
 
     from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
 
-    dataset = Dataset.from_parquet([str(file) for file in files], features=features(), cache_dir=cache_dir)
+    try:
+        dataset = Dataset.from_parquet([str(file) for file in files], features=features(), cache_dir=cache_dir)
+    except (DatasetGenerationError, OSError, ValueError) as error:
+        reason = one_line(error.__cause__ or error)
+        raise PrepareError(
+            f"{folder}: its data cannot be read ({reason}); prepare it again with overwrite: true"
+        ) from error
     assert isinstance(dataset, Dataset)
     if len(dataset) != audit["records"]:
         raise PrepareError(
@@ -78,8 +94,10 @@ def _check_columns(file: Path) -> None:
     expected = features().arrow_schema
     try:
         found = pq.read_schema(file)
-    except (OSError, pa.ArrowException) as error:
-        raise PrepareError(f"{file}: cannot be read ({error}); prepare it again with overwrite: true") from error
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name is no UTF-8
+        raise PrepareError(
+            f"{file}: cannot be read ({one_line(error)}); prepare it again with overwrite: true"
+        ) from error
     if not found.equals(expected):
         missing = sorted(set(expected.names) - set(found.names))
         what = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"

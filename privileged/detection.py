@@ -25,6 +25,8 @@ from .quiet import import_supervision
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_ANNOTATION = 16 * 1024 * 1024
 """Bytes of one annotation file."""
+MAX_DIGITS = 9
+"""Digits of the number of a class."""
 
 
 @dataclass
@@ -156,7 +158,8 @@ class YoloSource(_ObjectFolders):
             yield self._label(line.split()[0])
 
     def _label(self, text: str) -> str:
-        if not text.isdecimal() or int(text) not in self._names:
+        # The length first: Python refuses to read an integer of thousands of digits.
+        if len(text) > MAX_DIGITS or not text.isdecimal() or int(text) not in self._names:
             raise RecordError(f"class {text[:20]!r} is not among the {len(self._names)} names")
         return self._names[int(text)]
 
@@ -233,7 +236,7 @@ def _xml(data: bytes) -> Element:
 
     try:
         return fromstring(data)
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise RecordError(f"is no XML: {error}") from error
 
 
@@ -244,11 +247,15 @@ def _class_names(path: str) -> dict[int, str]:
         raise ConfigError(f"{where}: no file {path!r}")
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date with a 13th month
         raise ConfigError(f"{where}: {path} is no YAML ({' '.join(str(error).split())})") from error
     names = loaded.get("names") if isinstance(loaded, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not all(str(key).isdecimal() for key in names):
+    if not isinstance(names, dict) or not names or not all(_is_class_number(key) for key in names):
         raise ConfigError(f"{where}: {path} has no list or numbered mapping 'names'")
     return {int(key): str(name) for key, name in names.items()}
+
+
+def _is_class_number(key: Any) -> bool:
+    return str(key).isdecimal() and len(str(key)) <= MAX_DIGITS

@@ -30,6 +30,15 @@ class MissingPrivilege(PrivilegedError):
     """An example lacks what a variant needs. The message names the example's id and what is missing."""
 
 
+def one_line(error: BaseException) -> str:
+    """Another library's message on one line.
+
+    >>> one_line(ValueError("no parquet file:\\n  too short"))
+    'no parquet file: too short'
+    """
+    return " ".join(str(error).split())
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest known one, or all of them.
 

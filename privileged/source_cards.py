@@ -107,7 +107,7 @@ def read_card(path: Path) -> SourceCard:
     where = f"source.card: {path}"
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date with a 13th month
         raise ConfigError(f"{where} is no YAML ({' '.join(str(error).split())})") from error
     card = read_options(settings, SourceCard, where)
     if card.task is not None:

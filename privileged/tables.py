@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError
+from .errors import ConfigError, RecordError, one_line
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
 FOOTER_BYTES = 64 * 1024
@@ -24,7 +26,9 @@ class SavedRows:
         try:
             loaded = load_from_disk(str(path))
         except Exception as error:  # whatever datasets, arrow or the file system make of a damaged folder
-            raise ConfigError(f"source.options.path: {path} is no readable saved dataset ({error})") from error
+            raise ConfigError(
+                f"source.options.path: {path} is no readable saved dataset ({one_line(error)})"
+            ) from error
         if isinstance(loaded, DatasetDict):
             loaded = pick_split(loaded, split)
         elif split is not None:
@@ -41,8 +45,7 @@ class SavedRows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = self._rows[index : index + 1].to_pylist()[0]
-        return row
+        return _only_row(lambda: self._rows[index : index + 1], f"row {index} of the saved dataset")
 
 
 def pick_split(splits: DatasetDict, split: str | None) -> Dataset:
@@ -78,8 +81,10 @@ class ParquetRows:
         for number, file_path in enumerate(paths):
             try:
                 file = pq.ParquetFile(file_path)
-            except (OSError, pa.ArrowException) as error:
-                raise ConfigError(f"source.options.path: {file_path} is no readable parquet file ({error})") from error
+            except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name is no UTF-8
+                raise ConfigError(
+                    f"source.options.path: {file_path} is no readable parquet file ({one_line(error)})"
+                ) from error
             self._files.append(file)
             self.columns += [name for name in file.schema_arrow.names if name not in self.columns]
             for group in range(file.num_row_groups):
@@ -98,12 +103,27 @@ class ParquetRows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = bisect_right(self._starts, index) - 1
+        offset = index - self._starts[number]
+        return _only_row(lambda: self._group(number).slice(offset, 1), f"row {index} of the parquet files")
+
+    def _group(self, number: int) -> pa.Table:
         if self._loaded[0] != number:
             file, group = self._groups[number]
             self._loaded = (number, self._files[file].read_row_group(group))
-        offset = index - self._starts[number]
-        row: dict[str, Any] = self._loaded[1].slice(offset, 1).to_pylist()[0]
-        return row
+        return self._loaded[1]
+
+
+def _only_row(read: Callable[[], pa.Table], where: str) -> dict[str, Any]:
+    """The row that `read` gives; a damaged one is one bad record."""
+    import pyarrow as pa
+
+    try:
+        [row] = read().to_pylist()
+    # ValueError: text that is no UTF-8, a date that Python has not, or no row where the file's index says that one is.
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise RecordError(f"{where} cannot be read: {one_line(error)}") from error
+    found: dict[str, Any] = row
+    return found
 
 
 def _footer(path: Path) -> bytes:

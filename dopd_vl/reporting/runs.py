@@ -80,7 +80,7 @@ def _read_run(folder: Path, name: str, group: str | None) -> Run:
         raise UserError(f"{folder} is no run folder: it holds no config.yaml")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no YAML file: {error}") from error
     label = name
     if group is not None:
