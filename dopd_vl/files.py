@@ -28,6 +28,12 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def keep_up_to(path: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint that a run goes on from."""
+    if path.exists():
+        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a JSONL file; a last line cut short by a crash is left out. Empty where there is no file."""
     if not path.exists():

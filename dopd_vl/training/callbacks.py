@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dopd_vl.files import append_jsonl, read_jsonl, write_json, write_jsonl
+from dopd_vl.files import append_jsonl, keep_up_to, read_jsonl, write_json
 from dopd_vl.training.kept_images import IMAGES_FOLDER
 from dopd_vl.training.kept_rollouts import rollout_records
 
@@ -44,7 +44,7 @@ class RunFolder(TrainerCallback):
         self.best = max((row["eval_accuracy"] for row in rows if "eval_accuracy" in row), default=None)
         if state.is_world_process_zero:
             for name in (METRICS_FILE, ROLLOUTS_FILE):
-                _keep_up_to(self.folder / name, state.global_step)
+                keep_up_to(self.folder / name, state.global_step)
 
     def on_log(
         self,
@@ -172,9 +172,3 @@ class ProgressBar(TrainerCallback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-def _keep_up_to(path: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint that a run goes on from."""
-    if path.exists():
-        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])

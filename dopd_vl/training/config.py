@@ -105,6 +105,42 @@ class LoopSettings:
 
 
 @dataclass
+class HealthSettings:
+    """When a run is said to go wrong (docs/health.md). Steps are optimizer steps."""
+
+    on_alarm: Literal["say", "stop", "ignore"] = "say"
+    """"say": one line on the terminal and in alarms.jsonl, each kind once a run; "stop": also end with a checkpoint"""
+    window: int = 10
+    """steps that are averaged; the last window is compared with earlier ones"""
+    patience: int = 20
+    """steps that no rollout is right, or that a kind of token has all tokens or none"""
+    significance: float = 0.01
+    """chance that the rollouts of a run whose accuracy stands still ever look like a fall"""
+    min_fall: float = 0.25
+    """share of its best rollout accuracy that a student must lose, where another sign agrees"""
+    min_fall_alone: float = 0.67
+    """the same, where accuracy alone has moved"""
+    gap_growth: float = 1.25
+    """growth of the mean gap of teacher and copy over its lowest that is too much; without a verifier, a collapse"""
+    entropy_share: float = 0.2
+    """share of the entropy of the first window that is too little for a student that is mostly wrong"""
+    clipped_share: float = 0.9
+    """share of responses cut at the length limit that is too many"""
+    non_finite_steps: int = 1
+    """steps in a row with a NaN or infinite loss or gradient norm; fp16 scaling has single ones that do no harm"""
+
+    def __post_init__(self) -> None:
+        for name in ("window", "patience", "non_finite_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"health.{name}={getattr(self, name)} must be at least 1")
+        for name in ("significance", "min_fall", "min_fall_alone", "entropy_share", "clipped_share"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"health.{name}={getattr(self, name)} must be above 0 and at most 1")
+        if not self.gap_growth > 1.0:
+            raise ValueError(f"health.gap_growth={self.gap_growth} must be above 1")
+
+
+@dataclass
 class TrainConfig:
     """Distil a teacher into a student on the student's own rollouts."""
 
@@ -118,6 +154,7 @@ class TrainConfig:
     privilege: PrivilegeSettings = field(default_factory=PrivilegeSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     training: LoopSettings = field(default_factory=LoopSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
     allow_code: bool = False
     """run the programs that the student writes for tasks of code, with limits but without a security boundary"""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)

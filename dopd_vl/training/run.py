@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Image, List
 from peft import LoraConfig
 from rich.console import Console
@@ -22,8 +23,10 @@ from dopd_vl.training import preflight
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole, whole_checkpoints
 from dopd_vl.training.config import LoraSettings, TrainConfig
+from dopd_vl.training.metric_rows import RunFacts
 from dopd_vl.training.requirements import check_requirements, needs_teacher, say_what_is_not_scored
 from dopd_vl.training.trainer import DopdTrainer
+from dopd_vl.training.watch import Watch
 from dopd_vl.views import VISION_PROCESSORS
 from privileged.dataset import load_privileged
 from privileged.journal import write_atomically
@@ -32,7 +35,7 @@ CONFIG_FILE = "config.yaml"
 FINGERPRINT_FILE = "fingerprint.json"
 STUDENT_FOLDER = "student"
 
-_MAY_CHANGE = ("resume", "output_dir")
+_MAY_CHANGE = ("resume", "output_dir", "health")
 """Keys that a run may be taken up again with another value of."""
 
 
@@ -51,7 +54,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     """Train as the configuration says and leave a run folder.
 
     Raises:
-        UserError: anything that the user can mend; nothing was trained.
+        UserError: anything that the user can mend; nothing was trained. Or an alarm ended the run, as its configuration
+            asked (`health.on_alarm: stop`): its folder holds what was trained, but no student/.
     """
     objective = preflight.build_objective(config)
     preflight.check_variants(config)
@@ -79,9 +83,12 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         preflight.check_data(held_out, "data.eval", models)
 
     folder = Path(config.output_dir)
-    checkpoint = _open_folder(folder, config, train)
+    checkpoint = _open_folder_together(folder, config, train, arguments.process_index)
     arguments.eval_on_start = held_out is not None and checkpoint is None
     run_folder = RunFolder(folder)
+    terminal = console or Console()
+    facts = RunFacts.of(config, objective, arguments.world_size)
+    watch = Watch(folder, facts, config.health, terminal)
     teacher = config.model.teacher if needs_teacher(objective) else None
     trainer = DopdTrainer(
         model=find_model(config.model.student),
@@ -91,12 +98,17 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         eval_dataset=held_out,
         objective=objective,
         peft_config=_peft_config(config.model.lora),
-        callbacks=[run_folder, ProgressBar(title or f"train {config.objective.name}", console)],
+        callbacks=[run_folder, ProgressBar(title or f"train {config.objective.name}", terminal), watch],
     )
     run_folder.attach(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if watch.stopped is not None:
+        raise UserError(
+            f"{folder}: stopped at step {watch.stopped.step} by health.on_alarm ({watch.stopped.kind}): "
+            f"{watch.stopped.message}. --resume true goes on all the same"
+        )
     student = folder / STUDENT_FOLDER
     save_whole(trainer, student, {"step": trainer.state.global_step, "objective": config.objective.name})
     return RunResult(folder, student, read_jsonl(folder / METRICS_FILE))
@@ -156,6 +168,20 @@ def _peft_config(lora: LoraSettings | None) -> LoraConfig | None:
         target_modules=names[0] if len(names) == 1 else names,
         task_type="CAUSAL_LM",
     )
+
+
+def _open_folder_together(folder: Path, config: TrainConfig, train: Dataset, rank: int) -> Path | None:
+    """`_open_folder` by the first process; the others hear what came of it: its new run is no old one to them."""
+    outcome: Path | UserError | None = None
+    if rank == 0:
+        try:
+            outcome = _open_folder(folder, config, train)
+        except UserError as error:
+            outcome = error
+    outcome = broadcast_object_list([outcome])[0]
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
 
 
 def _open_folder(folder: Path, config: TrainConfig, train: Dataset) -> Path | None:

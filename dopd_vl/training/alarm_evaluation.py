@@ -1,0 +1,161 @@
+"""How well the alarms tell collapsed runs from healthy ones, on finished run folders.
+
+    collapsed   the last eval_accuracy is under 0.8 of the first and, by a one-sided binomial test, below it (p < 0.01)
+    decayed     else, the last is under 0.75 of the best (p < 0.025): it lost what it had gained
+    diverged    a loss or gradient norm was NaN or infinite
+    healthy     everything else; every alarm there is a false one
+
+The verdict is by held-out accuracy, which no alarm reads. The onset is found with hindsight, in the rollout accuracy:
+the step after which its moving mean over 5 steps has for good lost a quarter of what it will lose from its best to its
+last value. `peak` is the step of that best value: the earliest that anyone could call the beginning.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dopd_vl.errors import ConfigurationError, UserError
+from dopd_vl.files import read_jsonl
+from dopd_vl.training import preflight
+from dopd_vl.training.callbacks import METRICS_FILE
+from dopd_vl.training.config import HealthSettings, ObjectiveSettings, TrainConfig
+from dopd_vl.training.health import Alarm, non_finite, replay
+from dopd_vl.training.metric_rows import Row, RunFacts, moving_means, rows_of_training, values
+
+Verdict = Literal["collapsed", "decayed", "diverged", "healthy"]
+SMOOTHING = 5
+"""rows"""
+
+
+@dataclass(frozen=True)
+class JudgedRun:
+    """A finished run, what became of it, and what was said of it."""
+
+    folder: Path
+    verdict: Verdict
+    evaluations: tuple[float, ...]
+    """eval_accuracy, first to last"""
+    onset: int | None
+    """step; None of a healthy run, or one without a verifier"""
+    peak: int | None
+    alarms: tuple[Alarm, ...]
+
+    @property
+    def first(self) -> int | None:
+        """Step of the first alarm."""
+        return min((alarm.step for alarm in self.alarms), default=None)
+
+    @property
+    def delay(self) -> int | None:
+        """Steps from the onset to the first alarm; negative: the alarm came first."""
+        return None if self.first is None or self.onset is None else self.first - self.onset
+
+
+@dataclass(frozen=True)
+class AlarmScores:
+    """Of all runs."""
+
+    runs: tuple[JudgedRun, ...]
+    unreadable: tuple[str, ...] = ()
+    """one line for each folder of another version, whose objective cannot be built now"""
+
+    def of(self, *verdicts: Verdict) -> list[JudgedRun]:
+        return [run for run in self.runs if run.verdict in verdicts]
+
+    def caught(self, *verdicts: Verdict) -> int:
+        return sum(run.first is not None for run in self.of(*verdicts))
+
+    def caught_within(self, steps: int, *verdicts: Verdict) -> int:
+        """Runs with an alarm at most so many steps after the onset."""
+        return sum(run.delay is not None and run.delay <= steps for run in self.of(*verdicts))
+
+
+def evaluate_alarms(
+    folders: Iterable[Path], settings: HealthSettings | None = None, without_verifier: bool = False
+) -> AlarmScores:
+    """Judge finished runs and replay the alarms on what they logged.
+
+    Args:
+        folders: run folders; one that was not evaluated at its beginning and end is left out.
+        settings: thresholds; the defaults by default, whatever the run had.
+        without_verifier: the alarms do not see the rollout accuracy.
+
+    Raises:
+        UserError: a folder is no run folder.
+    """
+    runs, unreadable = [], []
+    for folder in folders:
+        try:
+            run = judge_run(folder, settings or HealthSettings(), without_verifier)
+        except ConfigurationError as error:
+            unreadable.append(f"{folder}: {error}")
+            continue
+        if run is not None:
+            runs.append(run)
+    return AlarmScores(tuple(runs), tuple(unreadable))
+
+
+def judge_run(folder: Path, settings: HealthSettings, without_verifier: bool = False) -> JudgedRun | None:
+    """One run; None where it was not evaluated at its last step, as of a run that is still going on."""
+    rows = read_jsonl(folder / METRICS_FILE)
+    config = _read_config(folder)
+    evaluated = [row for row in rows if values([row], "eval_accuracy")]
+    logged = rows_of_training(rows)
+    if len(evaluated) < 2 or not logged or evaluated[-1]["step"] < logged[-1]["step"]:
+        return None
+    facts = RunFacts.of(config, preflight.build_objective(config))
+    evaluations = values(evaluated, "eval_accuracy")
+    verdict: Verdict = verdict_of(evaluations, config.data.eval_size)
+    if any(non_finite(logged[:end], facts, settings) for end in range(1, len(logged) + 1)):
+        verdict = "diverged"
+    onset, peak = (None, None) if verdict == "healthy" else onset_of(logged)
+    shown: Sequence[Row] = logged
+    if without_verifier:
+        shown = [{name: value for name, value in row.items() if name != "rollout_accuracy"} for row in logged]
+    return JudgedRun(folder, verdict, tuple(evaluations), onset, peak, tuple(replay(shown, facts, settings)))
+
+
+def verdict_of(evaluations: Sequence[float], size: int | None) -> Verdict:
+    """What became of a run, by its held-out accuracies first to last, of `size` examples each (None: 100)."""
+    first, best, last = evaluations[0], max(evaluations), evaluations[-1]
+    if last < 0.8 * first and _binomial_z(first, last, size or 100) > 2.33:
+        return "collapsed"
+    if last < 0.75 * best and _binomial_z(best, last, size or 100) > 1.96:
+        return "decayed"
+    return "healthy"
+
+
+def onset_of(rows: Sequence[Row]) -> tuple[int | None, int | None]:
+    """The step that a fall of the rollout accuracy began after, and the step of its best value."""
+    judged = [row for row in rows if values([row], "rollout_accuracy")]
+    means = moving_means(values(judged, "rollout_accuracy"), SMOOTHING)
+    if not means or means[-1] >= max(means):
+        return None, None
+    best = max(range(len(means)), key=means.__getitem__)
+    line = means[best] - 0.25 * (means[best] - means[-1])
+    last_above = max(index for index, value in enumerate(means) if value >= line)
+    # Mean number i is of the rows i to i + SMOOTHING - 1; its step is that of the middle one.
+    onset, peak = (int(judged[index + SMOOTHING // 2]["step"]) for index in (last_above, best))
+    return onset, peak
+
+
+def _binomial_z(higher: float, lower: float, size: int) -> float:
+    p = (higher + lower) / 2
+    return (higher - lower) / math.sqrt(2 * p * (1 - p) / size) if 0 < p < 1 else 0.0
+
+
+def _read_config(folder: Path) -> TrainConfig:
+    """What `RunFacts` needs of a run's config.yaml."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: no run folder, it has no config.yaml")
+    saved: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = TrainConfig(objective=ObjectiveSettings(**saved["objective"]))
+    config.data.eval_size = saved["data"]["eval_size"]
+    known = {name: saved["training"][name] for name in vars(config.training) if name in saved["training"]}
+    config.training = replace(config.training, **known)
+    return config
