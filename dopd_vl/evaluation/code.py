@@ -14,7 +14,7 @@ ALLOW_CODE = "DOPD_VL_ALLOW_CODE"
 
 SECONDS_PER_PROBLEM = 60.0
 TOLERANCE = 1e-6
-_FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*+(\w*+)[^\n`]*+\n(.*?)```", re.DOTALL)  # possessive: linear in any text
 
 # What solutions of contest problems commonly take for granted.
 _PRELUDE = """

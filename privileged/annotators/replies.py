@@ -28,7 +28,7 @@ MAX_LABEL = 200
 SLACK = 5
 """Thousandths by which a box may leave its image: models round, and the box is then clipped."""
 
-_FENCE = re.compile(r"```[ \t]*(?:\w+)?[ \t]*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*+(?:\w++)?[ \t]*+\n(.*?)```", re.DOTALL)  # possessive: linear in any text
 
 # JSON's own escapes are kept, unless they begin a LaTeX command: "\frac" would be read as a form feed and "rac".
 _ESCAPE = re.compile(
