@@ -15,6 +15,8 @@ from dopd_vl.training import preflight
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
 WORLDS = sorted((ROOT / "configs" / "study" / "worlds").glob("*.yaml"))
+MAP = ROOT / "configs" / "study" / "map"
+MAP_QUESTIONS = [file for file in sorted(MAP.glob("*.yaml")) if not file.stem.endswith("-world")]
 
 
 def study(**settings: Any) -> StudyConfig:
@@ -91,15 +93,28 @@ def test_every_shipped_study_unfolds_in_every_world_that_it_is_for(world: Path, 
         assert len(column.keys() & {cell.name for cell in expand(config)}) >= 3
 
 
+@pytest.mark.parametrize("file", MAP_QUESTIONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("world", ["text", "vision"])
+def test_every_question_of_the_stability_map_unfolds(world: str, file: Path) -> None:
+    config = read_config(StudyConfig, ["--config", str(MAP / f"{world}-world.yaml"), "--config", str(file)], "test")
+    check(config)
+    assert config.name == f"map-{file.stem}"
+    assert len(config.seeds) >= 3
+    for run in unfold(config):
+        for _, stage in run.stages:
+            preflight.build_objective(stage)
+            preflight.check_variants(stage)
+
+
 def test_with_a_grid_each_cell_is_compared_with_the_baseline_at_its_own_values() -> None:
-    study = StudyConfig(
+    grid_study = StudyConfig(
         name="x",
         train_config="configs/llm/nano.yaml",
         cells={"a": {}, "b": {"objective.name": "opd"}},
         grid={"training.learning_rate": [0.1, 0.2], "model.student": ["runs/ladder/text-30"]},
         baseline="a",
     )
-    found = {cell.name: cell.baseline for cell in expand(study)}
+    found = {cell.name: cell.baseline for cell in expand(grid_study)}
     assert found == {
         "a learning_rate=0.1 student=text-30": "a learning_rate=0.1 student=text-30",
         "a learning_rate=0.2 student=text-30": "a learning_rate=0.2 student=text-30",
