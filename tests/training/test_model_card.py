@@ -1,0 +1,119 @@
+"""The card of a saved student says what the run recorded, and untrusted names are nothing but text in it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from dopd_vl.files import read_jsonl
+from dopd_vl.training.config import (
+    DataSettings,
+    LoopSettings,
+    LoraSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    TrainConfig,
+)
+from dopd_vl.training.model_card import model_card, shown
+from dopd_vl.training.run import RunResult, run_training
+
+
+@pytest.fixture(scope="module")
+def finished(nano_models: Path, text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    loop = LoopSettings(
+        max_steps=2, learning_rate=1e-3, per_device_train_batch_size=2, num_generations=1, max_completion_length=4,
+        gradient_checkpointing=False, eval_steps=2, save_steps=2,
+    )  # fmt: skip
+    config = TrainConfig(
+        output_dir=str(tmp_path_factory.mktemp("runs") / "my-run"),
+        model=ModelSettings(student=str(nano_models / "text-student"), teacher=str(nano_models / "text-teacher")),
+        data=DataSettings(train=str(text_data), eval=str(text_data), eval_size=4),
+        objective=ObjectiveSettings("dopd", {"beta_light": 0.625}),
+        training=loop,
+    )
+    return run_training(config, console=Console(quiet=True))
+
+
+def parts_of(card: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The front matter, and every row of the card's tables by its first cell."""
+    _, front, body = card.split("---\n", 2)
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in body.splitlines() if line]
+    return yaml.safe_load(front), {row[0]: row[1:] for row in cells if row}
+
+
+def test_student_and_best_have_cards_of_their_own_steps(finished: RunResult) -> None:
+    best_step = json.loads((finished.folder / "best" / "dopd.json").read_text())["step"]
+    for folder, step in ((finished.student, 2), (finished.folder / "best", best_step)):
+        front, rows = parts_of((folder / "README.md").read_text(encoding="utf-8"))
+        assert front == {
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+            "tags": ["dopd-vl", "distillation", "on-policy", "trl"],
+        }
+        assert rows["optimizer steps"] == [f"{step} of 2"]
+        assert rows["base model"] == [r"text\-student"]
+        assert rows["teacher"] == [r"text\-teacher"]
+        assert rows[r"objective, beta\_light"] == ["0.625"], "as it was set"
+        assert rows[r"objective, beta\_weak"] == ["0.3"], "as the objective has it"
+        assert rows["views"] == ["teacher on privileged, student on privileged"]
+        assert rows["privileged variant of the teacher"] == ["default"]
+        assert rows["records"] == ["24"]
+        scored = [row for row in read_jsonl(finished.folder / "metrics.jsonl") if "eval_accuracy" in row]
+        last = [row for row in scored if row["step"] <= step][-1]
+        assert rows["accuracy"] == [f"{scored[0]['eval_accuracy']:.4g}", f"{last['eval_accuracy']:.4g}"]
+        assert rows["entropy"][1] == f"{last['eval_entropy']:.4g}"
+        assert "transformers" in rows["made with"][0]
+
+
+def test_a_card_does_not_tell_where_folders_lie(finished: RunResult, nano_models: Path, text_data: Path) -> None:
+    card = (finished.student / "README.md").read_text(encoding="utf-8").replace("\\", "")
+    for folder in (nano_models, text_data.parent, finished.folder.parent):
+        assert str(folder) not in card
+
+
+def test_a_hub_id_is_the_base_model_and_lora_is_told() -> None:
+    config = TrainConfig(model=ModelSettings(student="Qwen/Qwen3-VL-2B-Instruct", lora=LoraSettings(r=8)))
+    front, rows = parts_of(model_card(config, 5, [], sees_images=True))
+    assert front["base_model"] == "Qwen/Qwen3-VL-2B-Instruct"
+    assert (front["library_name"], front["pipeline_tag"]) == ("peft", "image-text-to-text")
+    assert rows["LoRA"] == ["rank 8, alpha 64"]
+    assert rows["records"] == ["unknown: the folder is not there any more"]
+
+
+def test_a_plain_teacher_is_not_said_to_have_seen_more() -> None:
+    _, rows = parts_of(model_card(TrainConfig(objective=ObjectiveSettings("opd")), 0, [], sees_images=True))
+    assert rows["views"] == ["teacher on plain"]
+    assert "privileged variant of the teacher" not in rows
+
+
+HOSTILE = (
+    "x\n---\nlicense: mit\n# <script>alert(1)</script> ![](http://a.example/b.png) [l](www.a.example) |`|\x1b[31m\u202e"
+)
+
+
+def test_hostile_names_stay_text_on_one_line() -> None:
+    config = TrainConfig(
+        output_dir=f"runs/{HOSTILE}".replace("/b.png", ""),
+        model=ModelSettings(student=HOSTILE, teacher=HOSTILE),
+        data=DataSettings(train=HOSTILE, eval="held-out"),
+    )
+    scores = [{"step": 0, "eval_accuracy": 0.25, f"eval_accuracy/{HOSTILE * 50}": 0.5}]
+    card = model_card(config, 0, scores, sees_images=False)
+    front, rows = parts_of(card)
+    assert "license" not in front
+    assert "base_model" not in front
+    assert rows["accuracy"] == ["0.25", "0.25"]
+    body = card.split("---\n", 2)[2]
+    plain = re.sub(r"\\.", "", body)
+    assert not re.search(r"[<>`\x1b\u202e]|!\[|\]\(|://|(?<!\w)www\.", plain)
+    assert all(len(line) < 700 for line in body.splitlines())
+    assert len([line for line in body.splitlines() if line.startswith("#")]) == 4, "the card's own headings"
+
+
+def test_a_name_is_cut_and_escaped() -> None:
+    assert shown("nano-text/steps") == r"nano\-text/steps"
+    assert len(shown("x" * 500)) == 80
