@@ -48,7 +48,7 @@ def as_row(run: JudgedRun) -> dict[str, Any]:
 
 def print_scores(scores: AlarmScores, folders: int) -> None:
     print(f"{len(scores.runs)} finished runs of {folders} folders, {len(scores.unreadable)} of another version")
-    for verdict in ("collapsed", "decayed", "diverged"):
+    for verdict in ("collapsed", "decayed", "one-task", "diverged", "unclear"):
         runs = scores.of(verdict)
         if not runs:
             continue

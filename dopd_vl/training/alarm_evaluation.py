@@ -2,8 +2,11 @@
 
     collapsed   the last eval_accuracy is under 0.8 of the first and, by a one-sided binomial test, below it (p < 0.01)
     decayed     else, the last is under 0.75 of the best (p < 0.025): it lost what it had gained
+    one-task    as one of these, but without the task that lost most nothing was lost: a greedy guess that flips, from
+                yes to no, changes the accuracy of a whole task at once and is no decay
     diverged    a loss or gradient norm was NaN or infinite
-    healthy     everything else; every alarm there is a false one
+    healthy     the last is at least 0.9 of the best; every alarm there is a false one
+    unclear     everything else: too few held-out examples to say whether something was lost
 
 The verdict is by held-out accuracy, which no alarm reads. The onset is found with hindsight, in the rollout accuracy:
 the step after which its moving mean over 5 steps has for good lost a quarter of what it will lose from its best to its
@@ -26,7 +29,7 @@ from dopd_vl.training.config import HealthSettings, ObjectiveSettings, TrainConf
 from dopd_vl.training.health import Alarm, non_finite, replay
 from dopd_vl.training.metric_rows import Row, RunFacts, moving_means, rows_of_training, values
 
-Verdict = Literal["collapsed", "decayed", "diverged", "healthy"]
+Verdict = Literal["collapsed", "decayed", "one-task", "diverged", "unclear", "healthy"]
 SMOOTHING = 5
 """rows"""
 
@@ -109,7 +112,7 @@ def judge_run(folder: Path, settings: HealthSettings, without_verifier: bool = F
         return None
     facts = RunFacts.of(config, preflight.build_objective(config))
     evaluations = values(evaluated, "eval_accuracy")
-    verdict: Verdict = verdict_of(evaluations, config.data.eval_size)
+    verdict: Verdict = verdict_of(evaluated, config.data.eval_size)
     if any(non_finite(logged[:end], facts, settings) for end in range(1, len(logged) + 1)):
         verdict = "diverged"
     onset, peak = (None, None) if verdict == "healthy" else onset_of(logged)
@@ -119,14 +122,27 @@ def judge_run(folder: Path, settings: HealthSettings, without_verifier: bool = F
     return JudgedRun(folder, verdict, tuple(evaluations), onset, peak, tuple(replay(shown, facts, settings)))
 
 
-def verdict_of(evaluations: Sequence[float], size: int | None) -> Verdict:
-    """What became of a run, by its held-out accuracies first to last, of `size` examples each (None: 100)."""
-    first, best, last = evaluations[0], max(evaluations), evaluations[-1]
-    if last < 0.8 * first and _binomial_z(first, last, size or 100) > 2.33:
-        return "collapsed"
-    if last < 0.75 * best and _binomial_z(best, last, size or 100) > 1.96:
-        return "decayed"
-    return "healthy"
+def verdict_of(evaluated: Sequence[Row], size: int | None) -> Verdict:
+    """What became of a run, by the rows of its evaluations, first to last, of `size` examples each (None: 100)."""
+    first, best, last = evaluated[0], max(evaluated, key=_total), evaluated[-1]
+    rules: tuple[tuple[Verdict, Row, float, float], ...] = (
+        ("collapsed", first, 0.8, 2.33),
+        ("decayed", best, 0.75, 1.96),
+    )
+    for verdict, before, share, z in rules:
+        if _total(last) < share * _total(before) and _binomial_z(_total(before), _total(last), size or 100) > z:
+            return verdict if _more_than_one_task_fell(before, last) else "one-task"
+    return "healthy" if _total(last) >= 0.9 * _total(best) else "unclear"
+
+
+def _total(row: Row) -> float:
+    return float(row["eval_accuracy"])
+
+
+def _more_than_one_task_fell(before: Row, after: Row) -> bool:
+    tasks = [name for name in before if name.startswith("eval_accuracy/") and name in after]
+    losses = sorted(before[name] - after[name] for name in tasks)
+    return len(losses) < 2 or sum(losses[:-1]) > 0
 
 
 def onset_of(rows: Sequence[Row]) -> tuple[int | None, int | None]:

@@ -43,7 +43,8 @@ def run_folder(
     [
         ([0.30, 0.10, 0.00], "collapsed"),
         # 0.19 to 0.15 of 100 is under 0.8, but z = 0.04 / sqrt(2 * 0.17 * 0.83 / 100) = 0.75.
-        ([0.19, 0.16, 0.15], "healthy"),
+        ([0.19, 0.16, 0.15], "unclear"),
+        ([0.19, 0.20, 0.19], "healthy"),
         # 0.41 to 0.24: z = 0.17 / sqrt(2 * 0.325 * 0.675 / 100) = 2.57, and 0.24 is not under 0.8 of 0.29.
         ([0.29, 0.41, 0.24], "decayed"),
         ([0.30, 0.20, 0.60], "healthy"),
@@ -51,7 +52,18 @@ def run_folder(
     ],
 )
 def test_what_became_of_a_run_follows_its_held_out_accuracy(evaluations: list[float], verdict: str) -> None:
-    assert verdict_of(evaluations, 100) == verdict
+    assert verdict_of([{"eval_accuracy": value} for value in evaluations], 100) == verdict
+
+
+def test_one_task_that_flips_is_no_collapse() -> None:
+    def row(**tasks: float) -> dict[str, float]:
+        by_task = {f"eval_accuracy/{name}": value for name, value in tasks.items()}
+        return {"eval_accuracy": sum(tasks.values()) / len(tasks), **by_task}
+
+    start = row(compare=0.6, steps=0.04, story=0.12)
+    assert verdict_of([start, row(compare=0.0, steps=0.16, story=0.12)], 100) == "one-task"
+    assert verdict_of([start, row(compare=0.0, steps=0.0, story=0.12)], 100) == "collapsed"
+    assert verdict_of([row(compare=0.6), row(compare=0.0)], 100) == "collapsed"
 
 
 def test_the_onset_is_where_a_quarter_of_the_fall_is_lost_for_good() -> None:
