@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from privileged.journal import write_atomically
+from dopd_vl.errors import UserError
+from privileged.journal import DISK_TROUBLE, write_atomically
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -32,6 +34,55 @@ def keep_up_to(path: Path, step: int) -> None:
     """Drop what was logged after the checkpoint that a run goes on from."""
     if path.exists():
         write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
+
+
+def sync_folder(folder: Path) -> None:
+    """See everything in a folder on disk: after a power cut, a mark that it is whole tells the truth."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+@contextmanager
+def disk_told_of(folder: Path, what_stays: str) -> Iterator[None]:
+    """A folder that cannot be written (full, read-only, gone) ends the work with one line that says so.
+
+    Raises:
+        UserError: in place of what the operating system, torch or safetensors said; `what_stays` ends its message.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_trouble(error, folder)
+        if reason is None:
+            raise
+        raise UserError(f"{folder}: cannot be written ({reason}); {what_stays}") from error
+
+
+def _disk_trouble(error: Exception, folder: Path) -> str | None:
+    """Why nothing could be written; None where the error is of another kind."""
+    if isinstance(error, OSError):
+        ours = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(folder)
+        return error.strerror if ours or error.errno in DISK_TROUBLE else None
+    # safetensors and torch's file writer name the cause, where they do, in their text alone.
+    text = str(error)
+    for number in DISK_TROUBLE:
+        if f"os error {number})" in text:
+            return os.strerror(number)
+    if isinstance(error, RuntimeError) and ("inline_container.cc" in text or "PytorchStreamWriter" in text):
+        return f"torch could not write a whole file; {_room(folder)}"
+    return None
+
+
+def _room(folder: Path) -> str:
+    try:
+        space = os.statvfs(folder)
+    except OSError as error:
+        return str(error.strerror)
+    return f"{space.f_bavail * space.f_frsize / 1e9:.2f} GB free"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dopd_vl.resources import find_model
 
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
 _READ_AT_ONCE = 16 * 1024 * 1024
 
 
@@ -16,7 +16,7 @@ def digest_model(name: str, commit: str | None = None) -> str:
     if not folder.is_dir():
         return hashlib.sha256(f"{name}@{commit}".encode()).hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.suffix in _MODEL_FILES):
+    for file in sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES):
         digest.update(repr((file.name, file.stat().st_size)).encode())
         for block in _blocks(file):
             digest.update(block)

@@ -1,42 +1,33 @@
 """One training run from its configuration: checks, models, trainer, run folder."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Image, List
 from peft import LoraConfig
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback
 
-from dopd_vl.configuration import as_yaml
 from dopd_vl.errors import UserError
 from dopd_vl.evaluation.code import allow_code
-from dopd_vl.files import read_jsonl, write_json
+from dopd_vl.files import disk_told_of, read_jsonl
 from dopd_vl.resources import find_model
 from dopd_vl.training import preflight
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole, whole_checkpoints
+from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole
 from dopd_vl.training.config import LoraSettings, TrainConfig
+from dopd_vl.training.fingerprint import Fingerprint, fingerprint_of
 from dopd_vl.training.metric_rows import RunFacts
 from dopd_vl.training.requirements import check_requirements, needs_teacher, say_what_is_not_scored
+from dopd_vl.training.resume import opened_together
 from dopd_vl.training.trainer import DopdTrainer
 from dopd_vl.training.watch import Watch
 from dopd_vl.views import VISION_PROCESSORS
 from privileged.dataset import load_privileged
-from privileged.journal import write_atomically
 
-CONFIG_FILE = "config.yaml"
-FINGERPRINT_FILE = "fingerprint.json"
 STUDENT_FOLDER = "student"
-
-_MAY_CHANGE = ("resume", "output_dir", "health")
-"""Keys that a run may be taken up again with another value of."""
 
 
 @dataclass(frozen=True)
@@ -82,36 +73,42 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         held_out = load_examples(config.data.eval, config.data.eval_size)
         preflight.check_data(held_out, "data.eval", models)
 
+    names = {"student": config.model.student, "teacher": str(config.model.teacher)}
+
+    def fingerprint() -> Fingerprint:
+        datasets = {"data.train": train} | ({} if held_out is None else {"data.eval": held_out})
+        described = {f"model.{role}": (names[role], model_config) for role, model_config in models.items()}
+        return fingerprint_of(datasets, described, arguments.world_size)
+
     folder = Path(config.output_dir)
-    checkpoint = _open_folder_together(folder, config, train, arguments.process_index)
-    arguments.eval_on_start = held_out is not None and checkpoint is None
-    run_folder = RunFolder(folder)
-    terminal = console or Console()
-    facts = RunFacts.of(config, objective, arguments.world_size)
-    watch = Watch(folder, facts, config.health, terminal)
-    teacher = config.model.teacher if needs_teacher(objective) else None
-    trainer = DopdTrainer(
-        model=find_model(config.model.student),
-        teacher_model=find_model(teacher) if teacher is not None else None,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=held_out,
-        objective=objective,
-        peft_config=_peft_config(config.model.lora),
-        callbacks=[run_folder, ProgressBar(title or f"train {config.objective.name}", terminal), watch],
-    )
-    run_folder.attach(trainer)
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if watch.stopped is not None:
-        raise UserError(
-            f"{folder}: stopped at step {watch.stopped.step} by health.on_alarm ({watch.stopped.kind}): "
-            f"{watch.stopped.message}. --resume true goes on all the same"
+    stays = "whole checkpoints stay; when it can be written again, go on with --resume true"
+    with opened_together(config, fingerprint, arguments.process_index) as checkpoint, disk_told_of(folder, stays):
+        arguments.eval_on_start = held_out is not None and checkpoint is None
+        terminal = console or Console()
+        run_folder = RunFolder(folder, config.training.save_total_limit)
+        watch = Watch(folder, RunFacts.of(config, objective, arguments.world_size), config.health, terminal)
+        trainer = DopdTrainer(
+            model=find_model(config.model.student),
+            teacher_model=find_model(names["teacher"]) if "teacher" in models else None,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            objective=objective,
+            peft_config=_peft_config(config.model.lora),
+            callbacks=[run_folder, ProgressBar(title or f"train {config.objective.name}", terminal), watch],
         )
-    student = folder / STUDENT_FOLDER
-    save_whole(trainer, student, {"step": trainer.state.global_step, "objective": config.objective.name})
-    return RunResult(folder, student, read_jsonl(folder / METRICS_FILE))
+        run_folder.attach(trainer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if watch.stopped is not None:
+            raise UserError(
+                f"{folder}: stopped at step {watch.stopped.step} by health.on_alarm ({watch.stopped.kind}): "
+                f"{watch.stopped.message}. --resume true goes on all the same"
+            )
+        student = folder / STUDENT_FOLDER
+        save_whole(trainer, student, {"step": trainer.state.global_step, "objective": config.objective.name})
+        return RunResult(folder, student, read_jsonl(folder / METRICS_FILE))
 
 
 def load_examples(folder: str, size: int | None = None) -> Dataset:
@@ -142,10 +139,11 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
         "max_prompt_length": config.data.max_prompt_length,
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "trust_remote_code": config.model.trust_remote_code,
-        "model_init_kwargs": {"dtype": "float32", **attention},
-        "teacher_model_init_kwargs": {"dtype": teacher_dtype, **attention},
+        "model_init_kwargs": {"dtype": "float32", "use_safetensors": True, **attention},
+        "teacher_model_init_kwargs": {"dtype": teacher_dtype, "use_safetensors": True, **attention},
         "eval_strategy": "steps" if evaluates else "no",
         "save_strategy": "steps",
+        "save_total_limit": None,  # RunFolder removes the oldest, and only when the newest is whole
         "use_cpu": not on_gpu,
         "disable_tqdm": True,
     }
@@ -168,74 +166,3 @@ def _peft_config(lora: LoraSettings | None) -> LoraConfig | None:
         target_modules=names[0] if len(names) == 1 else names,
         task_type="CAUSAL_LM",
     )
-
-
-def _open_folder_together(folder: Path, config: TrainConfig, train: Dataset, rank: int) -> Path | None:
-    """`_open_folder` by the first process; the others hear what came of it: its new run is no old one to them."""
-    outcome: Path | UserError | None = None
-    if rank == 0:
-        try:
-            outcome = _open_folder(folder, config, train)
-        except UserError as error:
-            outcome = error
-    outcome = broadcast_object_list([outcome])[0]
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome
-
-
-def _open_folder(folder: Path, config: TrainConfig, train: Dataset) -> Path | None:
-    """Prepare the run folder; with `resume`, the checkpoint to go on from, if there is one."""
-    fingerprint = _fingerprint(config, train)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file")
-    if (folder / CONFIG_FILE).exists():
-        if not config.resume:
-            raise UserError(f"output_dir: {folder} already holds a run; give --resume true to go on, or another folder")
-        _check_same_run(folder, config, fingerprint)
-        checkpoints = whole_checkpoints(folder)
-        return checkpoints[-1] if checkpoints else None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FINGERPRINT_FILE, fingerprint)
-        write_atomically(folder / CONFIG_FILE, as_yaml(config))
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
-    return None
-
-
-def _fingerprint(config: TrainConfig, train: Dataset) -> dict[str, str]:
-    """What must not change between the parts of one run."""
-    ids = hashlib.sha256()
-    for batch in train.select_columns(["id", "answer"]).with_format(None).iter(batch_size=10_000):
-        ids.update(json.dumps([batch["id"], batch["answer"]]).encode())
-    models = {
-        name: hashlib.sha256(
-            json.dumps(preflight.load_config(path, name).to_dict(), sort_keys=True, default=str).encode()
-        )
-        for name, path in (("model.student", config.model.student), ("model.teacher", config.model.teacher))
-        if path is not None
-    }
-    return {"data.train": ids.hexdigest(), **{name: digest.hexdigest() for name, digest in models.items()}}
-
-
-def _check_same_run(folder: Path, config: TrainConfig, fingerprint: dict[str, str]) -> None:
-    before = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    now = _flat(yaml.safe_load(as_yaml(config)))
-    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k.split(".")[0] not in _MAY_CHANGE]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"resume: {key} was {before.get(key)!r} in {folder / CONFIG_FILE} and is {now.get(key)!r} now; a run goes "
-            "on with the settings that it began with"
-        )
-    saved = json.loads((folder / FINGERPRINT_FILE).read_text(encoding="utf-8"))
-    for key, digest in fingerprint.items():
-        if saved.get(key) != digest:
-            raise UserError(f"resume: the content of {key} is not what the run in {folder} began with")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()}

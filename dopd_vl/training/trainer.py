@@ -5,7 +5,8 @@ FSDP2 / DeepSpeed, LoRA, checkpoints, loggers.
 Overridden seams, each pinned by a test:
 
     _set_signature_columns_if_needed   keep every column of a privileged data set
-    _get_train_sampler                 n rollouts of a prompt side by side
+    _get_train_sampler                 n rollouts of a prompt side by side, in the order that the run began with
+    _run_epoch                         a run that is resumed at its end is at its end
     _tokenize_prompts                  the rollout's prompt is the plain view, not a second rendering of it
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
@@ -31,7 +32,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
     TrainerCallback,
+    TrainerState,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler, maybe_gather_lm_head_ctx
@@ -143,6 +146,8 @@ class DopdTrainer(DistillationTrainer):
         self.times = StudentTimes(unwrapped, policies, self.requirements.average_rate)
         self._features: dict[int, SharedFeatures] = {}
         self.refusals: list[Refusal] = []
+        self.refused_before = 0
+        """refusals of this process before the checkpoint that it goes on from"""
         self.kept_rollouts: dict[int, KeptRollout] = {}
         self._decision: Decision | None = None
         self._sums = TokenSums()
@@ -152,6 +157,11 @@ class DopdTrainer(DistillationTrainer):
         found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         self.resumed_from = Path(found) if found else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @property
+    def refused(self) -> int:
+        """Refusals of this process since the run began."""
+        return self.refused_before + len(self.refusals)
 
     # ---- one optimizer step: views, rollouts, scores, plan ----------------------------------------------------------
 
@@ -391,7 +401,7 @@ class DopdTrainer(DistillationTrainer):
     def _log_rollouts(self, correct: list[bool | None], scores: Scores, scored: Tensor) -> None:
         assert self._decision is not None
         add_rollouts(self._sums, scores, self._decision, correct, self.args.logged_top_k, scored)
-        values = {**self._decision.values, "refused_examples": float(len(self.refusals))}
+        values = {**self._decision.values, "refused_examples": float(self.refused)}
         of_ranks = self.accelerator.gather(torch.tensor([list(values.values())], device=self.accelerator.device))
         for name, value in zip(values, of_ranks.nanmean(0).tolist(), strict=True):
             self._metrics["train"][name].append(value)
@@ -445,14 +455,26 @@ class DopdTrainer(DistillationTrainer):
         args = self.args
         source: Any = self.train_dataset if dataset is None else dataset
         rollouts = args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
-        return RepeatSampler(
+        prompts = rollouts // args.num_generations
+        sampler = RepeatSampler(
             data_source=source,
             mini_repeat_count=args.num_generations,
-            batch_size=rollouts // args.num_generations,
+            batch_size=prompts,
             repeat_count=args.gradient_accumulation_steps,
             shuffle=bool(self.shuffle_dataset),
             seed=args.seed,
         )
+        if self.resumed_from is not None:
+            # Each pass over the data draws its order from the last one's generator, which no checkpoint holds.
+            state = TrainerState.load_from_json(str(self.resumed_from / TRAINER_STATE_NAME))
+            for _ in range(state.global_step // max(1, len(source) // prompts)):
+                next(iter(sampler), None)
+        return sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Of a run that was killed after its last step only what comes then is left; TRL would take one more step.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[View]) -> tuple[list[list[int]], list | None, dict[str, Any]]:
         """The plain views' own ids and image features, for `_generate`."""
