@@ -145,7 +145,7 @@ class TrainConfig:
     """Distil a teacher into a student on the student's own rollouts."""
 
     output_dir: str = "runs/train"
-    """the run folder: config.yaml, metrics.jsonl, rollouts.jsonl, checkpoints, best/, student/"""
+    """the run folder: config.yaml, metrics.jsonl, rollouts.jsonl, alarms.jsonl, checkpoints, best/, student/"""
     seed: int = 0
     resume: bool = False
     """go on from the last whole checkpoint of output_dir"""
