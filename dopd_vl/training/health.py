@@ -109,6 +109,9 @@ def regime(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> st
             continue
         steps = patience * facts.logging_steps
         if max(shares) <= STUCK:
+            before = mean(values(rows, f"token_share/{part}")[:patience])
+            if before > 10 * STUCK:
+                return f"no token was {part} in {steps} steps, {per_cent(before)} were at the start. {cause(facts, [])}"
             return f"no token was {part} in {steps} steps: {none}"
         if min(shares) >= 1 - STUCK:
             return f"every token was {part} for {steps} steps: {every}"

@@ -173,6 +173,8 @@ def test_a_regime_without_tokens_or_with_all_is_told_where_tokens_are_routed() -
     shares = {"token_share__LH": 0.7, "token_share__LL": 0.1, "token_share__HT": 0.0, "token_share__HS": 0.2}
     assert "no token was HT in 20 steps" in told(rows_of(20, **shares), Dopd())["regime"]
     assert told(rows_of(19, **shares), Dopd()) == {}
+    gone = told(rows_of(40, **{**shares, "token_share__HT": [0.05] * 20 + [0.0] * 20}), Dopd())["regime"]
+    assert "no token was HT in 20 steps, 5 % were at the start. Likely cause: the student's live copy" in gone
     assert told(rows_of(20, **{**shares, "token_share__HT": [0.0] * 19 + [0.01]}), Dopd()) == {}
     assert told(rows_of(20, **shares), Dopd(routing=False)) == {}
     everything = {"token_share__HT": 1.0, "token_share__HS": 0.1, "token_share__LH": 0.1, "token_share__LL": 0.1}
