@@ -1,0 +1,81 @@
+"""The trainer from a script of one's own, with an objective and a view processor that live outside the package."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "from_python.py"
+
+
+def block_with(page: str, words: str) -> str:
+    """The page's only block of Python that holds these words."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.S)
+    (code,) = (block for block in blocks if words in block)
+    return code
+
+
+def run_in(folder: Path, script: Path) -> str:
+    environment = {**os.environ, "HF_HOME": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, cwd=folder, env=environment, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_example_trains_and_saves_a_student(vision_data: Path, tmp_path: Path) -> None:
+    code = EXAMPLE.read_text(encoding="utf-8")
+    statements = code.split('"""')[2]
+    assert len([line for line in statements.splitlines() if line.strip()]) <= 14, "still about ten lines"
+    assert code.count("max_steps=20") == 1
+    (tmp_path / "script.py").write_text(code.replace("max_steps=20", "max_steps=2"), encoding="utf-8")
+    (tmp_path / "runs" / "data").mkdir(parents=True)
+    (tmp_path / "runs" / "data" / "nano-vision-train").symlink_to(vision_data)
+    run_in(tmp_path, tmp_path / "script.py")
+    student = tmp_path / "runs" / "from-python" / "student"
+    assert (student / "model.safetensors").is_file()
+    assert json.loads((student / "config.json").read_text())["model_type"] == "qwen3_vl"
+
+
+SCRIPT = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from dopd_vl import DopdConfig, DopdTrainer
+from my_methods import TranscriptViews, UnsureTokens
+from privileged.dataset import load_privileged
+
+models, data = {models!r}, {data!r}
+model = AutoModelForCausalLM.from_pretrained(models + "/text-student")
+before = model.get_output_embeddings().weight.detach().clone()
+tokenizer = AutoTokenizer.from_pretrained(models + "/text-student", padding_side="left")
+trainer = DopdTrainer(
+    model,
+    models + "/text-teacher",
+    DopdConfig("run", max_steps=2, per_device_train_batch_size=2, max_completion_length=4, learning_rate=1e-2,
+               logging_steps=1, report_to="none", save_strategy="no", gradient_checkpointing=False),
+    load_privileged(data),
+    processing_class=tokenizer,
+    objective=UnsureTokens(entropy_above=0.1),
+    view_processor=TranscriptViews(model.config, tokenizer),
+)
+trainer.train()
+rows = [row for row in trainer.state.log_history if "token_share/unsure" in row]
+assert len(rows) == 2, trainer.state.log_history
+assert all(0 < row["token_share/unsure"] <= 1 for row in rows), rows
+assert (trainer.model.get_output_embeddings().weight != before).any(), "nothing was learnt"
+assert tokenizer.decode(trainer.views.view(trainer.train_dataset[0]).prompt_ids).startswith("User: ")
+print("took", trainer.state.global_step, "steps with", trainer.objective.name)
+"""
+
+
+def test_an_objective_and_a_processor_from_outside_the_package_train(
+    nano_models: Path, text_data: Path, tmp_path: Path
+) -> None:
+    own = block_with("architecture.md", "class UnsureTokens") + block_with("views.md", "class TranscriptViews")
+    (tmp_path / "my_methods.py").write_text(own, encoding="utf-8")
+    (tmp_path / "script.py").write_text(SCRIPT.format(models=str(nano_models), data=str(text_data)), encoding="utf-8")
+    assert "took 2 steps with unsure-tokens" in run_in(tmp_path, tmp_path / "script.py")
