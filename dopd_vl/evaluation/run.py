@@ -46,7 +46,9 @@ def load_model(
     path = find_model(name)
     on_gpu = torch.cuda.is_available()
     auto = AutoModelForImageTextToText if config.model_type in VISION_PROCESSORS else AutoModelForCausalLM
-    model: Any = auto.from_pretrained(path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code)
+    model: Any = auto.from_pretrained(
+        path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+    )
     processing_class = AutoProcessor.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
     views = processor_for(config, processing_class, chat_template_kwargs=chat_template_kwargs)
     if views.tokenizer.pad_token is None:

@@ -25,18 +25,24 @@ def load_config(name: str, key: str, trust_remote_code: bool = False) -> PreTrai
     """The configuration of a model folder or hub id.
 
     Raises:
-        UserError: it cannot be found or read; the message names the setting.
+        UserError: it cannot be found or read, or the folder has no safetensors weights; the message names the setting.
     """
     path = find_model(name)
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise UserError(f"{key}: no folder {path}")
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{key}: {name!r} is neither a model folder nor a model that can be fetched ({reason})"
         ) from error
+    if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+        raise UserError(
+            f"{key}: {path} holds no .safetensors weights; other formats are pickles, which can run code when they are "
+            "read: save the model with safetensors first"
+        )
+    return config
 
 
 def build_objective(config: TrainConfig) -> Objective:

@@ -102,10 +102,12 @@ def _load(settings: AnnotateConfig) -> tuple[Any, Any, bool]:
         takes_images = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         if takes_images:
             processor = transformers.AutoProcessor.from_pretrained(name)
-            model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype=settings.dtype)
+            model = transformers.AutoModelForImageTextToText.from_pretrained(
+                name, dtype=settings.dtype, use_safetensors=True
+            )
         else:
             processor = transformers.AutoTokenizer.from_pretrained(name)
-            model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=settings.dtype)
+            model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=settings.dtype, use_safetensors=True)
         return processor, model.to(settings.device).eval(), takes_images
     except (OSError, ValueError, RuntimeError) as error:  # no such model, no such dtype or device, out of memory
         raise ConfigError(f"annotate.model: {name} cannot be loaded ({' '.join(str(error).split())})") from error

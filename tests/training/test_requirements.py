@@ -1,15 +1,19 @@
 """What training says, and refuses, where responses get no verdict."""
 
 import io
+import shutil
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from rich.console import Console
 
+from dopd_vl.errors import UserError
 from dopd_vl.evaluation.code import ALLOW_CODE
 from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.objectives import OBJECTIVES
 from dopd_vl.training.metrics import is_correct
+from dopd_vl.training.preflight import load_config
 from dopd_vl.training.requirements import check_requirements, say_what_is_not_scored
 from privileged.schema import TASKS
 
@@ -58,3 +62,12 @@ def test_objectives_that_need_a_verdict_refuse_tasks_without_one(name: str, monk
     monkeypatch.setenv(ALLOW_CODE, "1")
     check_requirements(objective, 4, False, DATA.select([0, 1]))
     check_requirements(OBJECTIVES["dopd"](), 4, False, DATA)
+
+
+def test_weights_that_are_pickles_are_not_loaded(nano_models: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(nano_models / "text-student", model)
+    assert load_config(str(model), "model.student").model_type == "qwen3"
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model\.student: .* holds no \.safetensors weights"):
+        load_config(str(model), "model.student")
