@@ -45,11 +45,12 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(_checkpoints(folder)) if read_mark(path) is not None), None)
 
 
-def remove_newer(folder: Path, checkpoint: Path | None) -> None:
-    """Remove what a cut-short save left behind, so that the run that goes on writes into fresh folders."""
-    for path in _checkpoints(folder):
-        if checkpoint is None or step_of(path) > step_of(checkpoint):
-            _remove(path)
+def remove_newer(folder: Path, checkpoint: Path | None) -> list[str]:
+    """Remove what a cut-short save left behind, so that the run that goes on writes into fresh folders; their names."""
+    newer = [path for path in _checkpoints(folder) if checkpoint is None or step_of(path) > step_of(checkpoint)]
+    for path in newer:
+        _remove(path)
+    return [path.name for path in newer]
 
 
 def keep_newest(folder: Path, count: int) -> None:

@@ -26,7 +26,9 @@ _MAY_CHANGE = ("resume", "output_dir", "health")
 
 
 @contextmanager
-def opened_together(config: TrainConfig, fingerprint: Callable[[], Fingerprint], rank: int) -> Iterator[Path | None]:
+def opened_together(
+    config: TrainConfig, fingerprint: Callable[[], Fingerprint], rank: int, say: Callable[[str], None]
+) -> Iterator[Path | None]:
     """`open_folder` by the first process, which holds the folder for itself while this lasts, however it ends.
 
     The other processes hear what came of it, and do not take its new run for an old one.
@@ -41,7 +43,7 @@ def opened_together(config: TrainConfig, fingerprint: Callable[[], Fingerprint],
             try:
                 _make(folder)
                 stack.enter_context(exclusive(folder, "run"))
-                outcome = open_folder(folder, config, fingerprint())
+                outcome = open_folder(folder, config, fingerprint(), say)
             except (UserError, PrivilegedError) as error:
                 outcome = UserError(str(error))
         outcome = broadcast_object_list([outcome])[0]
@@ -59,7 +61,7 @@ def _make(folder: Path) -> None:
         raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
 
 
-def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint) -> Path | None:
+def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say: Callable[[str], None]) -> Path | None:
     """Prepare the run folder; with `resume`, the checkpoint to go on from, if there is one.
 
     Raises:
@@ -72,9 +74,15 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint) -> 
         _check_content(folder, fingerprint)
         checkpoint = last_whole_checkpoint(folder)
         try:
-            remove_newer(folder, checkpoint)
+            removed = remove_newer(folder, checkpoint)
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
+        if removed:
+            say(f"{folder}: not whole, and removed: {', '.join(removed)}")
+        say(
+            f"{folder}: "
+            + ("no checkpoint yet, begins anew" if checkpoint is None else f"goes on from {checkpoint.name}")
+        )
         return checkpoint
     try:
         write_json(folder / FINGERPRINT_FILE, fingerprint)

@@ -82,9 +82,16 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
 
     folder = Path(config.output_dir)
     stays = "whole checkpoints stay; when it can be written again, go on with --resume true"
-    with opened_together(config, fingerprint, arguments.process_index) as checkpoint, disk_told_of(folder, stays):
+    terminal = console or Console()
+
+    def say(line: str) -> None:
+        terminal.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with (
+        opened_together(config, fingerprint, arguments.process_index, say) as checkpoint,
+        disk_told_of(folder, stays),
+    ):
         arguments.eval_on_start = held_out is not None and checkpoint is None
-        terminal = console or Console()
         run_folder = RunFolder(folder, config.training.save_total_limit)
         watch = Watch(folder, RunFacts.of(config, objective, arguments.world_size), config.health, terminal)
         trainer = DopdTrainer(
