@@ -1,6 +1,9 @@
 """The pages for contributors name files that there are, and their links lead somewhere."""
 
 import re
+import subprocess
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -29,6 +32,19 @@ def test_links_and_files_of_a_page_exist(page: Path) -> None:
 
 def test_the_version_is_told_once_in_two_places() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == dopd_vl.__version__
+
+
+def test_the_source_distribution_carries_what_a_contributor_needs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    for page in [*PAGES, ROOT / "README.md", ROOT / "LICENSE", *(ROOT / "docs").glob("*.md")]:
+        assert str(page.relative_to(ROOT)) in names
+    assert {"examples/from_python.py", "configs/quickstart.yaml", "data/nano/digits/LICENSE", "Makefile"} <= names
+    assert not [name for name in names if name.startswith(("runs/", ".venv/", "dist/"))]
 
 
 def test_every_dependency_is_bounded_below_and_above() -> None:

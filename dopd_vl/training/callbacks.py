@@ -115,6 +115,9 @@ def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(partial))
     if trainer.accelerator.is_main_process:
+        (partial / "training_args.bin").unlink(
+            missing_ok=True
+        )  # a pickle that nothing reads, with paths of this machine
         write_json(partial / "dopd.json", facts)
         write_card(partial, folder.parent, facts, trainer.views.reads_images)
         sync_folder(partial)

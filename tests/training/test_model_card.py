@@ -75,6 +75,11 @@ def test_a_card_does_not_tell_where_folders_lie(finished: RunResult, nano_models
         assert str(folder) not in card
 
 
+def test_a_saved_student_has_no_pickle(finished: RunResult) -> None:
+    for folder in (finished.student, finished.folder / "best"):
+        assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".md", ".safetensors"}
+
+
 def test_a_hub_id_is_the_base_model_and_lora_is_told() -> None:
     config = TrainConfig(model=ModelSettings(student="Qwen/Qwen3-VL-2B-Instruct", lora=LoraSettings(r=8)))
     front, rows = parts_of(model_card(config, 5, [], sees_images=True))
