@@ -182,6 +182,27 @@ def _move_away(folder: Path, _: Path | None) -> None:
     folder.rename(folder.with_name("elsewhere"))
 
 
+def test_data_that_vanishes_is_missed_when_it_is_next_read(config: Path, text_data: Path, tmp_path: Path) -> None:
+    """A run has it mapped; what goes on later must find it."""
+    folder, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(text_data, data)
+    options = ["--data.train", str(data), "--training.max_steps", "2"]
+    code, said = train(config, folder, *options, at=("after", "optimizer step 1"), happens=partial(_remove, data))
+    assert code == 0, said
+    assert not data.exists()
+    code, said = train(config, folder, *options, "--resume", "true")
+    assert code == 2
+    assert said.startswith(f"error: {data}: no such folder")
+    shutil.copytree(text_data, data)
+    shutil.rmtree(folder / "student")
+    assert train(config, folder, *options, "--resume", "true")[0] == 0
+    assert (folder / "student/model.safetensors").is_file()
+
+
+def _remove(folder: Path, _: Path | None) -> None:
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 MB."""
