@@ -46,6 +46,8 @@ def opened_together(
                 outcome = open_folder(folder, config, fingerprint(), say)
             except (UserError, PrivilegedError) as error:
                 outcome = UserError(str(error))
+            except OSError as error:
+                outcome = UserError(f"{error.filename}: {error.strerror}")
         outcome = broadcast_object_list([outcome])[0]
         if isinstance(outcome, UserError):
             raise outcome
