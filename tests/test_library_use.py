@@ -21,7 +21,7 @@ def block_with(page: str, words: str) -> str:
 def run_in(folder: Path, script: Path) -> str:
     environment = {**os.environ, "HF_HOME": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=folder, env=environment, timeout=300
+        [sys.executable, str(script)], capture_output=True, text=True, cwd=folder, env=environment, timeout=900
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
