@@ -17,7 +17,7 @@ from rich.table import Table
 from dopd_vl.configuration import read_config
 from dopd_vl.errors import UserError
 
-TITLES = {"opd": "vanilla OPD", "dopd": "DOPD"}
+TITLES = {"opd": "vanilla OPD", "dopd": "DOPD", "dopd-anchored": "DOPD-anchored"}
 
 
 @dataclass
@@ -27,8 +27,12 @@ class QuickstartConfig:
     output_dir: str = "runs/quickstart"
     train_config: str = "configs/vlm/nano.yaml"
     """the training run that every method shares"""
+    student: str | None = None
+    """another student than that run's"""
     world: Literal["vision", "text"] = "vision"
-    methods: list[str] = field(default_factory=lambda: ["opd", "dopd"])
+    tasks: list[str] | None = None
+    """of that world; all by default"""
+    methods: list[str] = field(default_factory=lambda: ["opd", "dopd", "dopd-anchored"])
     """objectives, by name"""
     train_size: int = 1500
     """training examples"""
@@ -69,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     console.print(table)
     for row in rows:
         if row.gap_recovered is not None and row.gap_recovered < 0:
-            console.print(f"{row.name} ended below the student that it began with; docs/experiments.md says more")
+            console.print(f"{row.name} ended below the student that it began with; docs/stability.md says why")
     from dopd_vl.files import write_json
 
     write_json(folder / "summary.json", {"config": asdict(config), "rows": [asdict(row) for row in rows]})
@@ -90,6 +94,7 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
     folder = Path(config.output_dir)
     for split, size in (("train", config.train_size), ("heldout", config.eval_size)):
         options: dict[str, Any] = {"world": config.world, "split": split, "size": size, "seed": config.seed}
+        options |= {"tasks": config.tasks} if config.tasks else {}
         source = SourceConfig(kind="nano", options=options)
         prepare(PrepareConfig(source=source, output=str(folder / "data" / split)), {"nano": NanoSource})
 
@@ -106,6 +111,7 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
             "training.eval_steps": max(1, config.steps // 5),
             "training.save_steps": max(1, config.steps // 5),
         }
+        overrides |= {"model.student": config.student} if config.student else {}
         options = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
         return read_config(TrainConfig, ["--config", config.train_config, *options], "dopd-vl train")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
-from dopd_vl.nano import model_folder, nano_data_folder, text_tasks, vision_tasks
+from dopd_vl.nano import NanoSource, model_folder, nano_data_folder, text_tasks, vision_tasks
+from dopd_vl.nano.ladder import VISION_TASKS
 from dopd_vl.nano.models import SHAPES
 from dopd_vl.nano.scoring import accuracy, heldout, load
 from dopd_vl.nano.source import WORLDS
@@ -64,8 +65,19 @@ def test_teacher_and_student_share_a_vocabulary(world):
 
 def test_the_weights_are_small():
     weights = list((nano_data_folder() / "models").glob("*/*.safetensors"))
-    assert len(weights) == len(SHAPES)
+    assert len(weights) == len(SHAPES) + 1
     assert sum(path.stat().st_size for path in weights) < 7.5e6
+
+
+def test_the_quickstarts_student_scores_as_stated_and_leans_on_boxes():
+    model, views = load(model_folder("vision-learner"))
+    scores = stated("vision-learner")["accuracy"]
+    examples = NanoSource({"world": "vision", "split": "heldout", "size": SAMPLE, "seed": 0, "tasks": [*VISION_TASKS]})
+    for variant in ("none", "box_label"):
+        assert accuracy(model, views, list(examples), variant)["all"] == pytest.approx(scores[variant]["all"], abs=NEAR)
+    assert scores["box_label"]["all"] >= scores["none"]["all"] + 0.3
+    shares = " | ".join(f"{scores[variant]['all']:.1%}" for variant in ("none", "box_label"))
+    assert f"| vision-learner | {model.num_parameters():,} | {shares} | 300 |" in DOCS.read_text()
 
 
 def test_an_unknown_model_is_named_with_those_there_are():

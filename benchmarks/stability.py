@@ -1,0 +1,233 @@
+"""The tables and figures of docs/stability.md, from the finished studies of the map.
+
+    python benchmarks/stability.py --studies runs/studies --causes runs/causes --write
+
+Reads what `dopd-vl study --config study/map/WORLD-world --config study/map/QUESTION` left, and the gradients that
+`python -m dopd_vl.studies.regime_gradients` measured. Keeps the figures' numbers in benchmarks/results/stability.json,
+draws docs/stability-*.svg, and with `--write` puts the tables between the page's markers.
+"""
+
+import argparse
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dopd_vl.reporting.figures import PALETTE
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "stability.md"
+METHODS = ("vanilla OPD", "privileged OPD", "DOPD", "DOPD, copy fixed", "DOPD-anchored")
+REGIMES = ("LH", "LL", "HT", "HS")
+SMOOTHED = 10  # steps
+
+
+def cell_row(cell: dict[str, Any], curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the page tells of a cell. Shares 0 to 1, entropy in nats a response token."""
+    scores = next(iter(cell["scores"].values()))
+    privileged = next(name for name in scores if name.startswith("accuracy/")) if len(scores) > 4 else None
+    shares = [row for row in curves if row["cell"] == cell["name"] and row["metric"] == "token_share/HS"]
+    return {
+        "cell": cell["name"],
+        "seeds": len(cell["seeds"]),
+        "accuracy": scores["accuracy"]["mean"],
+        "spread": scores["accuracy"]["spread"],
+        "privileged": scores[privileged]["mean"] if privileged else None,
+        "entropy": scores["entropy"]["mean"],
+        "recovered": cell["gap_recovered"]["mean"] if cell["gap_recovered"] else None,
+        "recovered_interval": cell["gap_recovered"]["interval"] if cell["gap_recovered"] else None,
+        "difference": cell["against_baseline"],
+        "p_holm": cell["holm_p"],
+        "HS": [mean_of(shares[:SMOOTHED]), mean_of(shares[-SMOOTHED:])] if shares else None,
+    }
+
+
+def mean_of(rows: Iterable[dict[str, Any]]) -> float:
+    return statistics.mean(row["mean"] for row in rows)
+
+
+def collect(studies: Path) -> dict[str, Any]:
+    found = {}
+    for file in sorted(studies.glob("map-*/map-*/results.json")):
+        result = json.loads(file.read_text())
+        rows = [cell_row(cell, result["curves"]) for cell in result["cells"] if cell["scores"]]
+        if rows:
+            name = f"{file.parent.parent.name.removeprefix('map-')}/{file.parent.name.removeprefix('map-')}"
+            references = {
+                Path(model).name: next(iter(scores.values())) for model, scores in result["references"].items()
+            }
+            found[name] = {"rows": rows, "references": references, "curves": keep_curves(result["curves"])}
+    return found
+
+
+def keep_curves(curves: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
+    """metric -> cell -> [step, mean] pairs, of what is drawn."""
+    kept: dict[str, dict[str, list[list[float]]]] = {"rollout_accuracy": defaultdict(list), "HS": defaultdict(list)}
+    for row in curves:
+        name = {"rollout_accuracy": "rollout_accuracy", "token_share/HS": "HS"}.get(row["metric"])
+        if name:
+            kept[name][row["cell"]].append([row["step"], round(row["mean"], 4)])
+    return kept
+
+
+def percent(value: float | None, spread: float | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def as_table(study: dict[str, Any]) -> str:
+    lines = [
+        "| | seeds | plain | privileged | entropy | gap recovered | less baseline (95 %) | HS share, first to last |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in study["rows"]:
+        difference = row["difference"]
+        against = ""
+        if difference:
+            against = f"{100 * difference['difference']:+.1f}"
+            if difference["interval"]:
+                low, high = difference["interval"]
+                against += f" ({100 * low:+.1f} to {100 * high:+.1f})"
+        share = "" if row["HS"] is None else f"{100 * row['HS'][0]:.0f} to {100 * row['HS'][1]:.0f}"
+        cells = [
+            row["cell"],
+            str(row["seeds"]),
+            percent(row["accuracy"], row["spread"]),
+            percent(row["privileged"]),
+            f"{row['entropy']:.2f}",
+            percent(row["recovered"]),
+            against,
+            share,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    told = ", ".join(f"{name} {percent(value)}" for name, value in study["references"].items())
+    return "\n".join(lines) + f"\n\nBefore, and the teachers, plain: {told}.\n"
+
+
+def gradients(causes: Path) -> dict[str, Any]:
+    """step -> regime -> mean over runs of each quantity."""
+    runs = [json.loads(file.read_text()) for file in sorted(causes.glob("*/gradients.json"))]
+    means: dict[str, Any] = {}
+    for position in range(len(runs[0]) if runs else 0):
+        rows = [run[position] for run in runs]
+        name = Path(rows[0]["student"]).name
+        step = int(name.rpartition("-")[2]) if name.startswith("checkpoint-") else 0
+        means[str(step)] = {
+            "runs": len(rows),
+            "loss": {k: statistics.mean(r["supervised_loss"][k] for r in rows) for k in ("plain", "privileged")},
+            "regimes": {
+                regime: {k: statistics.mean(r["regimes"][regime][k] for r in rows) for k in rows[0]["regimes"][regime]}
+                for regime in (*REGIMES, "all")
+            },
+        }
+    return means
+
+
+def gradient_table(means: dict[str, Any]) -> str:
+    lines = [
+        "| step | loss of the right answer, plain / privileged | " + " | ".join((*REGIMES, "all")) + " |",
+        "|---:|---:|" + "---:|" * 5,
+    ]
+    for step, row in means.items():
+        cells = [step, f"{row['loss']['plain']:.2f} / {row['loss']['privileged']:.2f}"]
+        for regime in (*REGIMES, "all"):
+            found = row["regimes"][regime]
+            cells.append(f"{found['cosine_plain']:+.2f} / {found['cosine_privileged']:+.2f} ({found['norm']:.2f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(studies: dict[str, Any], means: dict[str, Any], folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def save(figure: Any, name: str) -> None:
+        figure.savefig(folder / f"stability-{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stability", "font.size": 9}):
+        if "text/start" in studies:
+            figure, axis = pyplot.subplots(figsize=(5.2, 3.6), layout="constrained")
+            study = studies["text/start"]
+            for number, method in enumerate(METHODS):
+                points = []
+                for row in study["rows"]:
+                    name, _, student = row["cell"].partition(" student=")
+                    if name == method:
+                        points.append((study["references"][student], row["accuracy"], row["spread"]))
+                x, y, e = zip(*sorted(points), strict=True)
+                axis.errorbar(x, y, e, color=PALETTE[number], label=method, marker="o", capsize=3, linewidth=1.4)
+            axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
+            axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="accuracy before", ylabel="accuracy after 100 steps")
+            axis.legend(frameon=False, fontsize=8)
+            save(figure, "start")
+        for world in ("text", "vision"):
+            study = studies.get(f"{world}/methods") or studies.get(f"{world}/start")
+            if not study:
+                continue
+            figure, axes = pyplot.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
+            for axis, metric, title in zip(
+                axes, ("rollout_accuracy", "HS"), ("rollouts right", "share of HS tokens"), strict=True
+            ):
+                for number, method in enumerate(METHODS):
+                    cells = [c for c in study["curves"][metric] if c in (method, f"{method} student=text-30")]
+                    for cell in cells:
+                        steps, values = smoothed(study["curves"][metric][cell])
+                        axis.plot(steps, values, color=PALETTE[number], label=method, linewidth=1.4)
+                axis.set(xlabel="step", ylabel=title, ylim=(0, None))
+            axes[0].legend(frameon=False, fontsize=7)
+            save(figure, f"steps-{world}")
+        if means:
+            figure, axes = pyplot.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained", sharey=True)
+            for axis, kind in zip(axes, ("plain", "privileged"), strict=True):
+                for number, regime in enumerate(REGIMES):
+                    values = [row["regimes"][regime][f"cosine_{kind}"] for row in means.values()]
+                    axis.plot([int(s) for s in means], values, color=PALETTE[number], label=regime, marker="o")
+                axis.axhline(0, color="#999999", linewidth=0.8)
+                axis.set(xlabel="step of DOPD", title=f"right answer after the {kind} prompt")
+            axes[0].set_ylabel("cosine with its gradient")
+            axes[0].legend(frameon=False, fontsize=8)
+            save(figure, "gradients")
+
+
+def smoothed(points: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """The mean over the last `SMOOTHED` steps."""
+    steps = [step for step, _ in points]
+    values = [value for _, value in points]
+    return steps, [statistics.mean(values[max(0, at - SMOOTHED + 1) : at + 1]) for at in range(len(values))]
+
+
+def put_between_markers(page: str, name: str, text: str) -> str:
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{text}{end}", page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--causes", type=Path, default=Path("runs/causes"))
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "stability.json")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/stability.md")
+    args = parser.parse_args()
+    studies, means = collect(args.studies), gradients(args.causes)
+    args.results.write_text(json.dumps({"studies": studies, "gradients": means}, indent=None) + "\n")
+    draw(studies, means, ROOT / "docs")
+    tables = {name: as_table(study) for name, study in studies.items()} | {"gradients": gradient_table(means)}
+    for name, table in tables.items():
+        print(f"## {name}\n\n{table}")
+    if args.write:
+        page = PAGE.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            page = put_between_markers(page, name, table)
+        PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
