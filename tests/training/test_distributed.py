@@ -55,6 +55,8 @@ def test_two_processes_learn_what_one_does(
         assert json.loads((folder / "kind.json").read_text())[0].startswith(kind)
         for ours, theirs in zip(json.loads((folder / "log.json").read_text()), expected_log, strict=True):
             for name in theirs:
+                if world == "vision" and name.startswith("entropy/"):
+                    continue  # its objective reads no scores: these are of the first process's kept rollouts alone
                 if name.startswith(("loss", "gap/", "token_share/", "grad_norm", "entropy", "kept_mass")):
                     # Sums in another order, and later steps on the weights that these led to: a small share of the
                     # loss is a ratio of such sums.
