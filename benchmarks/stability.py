@@ -28,7 +28,7 @@ SMOOTHED = 10  # steps
 def cell_row(cell: dict[str, Any], curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the page tells of a cell. Shares 0 to 1, entropy in nats a response token."""
     scores = next(iter(cell["scores"].values()))
-    privileged = next(name for name in scores if name.startswith("accuracy/")) if len(scores) > 4 else None
+    privileged = next((name for name in scores if name.startswith("accuracy/")), None)
     shares = [row for row in curves if row["cell"] == cell["name"] and row["metric"] == "token_share/HS"]
     return {
         "cell": cell["name"],

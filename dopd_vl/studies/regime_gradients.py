@@ -22,6 +22,7 @@ from torch import Tensor
 from dopd_vl.configuration import read_config
 from dopd_vl.core import REGIMES
 from dopd_vl.nano.sft import Phase, make_rows, response_loss
+from dopd_vl.nano.source import WORLDS
 from dopd_vl.objectives import Dopd
 from dopd_vl.resources import find_model
 from dopd_vl.training import preflight
@@ -78,18 +79,18 @@ def measure(
         config,
         training=replace(config.training, **one_step),
         data=replace(config.data, eval=None),
-        output_dir=tempfile.mkdtemp(),  # TRL wants one; nothing is saved
     )
-    arguments = trainer_arguments(config)
-    arguments.save_strategy = "no"
     assert config.model.teacher is not None
     teacher, examples = find_model(config.model.teacher), load_examples(config.data.train)
-    trainer = RegimeGradients(find_model(student), teacher, arguments, examples, objective=objective)
-    trainer.train()
+    with tempfile.TemporaryDirectory() as folder:  # TRL wants one; nothing is saved
+        arguments = trainer_arguments(replace(config, output_dir=folder))
+        arguments.save_strategy = "no"
+        trainer = RegimeGradients(find_model(student), teacher, arguments, examples, objective=objective)
+        trainer.train()
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()
     supervised = {}
-    for name, variant in (("plain", "none"), ("privileged", "box_label" if world == "vision" else "hints")):
+    for name, variant in (("plain", "none"), ("privileged", WORLDS[world].default_variant)):
         phase = Phase(1, rollouts, {variant: 1.0}, None if tasks is None else tuple(tasks))
         rows = make_rows(phase, world, trainer.views, seed=1)
         losses = [response_loss(model, rows[at : at + 64], trainer.views) for at in range(0, len(rows), 64)]

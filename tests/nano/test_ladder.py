@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from dopd_vl.nano import ladder, model_folder, shortcut
+from dopd_vl.nano import cli, ladder, model_folder, shortcut
 from dopd_vl.nano.scoring import load
 from dopd_vl.nano.sft import Phase, Recipe, make_rows
 from dopd_vl.nano.soften import soften
@@ -43,6 +43,10 @@ def test_a_rung_is_saved_when_its_level_is_passed_and_the_climb_ends_at_the_top(
 def test_a_ladder_that_is_not_known_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ladder 'words'"):
         ladder.build_ladder(tmp_path, "words")
+
+
+def test_the_command_offers_every_ladder() -> None:
+    assert cli.LADDERS == tuple(ladder.LADDERS)
 
 
 def test_the_tempted_teacher_learns_from_responses_cut_down_to_their_answer() -> None:
