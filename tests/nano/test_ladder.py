@@ -46,7 +46,7 @@ def test_a_ladder_that_is_not_known_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_offers_every_ladder() -> None:
-    assert cli.LADDERS == tuple(ladder.LADDERS)
+    assert tuple(ladder.LADDERS) == cli.LADDERS
 
 
 def test_the_tempted_teacher_learns_from_responses_cut_down_to_their_answer() -> None:
