@@ -12,7 +12,7 @@ DOWNLOADS = Path("runs/downloads")
 
 def from_pypi(requirement: str) -> Path:
     """The archive of a package on PyPI, e.g. "deepforest==2.1.0"; downloaded once, its dependencies not at all."""
-    name, _, version = requirement.partition("==")
+    name, _, version = requirement.replace("-", "_").partition("==")  # as archives are named
     if not (found := sorted(DOWNLOADS.glob(f"{name}-{version}*"))):
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
         subprocess.run([*command, "--dest", str(DOWNLOADS), requirement], check=True)
