@@ -68,9 +68,22 @@ def test_objectives_import_nothing_of_those_who_use_them():
     assert offenders("dopd_vl/objectives", "trl", *(f"dopd_vl.{user}" for user in users)) == []
 
 
-def test_only_the_trainer_knows_trl():
+def test_only_the_layers_under_the_trainer_know_trl():
     everywhere = [*offenders("dopd_vl", "trl"), *offenders("privileged", "trl")]
-    assert {path for path, _ in everywhere} <= {"dopd_vl/training/arguments.py", "dopd_vl/training/trainer.py"}
+    files = ("arguments", "view_trainer", "policy_trainer")
+    assert {path for path, _ in everywhere} == {f"dopd_vl/training/{file}.py" for file in files}
+
+
+def test_each_layer_of_the_trainer_knows_nothing_of_those_above_it():
+    room = "dopd_vl.training"
+    found = offenders("dopd_vl/training", f"{room}.trainer", f"{room}.policy_trainer", f"{room}.view_trainer")
+    known = {(path, name) for path, name in found if path.endswith("trainer.py") and name.endswith("trainer")}
+    assert known == {
+        ("dopd_vl/training/trainer.py", f"{room}.policy_trainer"),
+        ("dopd_vl/training/policy_trainer.py", f"{room}.view_trainer"),
+    }
+    views = [name for path, name in imports_of("dopd_vl/training") if path == "dopd_vl/training/view_trainer.py"]
+    assert not [name for name in views if is_within(name, "dopd_vl.objectives") or is_within(name, "dopd_vl.core")]
 
 
 @pytest.mark.parametrize(

@@ -1,64 +1,34 @@
-"""The trainer: TRL's distillation trainer with views, scoring before learning, and any plan.
+"""The trainer: one optimizer step is views, rollouts, scores, a plan, and then learning by it.
 
-This file and `arguments.py` alone know TRL. What is TRL's stays TRL's: the loop, rollouts (transformers or vLLM), DDP /
-FSDP2 / DeepSpeed, LoRA, checkpoints, loggers.
-Overridden seams, each pinned by a test:
+It stands on two layers, each of which knows nothing of what is above it:
 
-    _set_signature_columns_if_needed   keep every column of a privileged data set
-    _get_train_sampler                 n rollouts of a prompt side by side, in the order that the run began with
-    _run_epoch                         a run that is resumed at its end is at its end
-    _tokenize_prompts                  the rollout's prompt is the plain view, not a second rendering of it
+    view_trainer.py     TRL's distillation trainer on privileged data: rollouts from views, evaluation
+    policy_trainer.py   any policy's scores of these rollouts
+
+Overridden seams of TRL's, each pinned by a test:
+
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
-
-`train` is TRL's, and remembers which checkpoint a run goes on from.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import Dataset, Sampler
-from transformers import (
-    AutoProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    TrainerCallback,
-    TrainerState,
-)
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
-from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler, maybe_gather_lm_head_ctx
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
-from dopd_vl.core import (
-    Plan,
-    Projection,
-    Source,
-    TokenScores,
-    divergence_of,
-    fused_plan_loss,
-    item_count,
-    rows_to_keep,
-    score_tokens,
-    token_scale,
-)
-from dopd_vl.evaluation.accuracy import forget_image_positions, image_token_ids, predict, summarise, to_device
+from dopd_vl.core import Plan, TokenScores, fused_plan_loss, item_count, rows_to_keep, token_scale
+from dopd_vl.evaluation.accuracy import forget_image_positions
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
-from dopd_vl.objectives.base import POLICIES, Pair, Requirements
+from dopd_vl.objectives.base import POLICIES
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.kept_rollouts import KeptRollout, KeptSlice, keep_rollouts
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
-from dopd_vl.training.prompt_sharing import backbone_of, sibling_hidden_states, siblings_of
+from dopd_vl.training.policy_trainer import PolicyTrainer
 from dopd_vl.training.requirements import check_requirements
 from dopd_vl.training.rollouts import (
     SIBLING_VIEW,
@@ -69,13 +39,10 @@ from dopd_vl.training.rollouts import (
     render_siblings,
     siblings_shown,
 )
-from dopd_vl.training.scoring import Scored, score_views
-from dopd_vl.training.teachers import KeepTimes, StudentTimes
-from dopd_vl.training.vision_features import SharedFeatures, shared_vision_features
-from dopd_vl.views import View, ViewProcessor, processor_for
+from dopd_vl.views import ViewProcessor
 
 
-class DopdTrainer(DistillationTrainer):
+class DopdTrainer(PolicyTrainer):
     """Distils a teacher into a student on the student's own rollouts, by any objective.
 
     Args:
@@ -89,10 +56,6 @@ class DopdTrainer(DistillationTrainer):
 
     Everything else is passed to `trl.DistillationTrainer`.
     """
-
-    args: DopdConfig
-    model: PreTrainedModel
-    objective: Objective
 
     _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - TRL's own form
     _name = "DOPD"
@@ -110,53 +73,31 @@ class DopdTrainer(DistillationTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
-        args = args or DopdConfig("dopd-output")
-        if processing_class is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            processing_class = AutoProcessor.from_pretrained(
-                name, padding_side="left", trust_remote_code=args.trust_remote_code
-            )
-        self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
-        self.requirements = Requirements.of(self.objective)
-        keep_times = KeepTimes(self)
-        self.resumed_from: Path | None = None
         super().__init__(
-            model=model,
+            model,
+            objective if objective is not None else OBJECTIVES["dopd"](),
+            callbacks,
             teacher_model=teacher_model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[keep_times, *(callbacks or [])],  # before whatever marks a checkpoint as whole
+            view_processor=view_processor,
             **kwargs,
         )
-        config = self.accelerator.unwrap_model(self.model).config
-        template_kwargs: Any = self.chat_template_kwargs
-        self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
-        policies = {source.policy for source in self.objective.sources()}
+        args = self.args
         # Where no larger model teaches, the student that does is the teacher, and sees what a teacher is to see.
-        of_student = args.student_variant if "teacher" in policies else args.teacher_variant
+        taught = any(source.policy == "teacher" for source in self.objective.sources())
+        of_student = args.student_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
         self.renderer = ViewRenderer(self.views, variants, args.learner_variant)
-        self._forbid_tokens(image_token_ids(config))
-        for policy in policies | {"student"}:
-            _refuse_scaled_logits(self._policy(policy)[1].config, policy)
         check_requirements(self.objective, args.num_generations, self.views.reads_images, train_dataset)
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        self.times = StudentTimes(unwrapped, policies, self.requirements.average_rate)
-        self._features: dict[int, SharedFeatures] = {}
         self.refusals: list[Refusal] = []
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""
         self.kept_rollouts: dict[int, KeptRollout] = {}
         self._decision: Decision | None = None
         self._sums = TokenSums()
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's; also takes up the student's slow average again."""
-        found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        self.resumed_from = Path(found) if found else None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @property
     def refused(self) -> int:
@@ -166,16 +107,8 @@ class DopdTrainer(DistillationTrainer):
     # ---- one optimizer step: views, rollouts, scores, plan ----------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        # Of sharded models every rank must run every module, whatever it has seen already.
-        models = [] if self.is_fsdp_enabled or self.is_deepspeed_enabled else [self.model, self.teacher_model]
-        with ExitStack() as stack:
-            for model in models:
-                if model is not None:
-                    self._features[id(model)] = stack.enter_context(shared_vision_features(model))
-            try:
-                return self._roll_out_and_score(inputs)
-            finally:
-                self._features.clear()
+        with self._shared_features():
+            return self._roll_out_and_score(inputs)
 
     def _roll_out_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         siblings = self.args.num_generations
@@ -243,68 +176,6 @@ class DopdTrainer(DistillationTrainer):
                 batch[f"hidden/{source}"] = [h[row] for h, row in zip(scored[source].hidden, rows, strict=True)]
         return batch
 
-    def _score(self, source: Source, views: Sequence[View], responses: list[list[int]], mask: Tensor) -> Scored:
-        """Scores and hidden states of a policy as a constant (dropout off), length-sorted micro-batch after another."""
-        wrapped, unwrapped = self._policy(source.policy)
-        top_k = max(self.args.logged_top_k, getattr(self.objective, "top_k", 0))
-        store = "cpu" if self.args.offload_scores else None
-        shared = self.args.share_prompts and self.args.num_generations > 1 and source.view != SIBLING_VIEW
-
-        def forward(
-            some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
-        ) -> tuple[Tensor, TokenScores]:
-            hidden = self._hidden_states(unwrapped, some_views, some_responses, shared)
-            ids, _ = pad_responses(some_responses, self._tokenizer.pad_token_id)
-            projection = self._projection(source, hidden)
-            chunk_size = self.args.logits_chunk_size
-            ids, some_mask = ids.to(hidden.device), some_mask.to(hidden.device)
-            scores = score_tokens(projection, ids, some_mask, top_k, chunk_size, store)
-            return hidden if store is None else hidden.to(store), scores
-
-        def redirected(
-            some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
-        ) -> tuple[Tensor, TokenScores]:
-            # Through the wrapper's own forward pass, so that a sharded policy's weights are whole in it, head and all.
-            with self.compute_loss_context_manager():  # the same precision as in learning
-                return self._forward_redirection(wrapped, unwrapped, forward, some_views, some_responses, some_mask)
-
-        was_training = wrapped.training
-        wrapped.eval()
-        size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
-        try:
-            with ExitStack() as stack:
-                if source.policy not in ("student", "teacher"):
-                    stack.enter_context(self.times.acting(source.policy))
-                    if id(self.model) in self._features:
-                        stack.enter_context(self._features[id(self.model)].of(source.policy))
-                return score_views(redirected, views, responses, size, mask)
-        finally:
-            wrapped.train(was_training)
-
-    @torch.no_grad()
-    def _measure(self, pair: Pair, scored: Mapping[Source, Scored], mask: Tensor) -> Tensor:
-        """A divergence between two policies over the whole vocabulary, `[B, N]`."""
-        with self.compute_loss_context_manager(), self._whole_heads(pair.student, pair.target, in_forward=False):
-            student, target = (
-                self._projection(source, scored[source].hidden.to(mask.device), policy_acts=False)
-                for source in (pair.student, pair.target)
-            )
-            return divergence_of(pair.divergence, student, target, mask, self.args.logits_chunk_size)
-
-    def _hidden_states(
-        self, unwrapped: PreTrainedModel, views: Sequence[View], responses: Sequence[Sequence[int]], shared: bool
-    ) -> Tensor:
-        """`[b, n, H]`, n the longest response; `shared`: siblings' prompts are read once."""
-        device, pad = self.accelerator.device, self._tokenizer.pad_token_id
-        if shared:
-            different, rows = siblings_of(views)
-            prompts = to_device(self.views.collate(different, [[] for _ in different], pad), device)
-            ids, mask = (tensor.to(device) for tensor in pad_responses(responses, pad))
-            return sibling_hidden_states(backbone_of(unwrapped), prompts, torch.tensor(rows, device=device), ids, mask)
-        inputs = to_device(self.views.collate(views, responses, pad), device)
-        length = max(len(ids) for ids in responses)
-        return self._get_last_hidden_state(unwrapped, logits_to_keep=length, **inputs)
-
     # ---- one slice of it: learning ----------------------------------------------------------------------------------
 
     def _compute_loss(
@@ -354,49 +225,7 @@ class DopdTrainer(DistillationTrainer):
         several = self.args.num_generations > 1 and not self.args.gradient_checkpointing and not sharded
         return self.args.share_prompts and several
 
-    @contextmanager
-    def _whole_heads(self, *sources: Source, in_forward: bool = True) -> Iterator[None]:
-        """While it lasts, the heads of these policies are not sharded (FSDP2, ZeRO-3).
-
-        `in_forward`: within the student's own forward pass, where its weights are whole already.
-        """
-        with ExitStack() as stack:
-            for policy in dict.fromkeys(source.policy for source in sources):
-                wrapped, unwrapped = self._policy(policy)
-                if isinstance(wrapped, FSDPModule):
-                    if policy == "teacher" or not in_forward:
-                        wrapped.unshard()
-                        stack.callback(wrapped.reshard)
-                else:
-                    head: Any = unwrapped.get_output_embeddings()
-                    bias: Any = getattr(head, "bias", None)
-                    stack.enter_context(maybe_gather_lm_head_ctx(head.weight, bias))
-            yield
-
-    def _projection(
-        self, source: Source, hidden: Tensor, constant: bool = True, policy_acts: bool = True
-    ) -> Projection:
-        """The policy's head on hidden states. `policy_acts`: the student's model has that policy's weights now."""
-        head = self._policy(source.policy)[1].get_output_embeddings()
-        weight, bias = head.weight, getattr(head, "bias", None)
-        if not policy_acts:
-            weight = self.times.head(source.policy, weight)
-            bias = None if bias is None else self.times.head(source.policy, bias)
-        if constant:
-            weight, bias = weight.detach(), None if bias is None else bias.detach()
-        return Projection(hidden, weight, bias)
-
-    def _policy(self, policy: str) -> tuple[torch.nn.Module, PreTrainedModel]:
-        """The wrapped and the bare model of a policy."""
-        if policy != "teacher":
-            wrapped = self.model_wrapped
-        elif self.teacher_model is None:
-            raise ValueError(f"objective {self.objective.name!r} needs a teacher_model")
-        else:
-            wrapped = self.teacher_model
-        return wrapped, self.accelerator.unwrap_model(wrapped)
-
-    # ---- logging and evaluation -------------------------------------------------------------------------------------
+    # ---- logging -----------------------------------------------------------------------------------------------------
 
     def _log_rollouts(self, correct: list[bool | None], scores: Scores, scored: Tensor) -> None:
         assert self._decision is not None
@@ -414,96 +243,3 @@ class DopdTrainer(DistillationTrainer):
                 logs = {**logs, **token_metrics(names, total.tolist())}
             self._sums.clear()
         super().log(logs, start_time)
-
-    def evaluate(  # type: ignore[override]
-        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Greedy accuracy by the tasks' verifiers on every variant of `eval_variants`, shared among ranks."""
-        dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if dataset is None:
-            raise ValueError("evaluation needs an eval_dataset")
-        model = self.accelerator.unwrap_model(self.model)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [dataset[i] for i in range(rank, len(dataset), world)]
-        length = self.args.eval_max_completion_length or self.args.max_completion_length or 512
-        metrics: dict[str, float] = {}
-        for number, variant in enumerate(self.args.eval_variants):
-            predictions, refused = predict(
-                model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
-            )
-            total = summarise(gather_object(predictions), len(gather_object(refused)))
-            prefix = metric_key_prefix if number == 0 else f"{metric_key_prefix}_{variant}"
-            metrics |= {
-                f"{prefix}_accuracy": total.accuracy,
-                f"{prefix}_entropy": total.entropy,
-                f"{prefix}_mean_tokens": total.mean_tokens,
-                f"{prefix}_clipped": total.clipped,
-                **{f"{prefix}_accuracy/{source}": value for source, value in total.by_source.items()},
-            }
-        model.eval()
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    # ---- seams of TRL -----------------------------------------------------------------------------------------------
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns: Any = ["id", "prompt", "images", "answer", "task", "source", "privileged"]
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        args = self.args
-        source: Any = self.train_dataset if dataset is None else dataset
-        rollouts = args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
-        prompts = rollouts // args.num_generations
-        sampler = RepeatSampler(
-            data_source=source,
-            mini_repeat_count=args.num_generations,
-            batch_size=prompts,
-            repeat_count=args.gradient_accumulation_steps,
-            shuffle=bool(self.shuffle_dataset),
-            seed=args.seed,
-        )
-        if self.resumed_from is not None:
-            # Each pass over the data draws its order from the last one's generator, which no checkpoint holds.
-            state = TrainerState.load_from_json(str(self.resumed_from / TRAINER_STATE_NAME))
-            for _ in range(state.global_step // max(1, len(source) // prompts)):
-                next(iter(sampler), None)
-        return sampler
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Of a run that was killed after its last step only what comes then is left; TRL would take one more step.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-
-    def _tokenize_prompts(self, prompts: list[View]) -> tuple[list[list[int]], list | None, dict[str, Any]]:
-        """The plain views' own ids and image features, for `_generate`."""
-        prompt_ids = [view.prompt_ids for view in prompts]
-        batch = self.views.collate(prompts, [[] for _ in prompts], self._tokenizer.pad_token_id)
-        fields: dict[str, Any] = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
-        if "mm_token_type_ids" in fields:
-            fields["mm_token_type_ids"] = [view.mm_token_type_ids or [0] * len(view.prompt_ids) for view in prompts]
-        images = [view.images or None for view in prompts]
-        return prompt_ids, images if any(images) else None, fields
-
-    def _forbid_tokens(self, ids: list[int]) -> None:
-        if not ids:
-            return
-        if self.use_vllm:
-            # vLLM has no suppress_tokens; a bias of -100 is as good.
-            self.vllm_generation.generation_kwargs = {
-                **(self.vllm_generation.generation_kwargs or {}),
-                "logit_bias": {token: -100.0 for token in ids},
-            }
-        else:
-            self.generation_kwargs["suppress_tokens"] = ids
-            self.generation_config.suppress_tokens = ids
-
-
-def _refuse_scaled_logits(config: Any, policy: str) -> None:
-    """The losses read logits as `hidden @ head.T`: a family that scales or caps them would be taught wrongly."""
-    text_config = config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
-        value = getattr(text_config, name, None)
-        if value is not None and value != 1:
-            raise ValueError(f"the {policy} scales its logits ({name}={value}), which is not supported")
