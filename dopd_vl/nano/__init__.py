@@ -9,7 +9,7 @@ __all__ = ["NanoSource", "model_folder", "nano_data_folder"]
 
 
 def model_folder(name: str) -> Path:
-    """The shipped model `vision-teacher`, `vision-student`, `text-teacher` or `text-student`: a Hugging Face folder.
+    """A shipped model, e.g. `vision-teacher` or `text-learner` (docs/nano.md has them all): a Hugging Face folder.
 
     Raises:
         ValueError: no such model.

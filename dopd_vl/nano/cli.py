@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-LADDERS = ("text", "text-even", "text-teacher", "vision", "vision-even")
+LADDERS = ("text", "text-even", "text-guide", "text-teacher", "text-small", "text-middle", "vision", "vision-even")
 MODELS = ("vision-teacher", "vision-student", "text-teacher", "text-student")
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from dopd_vl.nano.build import CORPUS_RECORDS, save
 from dopd_vl.nano.eyes import name_cells
-from dopd_vl.nano.models import build_model
+from dopd_vl.nano.models import SHAPES, Shape, build_model
 from dopd_vl.nano.progress import Progress
 from dopd_vl.nano.scoring import accuracy
 from dopd_vl.nano.sft import Phase, Recipe, Step, make_rows, train
@@ -38,29 +38,38 @@ class Rungs:
     """How the students of a ladder learn, and the held-out tasks that place them."""
 
     family: str
-    shape: str
-    """of `dopd_vl.nano.models.SHAPES`"""
+    shape: Shape
     recipe: Recipe
     tasks: tuple[str, ...] | None = None
+
+
+def _text(shape: Shape, plain: float) -> Rungs:
+    """`plain`: the share of prompts without hints."""
+    return Rungs("text", shape, Recipe((Phase(1_500, 16_000, {"none": plain, "hints": 1 - plain}),)))
 
 
 VISION_TASKS = ("read", "add", "count")
 LADDERS: dict[str, Rungs] = {
     # Nearly all prompts have hints: students that lean on the privileged input.
-    "text": Rungs("text", "text-student", Recipe((Phase(1_500, 16_000, {"none": 0.1, "hints": 0.9}),))),
+    "text": _text(SHAPES["text-student"], plain=0.1),
     # Half of them have: students that do as well without it.
-    "text-even": Rungs("text", "text-student", Recipe((Phase(1_500, 16_000, {"none": 0.5, "hints": 0.5}),))),
+    "text-even": _text(SHAPES["text-student"], plain=0.5),
+    # Teachers that know some without hints and nearly all with them.
+    "text-guide": _text(SHAPES["text-teacher"], plain=0.03),
     # Teachers that need the privileged input themselves.
-    "text-teacher": Rungs("text", "text-teacher", Recipe((Phase(1_500, 16_000, {"none": 0.01, "hints": 0.99}),))),
+    "text-teacher": _text(SHAPES["text-teacher"], plain=0.01),
+    # Other sizes: a smaller student, and a teacher between the student and `text-guide`.
+    "text-small": _text(Shape("text", 64, 2, 96), plain=0.1),
+    "text-middle": _text(Shape("text", 96, 3, 192), plain=0.03),
     "vision": Rungs(
         "vision",
-        "vision-student",
+        SHAPES["vision-student"],
         Recipe((Phase(3_000, 16_000, {"none": 0.15, "box_label": 0.85}, VISION_TASKS),), sight_steps=100, batch=32),
         VISION_TASKS,
     ),
     "vision-even": Rungs(
         "vision",
-        "vision-student",
+        SHAPES["vision-student"],
         Recipe((Phase(3_000, 16_000, {"none": 0.5, "box_label": 0.5}, VISION_TASKS),), sight_steps=100, batch=32),
         VISION_TASKS,
     ),

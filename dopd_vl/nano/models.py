@@ -46,9 +46,9 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def build_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """An untrained model of one of `SHAPES`, in fp32; the same seed gives the same weights."""
-    shape = SHAPES[name]
+def build_model(shape: Shape | str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """An untrained model of a shape, or of the one of that name in `SHAPES`, in fp32; a seed gives the same weights."""
+    shape = SHAPES[shape] if isinstance(shape, str) else shape
     set_seed(seed)
     if shape.family == "vision":
         model: PreTrainedModel = Qwen3VLForConditionalGeneration(_vision_config(shape, tokenizer))
