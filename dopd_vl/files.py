@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vl.errors import UserError
-from privileged.journal import DISK_TROUBLE, write_atomically
+from privileged.errors import DISK_TROUBLE
+from privileged.journal import write_atomically
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PrepareError, one_line
+from .errors import DISK_TROUBLE, PrepareError, one_line
 from .schema import features
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
     datasets keeps a memory-mapped copy in its cache (`cache_dir`, or the environment's HF_HOME).
 
     Raises:
-        PrepareError: there is no such folder, it is unfinished, files are missing or damaged, or its columns are not
-            ours.
+        PrepareError: there is no such folder, it is unfinished, files are missing or damaged, its columns are not
+            ours, or the cache cannot be written.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -69,14 +70,20 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
         _check_columns(file)
 
     from datasets import Dataset
+    from datasets.config import HF_DATASETS_CACHE
     from datasets.exceptions import DatasetGenerationError
 
     try:
         dataset = Dataset.from_parquet([str(file) for file in files], features=features(), cache_dir=cache_dir)
     except (DatasetGenerationError, OSError, ValueError) as error:
-        reason = one_line(error.__cause__ or error)
+        cause, cache = error.__cause__ or error, Path(cache_dir or HF_DATASETS_CACHE).expanduser()
+        if isinstance(cause, OSError) and _is_of_the_cache(cause, cache):
+            raise PrepareError(
+                f"{cache}: the cache of datasets cannot be written ({cause.strerror}); make room there, or name "
+                "another folder in the environment variable HF_DATASETS_CACHE"
+            ) from error
         raise PrepareError(
-            f"{folder}: its data cannot be read ({reason}); prepare it again with overwrite: true"
+            f"{folder}: its data cannot be read ({one_line(cause)}); prepare it again with overwrite: true"
         ) from error
     assert isinstance(dataset, Dataset)
     if len(dataset) != audit["records"]:
@@ -85,6 +92,14 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
             "overwrite: true"
         )
     return dataset
+
+
+def _is_of_the_cache(error: OSError, cache: Path) -> bool:
+    """Nothing but the cache is written while a folder is loaded; of what is read, the error names the file."""
+    if error.filename is None:
+        return error.errno in DISK_TROUBLE
+    path = Path(os.fsdecode(error.filename))
+    return path.is_relative_to(cache) or cache.is_relative_to(path)
 
 
 def _check_columns(file: Path) -> None:

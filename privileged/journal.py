@@ -8,7 +8,6 @@ output/data/train-00000-of-00012.parquet
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -19,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from .dataset import AUDIT_FILE, CARD_FILE, DATA_FOLDER, DROPPED_FILE, INFO_FILE, REJECTED_FILE, WORK_FOLDER
-from .errors import PrepareError
+from .errors import DISK_TROUBLE, PrepareError
 
 PARTIAL_AUDIT_FILE = "audit-partial.json"
 CACHE_KIB = 64 * 1024
 """Of the database of seen records: keys are digests, so its pages are met in no order."""
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 OUR_FILES = (
     CARD_FILE,
     AUDIT_FILE,
