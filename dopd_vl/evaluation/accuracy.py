@@ -9,6 +9,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from dopd_vl.core import Projection, score_tokens
 from dopd_vl.evaluation.generation import PresencePenalty, seeded
+from dopd_vl.evaluation.models import backbone_of, end_token_ids, forget_image_positions, image_token_ids, to_device
 from dopd_vl.evaluation.sampling import GREEDY, Sampling
 from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, verifier_for
 from dopd_vl.views import Request, View, ViewProcessor
@@ -254,32 +255,12 @@ def _response_entropies(
     if length == 0:
         return [0.0] * len(responses)
     inputs = to_device(views.collate(shown, responses, pad_id), model.device)
-    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, -length - 1 : -1]
+    hidden = backbone_of(model)(**inputs, use_cache=False).last_hidden_state[:, -length - 1 : -1]
     head = model.get_output_embeddings()
     response_ids = inputs["input_ids"][:, -length:]
     mask = inputs["attention_mask"][:, -length:].bool()
     scores = score_tokens(Projection(hidden, head.weight, head.bias), response_ids, mask, top_k=1)
     return (scores.entropy.sum(-1) / mask.sum(-1).clamp(min=1)).tolist()
-
-
-def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """Every token that ends a response: the model's own list and the tokenizer's."""
-    declared = model.generation_config.eos_token_id
-    ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
-    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
-
-
-def image_token_ids(config: Any) -> list[int]:
-    """Placeholder and marker tokens of images and videos, which a response must not hold; empty for a text model."""
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return [getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)]
-
-
-def forget_image_positions(model: PreTrainedModel) -> None:
-    """Clear the mRoPE offsets that a Qwen-VL model keeps from its last batch: a text-only batch would reuse them."""
-    for module in model.modules():
-        if hasattr(module, "rope_deltas"):
-            module.rope_deltas = None  # type: ignore[assignment]
 
 
 def cut_at_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
@@ -288,7 +269,3 @@ def cut_at_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
         if token in end_ids:
             return ids[: position + 1]
     return ids
-
-
-def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}

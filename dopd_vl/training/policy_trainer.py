@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from dopd_vl.core import Projection, Source, TokenScores, divergence_of, score_tokens
-from dopd_vl.evaluation.accuracy import to_device
+from dopd_vl.evaluation.models import backbone_of, to_device
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import Pair, Requirements
-from dopd_vl.training.prompt_sharing import backbone_of, sibling_hidden_states, siblings_of
+from dopd_vl.training.prompt_sharing import sibling_hidden_states, siblings_of
 from dopd_vl.training.rollouts import SIBLING_VIEW, pad_responses
 from dopd_vl.training.scoring import Scored, score_views
 from dopd_vl.training.teachers import KeepTimes, StudentTimes

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from dopd_vl.views import View
 
@@ -26,12 +24,6 @@ def siblings_of(views: Sequence[View]) -> tuple[list[View], list[int]]:
             different.append(view)
         rows.append(numbers[id(view)])
     return different, rows
-
-
-def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model without its head, adapters in place."""
-    unwrapped: Any = model.base_model.model if isinstance(model, PeftModel) else model
-    return unwrapped.base_model
 
 
 def sibling_hidden_states(

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from dopd_vl.core import Plan, TokenScores, fused_plan_loss, item_count, rows_to_keep, token_scale
-from dopd_vl.evaluation.accuracy import forget_image_positions
+from dopd_vl.evaluation.models import forget_image_positions
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES
 from dopd_vl.objectives.common import PLAIN_STUDENT

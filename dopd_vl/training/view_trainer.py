@@ -28,7 +28,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
-from dopd_vl.evaluation.accuracy import image_token_ids, predict, summarise
+from dopd_vl.evaluation.accuracy import predict, summarise
+from dopd_vl.evaluation.models import image_token_ids
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.views import View, ViewProcessor, processor_for
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from dopd_vl.core.divergences import entropy, log_softmax
 from dopd_vl.evaluation.accuracy import Prediction, cut_at_end, predict, summarise
@@ -46,6 +47,15 @@ def test_entropy_is_that_of_the_models_own_distribution(loaded: tuple[Any, Any],
         ids.append(int(logp.argmax()))
     assert prediction.response == views.tokenizer.decode(ids, skip_special_tokens=True)
     assert prediction.entropy == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
+
+
+def test_adapters_that_change_nothing_change_no_prediction(nano_models: Path, vision_data: Path) -> None:
+    model, views = load_model(str(nano_models / "vision-student"))
+    rows = load_examples(str(vision_data), 2)
+    before, _ = predict(model, views, rows, max_new_tokens=4)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))  # its B is zero at first
+    after, _ = predict(adapted, views, rows, max_new_tokens=4)
+    assert [(p.response, p.entropy) for p in after] == [(p.response, pytest.approx(p.entropy)) for p in before]
 
 
 def test_an_example_that_cannot_be_shown_is_passed_over(loaded: tuple[Any, Any], vision_data: Path) -> None:

@@ -22,20 +22,29 @@ from dopd_vl.training.model_card import model_card, shown
 from dopd_vl.training.run import RunResult, run_training
 
 
-@pytest.fixture(scope="module")
-def finished(nano_models: Path, text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def finish(models: Path, data: Path, folder: Path, lora: LoraSettings | None = None) -> RunResult:
     loop = LoopSettings(
         max_steps=2, learning_rate=1e-3, per_device_train_batch_size=2, num_generations=1, max_completion_length=4,
         gradient_checkpointing=False, eval_steps=2, save_steps=2,
     )  # fmt: skip
     config = TrainConfig(
-        output_dir=str(tmp_path_factory.mktemp("runs") / "my-run"),
-        model=ModelSettings(student=str(nano_models / "text-student"), teacher=str(nano_models / "text-teacher")),
-        data=DataSettings(train=str(text_data), eval=str(text_data), eval_size=4),
+        output_dir=str(folder / "my-run"),
+        model=ModelSettings(str(models / "text-student"), str(models / "text-teacher"), lora=lora),
+        data=DataSettings(train=str(data), eval=str(data), eval_size=4),
         objective=ObjectiveSettings("dopd", {"beta_light": 0.625}),
         training=loop,
     )
     return run_training(config, console=Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def finished(nano_models: Path, text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return finish(nano_models, text_data, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def adapted(nano_models: Path, text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return finish(nano_models, text_data, tmp_path_factory.mktemp("runs"), LoraSettings(r=4, alpha=8))
 
 
 def parts_of(card: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -78,6 +87,27 @@ def test_a_card_does_not_tell_where_folders_lie(finished: RunResult, nano_models
 def test_a_saved_student_has_no_pickle(finished: RunResult) -> None:
     for folder in (finished.student, finished.folder / "best"):
         assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".md", ".safetensors"}
+
+
+def test_adapters_have_a_card_of_ours_and_not_of_peft(adapted: RunResult) -> None:
+    for folder in (adapted.student, adapted.folder / "best"):
+        assert (folder / "adapter_model.safetensors").is_file()
+        assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".md", ".safetensors"}
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        front, rows = parts_of(card)
+        assert front == {
+            "library_name": "peft",
+            "pipeline_tag": "text-generation",
+            "tags": ["dopd-vl", "distillation", "on-policy", "trl"],
+        }
+        assert rows["LoRA"] == ["rank 4, alpha 8"]
+        assert rows["base model"] == [r"text\-student"]
+        assert str(adapted.folder.parent) not in card.replace("\\", "")
+    scored = [row for row in read_jsonl(adapted.folder / "metrics.jsonl") if "eval_accuracy" in row]
+    assert [row["step"] for row in scored] == [0, 2]
+    rows = parts_of((adapted.student / "README.md").read_text(encoding="utf-8"))[1]
+    assert rows["optimizer steps"] == ["2 of 2"]
+    assert rows["entropy"] == [f"{scored[0]['eval_entropy']:.4g}", f"{scored[-1]['eval_entropy']:.4g}"]
 
 
 def test_a_hub_id_is_the_base_model_and_lora_is_told() -> None:

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from dopd_vl import DopdConfig, DopdTrainer
+from dopd_vl.evaluation.models import backbone_of
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.objectives import Dopd
-from dopd_vl.training.prompt_sharing import backbone_of, sibling_hidden_states, siblings_of
+from dopd_vl.training.prompt_sharing import sibling_hidden_states, siblings_of
 from dopd_vl.training.rollouts import pad_responses
 from dopd_vl.training.run import load_examples
 from dopd_vl.views import View, ViewProcessor, processor_for

@@ -13,7 +13,7 @@ from trl import DistillationTrainer
 from dopd_vl import DopdConfig, DopdTrainer
 from dopd_vl.core import DopdSettings, Source, dopd_loss
 from dopd_vl.core.divergences import kl, log_softmax
-from dopd_vl.evaluation.accuracy import image_token_ids
+from dopd_vl.evaluation.models import image_token_ids
 from dopd_vl.objectives import Dopd, Opd
 from dopd_vl.training.kept_rollouts import rollout_records
 from dopd_vl.training.run import load_examples
