@@ -1,7 +1,10 @@
 """A run goes on only as what it began as, and only from checkpoints that are as they were saved."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +97,25 @@ def test_data_that_is_gone_is_named(resumed: TrainConfig) -> None:
     shutil.rmtree(resumed.data.train)
     with pytest.raises(PrivilegedError, match=f"{resumed.data.train}: no such folder"):
         run(resumed)
+
+
+def test_another_number_of_processes_is_refused_by_all_of_them(resumed: TrainConfig) -> None:
+    folder = Path(resumed.output_dir)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, "-m", "dopd_vl.cli", "train", "--config", str(folder / "config.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0
+    assert len(told) == 2, done.stderr[-3000:]
+    for line in told:
+        assert line.startswith("error: resume: the launch: the number of processes was 1 and is 2 now; ")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("content", ["", '{"format": "run-fing', '{"data.train": "0123"}', "[]"])
