@@ -1,24 +1,33 @@
 """Every shipped configuration parses, names what exists, and travels in the wheel."""
 
+import math
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from transformers import Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
+from safetensors import safe_open
+from transformers import AutoConfig, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
 
 from dopd_vl.commands.quickstart import QuickstartConfig
 from dopd_vl.configuration import as_yaml, read_config
+from dopd_vl.evaluation.config import EvaluateConfig
+from dopd_vl.nano.cli import LADDERS
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.planning.build import devices_of, workload_of
 from dopd_vl.planning.catalogue import known_models, published
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.memory import memory_of
+from dopd_vl.resources import find_model
+from dopd_vl.studies.config import StudyConfig
 from dopd_vl.training import preflight
 from dopd_vl.training.config import TrainConfig
 from privileged.config import PrepareConfig
@@ -39,6 +48,42 @@ PAIRS = {
     "VL 8B to 2B": ["vlm/qwen3-vl-8b-to-2b"],
 }
 PREPARE = sorted((ROOT / "configs" / "prepare").glob("*.yaml"))
+EVERY = sorted(path for path in (ROOT / "configs").rglob("*") if path.is_file())
+READERS = {
+    "evaluate": EvaluateConfig,
+    "llm": TrainConfig,
+    "lora.yaml": TrainConfig,
+    "prepare": PrepareConfig,
+    "quickstart.yaml": QuickstartConfig,
+    "study": StudyConfig,
+    "vlm": TrainConfig,
+}
+
+
+def named_models(value: Any, key: str = "") -> Iterator[str]:
+    """What stands under `student` and `teacher` anywhere in a file, as a name or a list of names."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from named_models(inner, str(name).rpartition(".")[2])
+    elif key in ("student", "teacher"):
+        yield from value if isinstance(value, list) else [value]
+
+
+MODELS = sorted({name for file in EVERY for name in named_models(yaml.safe_load(file.read_text(encoding="utf-8")))})
+
+
+@pytest.mark.parametrize("file", EVERY, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_every_config_is_read_by_its_command(file: Path) -> None:
+    room = file.relative_to(ROOT / "configs").parts[0]
+    if room == "accelerate":
+        assert file in ACCELERATE
+    else:
+        read_config(READERS[room], ["--config", str(file)], "test")
+
+
+def test_every_file_of_a_pair_belongs_to_a_pair_that_is_tested() -> None:
+    pairs = {f"llm/pairs/{file.stem}" for file in (ROOT / "configs" / "llm" / "pairs").iterdir()}
+    assert pairs == {name for names in PAIRS.values() for name in names if "/pairs/" in name}
 
 
 @pytest.mark.parametrize("file", TRAIN, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -75,21 +120,33 @@ def test_every_pair_keeps_the_papers_settings_on_one_gpu_and_on_eight(pair: str,
     assert f"-{student}" in config.model.student
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_every_pair_is_built_from_its_published_architecture(pair: str) -> None:
-    config = stacked(*PAIRS[pair])
-    assert config.model.teacher is not None
-    vocabularies = set()
-    for name in (config.model.student, config.model.teacher):
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("runs/")])
+def test_every_model_of_every_config_is_built_from_its_own_architecture(name: str) -> None:
+    if name.startswith("nano:"):
+        folder = Path(find_model(name))
+        described = AutoConfig.from_pretrained(folder)
+        with safe_open(folder / "model.safetensors", framework="pt") as weights:
+            shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - not a dict
+        parameters = sum(math.prod(shape) for shape in shapes.values())
+    else:
         described, parameters = published(known_models()[name])
-        cls = Qwen3VLForConditionalGeneration if described.model_type == "qwen3_vl" else Qwen3ForCausalLM
-        with torch.device("meta"):
-            model = cls(described)
-        model.tie_weights()
-        assert sum(weight.numel() for weight in model.parameters()) == parameters, name
-        assert model.config.architectures == [cls.__name__]
-        vocabularies.add(model.get_output_embeddings().weight.shape[0])
-    assert vocabularies == {151_936}
+        assert described.get_text_config().vocab_size == 151_936
+    cls = Qwen3VLForConditionalGeneration if described.model_type == "qwen3_vl" else Qwen3ForCausalLM
+    with torch.device("meta"):
+        model = cls(described)
+    model.tie_weights()
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    assert model.config.architectures == [cls.__name__]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("runs/")])
+def test_every_model_that_is_made_here_is_made_by_a_command_on_a_page_or_in_a_config(name: str) -> None:
+    pages = [page.read_text(encoding="utf-8") for page in [*(ROOT / "docs").glob("*.md"), *EVERY]]
+    family, _, level = Path(name).name.rpartition("-")
+    ladder = name.startswith("runs/ladder/") and level.isdigit()
+    made = rf"nano ladder --output runs/ladder --family {family}(?![\w-])" if ladder else Path(name).name
+    assert any(re.search(made, page) for page in pages), made
+    assert not ladder or family in LADDERS
 
 
 @pytest.mark.parametrize("pair", PAIRS)
