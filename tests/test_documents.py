@@ -5,11 +5,15 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import dopd_vl
+from tests.test_architecture import imports_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "docs" / "architecture.md"]
@@ -52,3 +56,20 @@ def test_every_dependency_is_bounded_below_and_above() -> None:
     extras = project["optional-dependencies"]
     for requirement in [*project["dependencies"], *(one for extra in extras.values() for one in extra)]:
         assert re.search(r">=[\d.]+,<[\d.]+$", requirement), requirement
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(requirement).name) for requirement in requirements}
+
+
+@pytest.mark.parametrize("folder", ["dopd_vl", "privileged"])
+def test_what_is_imported_is_declared_and_does_not_come_along_by_chance(folder: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    always = names_of(project["dependencies"])
+    asking = names_of(project["optional-dependencies"]["annotate"])
+    packages = packages_distributions()
+    for path, name in imports_of(folder):
+        module = name.partition(".")[0]
+        if module not in sys.stdlib_module_names and module not in ("dopd_vl", "privileged"):
+            declared = always | asking if path == "privileged/annotators/endpoint.py" else always
+            assert {canonicalize_name(package) for package in packages[module]} & declared, f"{path} imports {name}"
