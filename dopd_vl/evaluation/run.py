@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from dopd_vl.adapters import base_of_adapters
 from dopd_vl.evaluation.accuracy import Accuracy, Asking, Prediction, Refusal, batch_items, predict_batches, summarise
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
@@ -39,21 +41,32 @@ def load_model(
     trust_remote_code: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, ViewProcessor]:
-    """A model on the best device here, in evaluation mode, with the processor of its views."""
+    """A model on the best device here, in evaluation mode, with the processor of its views.
+
+    Of a folder of adapters: their base with the adapters on it, as they were trained.
+    """
     from dopd_vl.training.preflight import load_config
 
-    config = load_config(name, "model", trust_remote_code)
     path = find_model(name)
+    base = base_of_adapters(path, "model")
+    config = load_config(base or name, _key(base), trust_remote_code)
     on_gpu = torch.cuda.is_available()
     auto = AutoModelForImageTextToText if config.model_type in VISION_PROCESSORS else AutoModelForCausalLM
     model: Any = auto.from_pretrained(
-        path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+        base or path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
     )
+    if base is not None:
+        model = PeftModel.from_pretrained(model, path)
     processing_class = AutoProcessor.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
     views = processor_for(config, processing_class, chat_template_kwargs=chat_template_kwargs)
     if views.tokenizer.pad_token is None:
         views.tokenizer.pad_token = views.tokenizer.eos_token
     return model.to(torch.device("cuda" if on_gpu else "cpu")).eval(), views
+
+
+def _key(base: str | None) -> str:
+    """What a model that cannot be read is called in an error."""
+    return "model" if base is None else "model: the base of its adapters"
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -92,12 +105,14 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     """
     from dopd_vl.training.preflight import load_config
 
-    commit = getattr(load_config(config.model, "model", config.trust_remote_code), "_commit_hash", None)
+    base = base_of_adapters(find_model(config.model), "model")
+    commit = getattr(load_config(base or config.model, _key(base), config.trust_remote_code), "_commit_hash", None)
     identity = {
         **{key: value for key, value in asdict(config).items() if key in _IDENTIFYING},
         "dtype": resolve_dtype(config.dtype),
         "model": digest_model(config.model, commit),
         "data": digest_data(dataset),
+        **({} if base is None else {"base": digest_model(base, commit)}),
     }
     folder = EvaluationFolder(path, identity, config.overwrite)
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())

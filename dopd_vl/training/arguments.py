@@ -41,7 +41,7 @@ class DopdConfig(DistillationConfig):
         default=True,
         metadata={
             "help": "Read a prompt once for all of its rollouts: in scoring, and in learning without gradient "
-            "checkpointing. For models with an ordinary cache of keys and values."
+            "checkpointing. Not for models that keep a recurrent state, whatever this says."
         },
     )
     logits_chunk_size: int = field(

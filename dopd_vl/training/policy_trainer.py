@@ -19,7 +19,7 @@ from dopd_vl.core import Projection, Source, TokenScores, divergence_of, score_t
 from dopd_vl.evaluation.models import backbone_of, to_device
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import Pair, Requirements
-from dopd_vl.training.prompt_sharing import sibling_hidden_states, siblings_of
+from dopd_vl.training.prompt_sharing import can_go_on, sibling_hidden_states, siblings_of
 from dopd_vl.training.rollouts import SIBLING_VIEW, pad_responses
 from dopd_vl.training.scoring import Scored, score_views
 from dopd_vl.training.teachers import KeepTimes, StudentTimes
@@ -70,7 +70,7 @@ class PolicyTrainer(ViewTrainer):
         wrapped, unwrapped = self._policy(source.policy)
         top_k = max(self.args.logged_top_k, getattr(self.objective, "top_k", 0))
         store = "cpu" if self.args.offload_scores else None
-        shared = self.args.share_prompts and self.args.num_generations > 1 and source.view != SIBLING_VIEW
+        shared = self._shares_prompts(source.policy) and source.view != SIBLING_VIEW
 
         def forward(
             some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
@@ -102,6 +102,10 @@ class PolicyTrainer(ViewTrainer):
                 return score_views(redirected, views, responses, size, mask)
         finally:
             wrapped.train(was_training)
+
+    def _shares_prompts(self, policy: str) -> bool:
+        several = self.args.share_prompts and self.args.num_generations > 1
+        return several and can_go_on(self._policy(policy)[1].config)
 
     @torch.no_grad()
     def _measure(self, pair: Pair, scored: Mapping[Source, Scored], mask: Tensor) -> Tensor:

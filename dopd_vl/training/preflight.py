@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+from dopd_vl.adapters import base_of_adapters
 from dopd_vl.configuration import settings_of
 from dopd_vl.errors import ConfigurationError, UserError
 from dopd_vl.evaluation.verifiers import VERIFIERS
@@ -25,9 +26,16 @@ def load_config(name: str, key: str, trust_remote_code: bool = False) -> PreTrai
     """The configuration of a model folder or hub id.
 
     Raises:
-        UserError: it cannot be found or read, or the folder has no safetensors weights; the message names the setting.
+        UserError: it cannot be found or read, or the folder has no safetensors weights or adapters alone; the message
+            names the setting.
     """
     path = find_model(name)
+    base = base_of_adapters(path, key)
+    if base is not None:
+        raise UserError(
+            f"{key}: {path} holds adapters of {base} and no whole model; join them first (peft: merge_and_unload, "
+            "save_pretrained)"
+        )
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise UserError(f"{key}: no folder {path}")
     try:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dopd_vl.views import View
 
@@ -24,6 +26,11 @@ def siblings_of(views: Sequence[View]) -> tuple[list[View], list[int]]:
             different.append(view)
         rows.append(numbers[id(view)])
     return different, rows
+
+
+def can_go_on(config: PreTrainedConfig) -> bool:
+    """Whether siblings can go on from a model's cache: it holds keys and values alone, and no recurrent state."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
 
 
 def sibling_hidden_states(

@@ -222,8 +222,7 @@ class DopdTrainer(PolicyTrainer):
     def _learns_from_shared_prompts(self) -> bool:
         """Checkpointed layers keep no keys and values, and a sharded module runs once between forward and backward."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        several = self.args.num_generations > 1 and not self.args.gradient_checkpointing and not sharded
-        return self.args.share_prompts and several
+        return self._shares_prompts("student") and not self.args.gradient_checkpointing and not sharded
 
     # ---- logging -----------------------------------------------------------------------------------------------------
 

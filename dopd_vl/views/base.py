@@ -159,7 +159,9 @@ class ViewProcessor(ABC):
         except ValueError as error:
             raise ViewError(f"{name}: {error}") from error
 
-    def _checked(self, view: View, request: Request) -> View | ViewError:
+    def _checked(self, view: View | ViewError, request: Request) -> View | ViewError:
+        if isinstance(view, ViewError):
+            return ViewError(f"example {request.example['id']!r}: {view}")
         if self.max_prompt_length is None or len(view.prompt_ids) <= self.max_prompt_length:
             return view
         return ViewError(
@@ -169,11 +171,21 @@ class ViewProcessor(ABC):
 
     @abstractmethod
     def _encode(self, messages: list[dict[str, Any]], images: list[Any]) -> View:
-        """Tokenise messages whose content is a list of `{"type": "text", "text": ..}` and `{"type": "image"}` parts."""
+        """Tokenise messages whose content is a list of `{"type": "text", "text": ..}` and `{"type": "image"}` parts.
 
-    def _encode_all(self, prompts: Sequence[Prompt]) -> list[View]:
-        """As `_encode` for each; a family that can do many at once overrides it."""
-        return [self._encode(*prompt) for prompt in prompts]
+        Raises:
+            ViewError: this model cannot be shown them; the message need not name the example.
+        """
+
+    def _encode_all(self, prompts: Sequence[Prompt]) -> list[View | ViewError]:
+        """As `_encode` for each, an error in the view's place; a family that can do many at once overrides it."""
+        views: list[View | ViewError] = []
+        for prompt in prompts:
+            try:
+                views.append(self._encode(*prompt))
+            except ViewError as error:
+                views.append(error)
+        return views
 
     def collate(
         self, views: Sequence[View], response_ids: Sequence[Sequence[int]], pad_token_id: int

@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, fetch_image
 
-from dopd_vl.views.base import Prompt, View, ViewProcessor
+from dopd_vl.views.base import Prompt, View, ViewError, ViewProcessor
 
 
 class QwenVLViewProcessor(ViewProcessor):
@@ -34,9 +34,11 @@ class QwenVLViewProcessor(ViewProcessor):
 
     def _encode(self, messages: list[dict[str, Any]], images: list[Any]) -> View:
         [view] = self._encode_all([Prompt(messages, images)])
+        if isinstance(view, ViewError):
+            raise view
         return view
 
-    def _encode_all(self, prompts: Sequence[Prompt]) -> list[View]:
+    def _encode_all(self, prompts: Sequence[Prompt]) -> list[View | ViewError]:
         """One call of the processor for all: its cost is of the call more than of the images."""
         if not prompts:
             return []
