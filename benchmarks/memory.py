@@ -125,7 +125,8 @@ def run(models: Path, way: str, args: argparse.Namespace) -> dict[str, Any]:
 
     trainer._score, trainer._generate = watched, watched_rollouts  # type: ignore[method-assign]
     trainer.train()
-    return {"measured": resident("VmHWM") - before, **seen}
+    peak = resident("VmHWM")
+    return {"measured": peak - before, "peak": peak, **seen}
 
 
 def loop_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,17 +1,11 @@
 """Another family than Qwen3: a Llama with SmolLM2's tokens and template trains with adapters, goes on, and is scored.
 
-An untrained one of two layers here. With DOPD_VL_DOWNLOADS=1 the commands of docs/other-models.md are run as well, with
-the pretrained SmolLM2-135M.
+An untrained one of two layers here; tests/test_other_models_page.py trains the pretrained SmolLM2-135M.
 """
 
 import json
 import math
-import os
-import re
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +27,6 @@ from transformers import (
 )
 
 from dopd_vl.cli import main
-from dopd_vl.configuration import read_config
 from dopd_vl.errors import UserError
 from dopd_vl.files import read_jsonl
 from dopd_vl.training.config import (
@@ -48,10 +41,6 @@ from dopd_vl.training.model_card import shown
 from dopd_vl.training.prompt_sharing import can_go_on
 from dopd_vl.training.run import run_training
 from dopd_vl.views import Request, View, processor_for
-
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "other-models.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines() if line]
 
 # SmolLM2's, which greets with a system message of its own and can only join strings.
 TEMPLATE = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -301,31 +290,3 @@ def test_a_model_with_a_recurrent_state_trains(llama: Path, text_data: Path, tmp
     run_settings.training.max_steps = 1
     result = run_training(run_settings, console=Console(quiet=True))
     assert [math.isfinite(row["loss"]) for row in result.metrics if "loss" in row] == [True]
-
-
-@pytest.mark.skipif(os.environ.get("DOPD_VL_DOWNLOADS") != "1", reason="downloads 450 MB and trains for half an hour")
-def test_the_commands_of_the_page_train_a_pretrained_model(tmp_path: Path) -> None:
-    for name in ("configs", "examples"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (ROOT / "runs" / "downloads").mkdir(parents=True, exist_ok=True)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "downloads").symlink_to(ROOT / "runs" / "downloads")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    environment.pop("HF_HUB_OFFLINE")
-    for command in COMMANDS:
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
-    base = tmp_path / "runs" / "models" / "smollm2"
-    for objective in ("dopd", "dopd-anchored"):
-        check_run(tmp_path / "runs" / f"smollm2-{objective}", base, steps=30, objective=objective)
-    assert json.loads((tmp_path / "runs" / "evaluate" / "smollm2-dopd-bigbench-heldout" / "scores.json").read_text())
-
-
-def test_the_page_names_settings_that_there_are() -> None:
-    trains = [words[2:] for words in map(shlex.split, COMMANDS) if words[:2] == ["dopd-vl", "train"]]
-    assert len(trains) == 3
-    for words in trains:
-        config = read_config(TrainConfig, words, "test")
-        assert config.model.student == config.model.teacher == "runs/models/smollm2"
-        assert config.model.lora is not None
-        assert config.training.max_steps == 30
