@@ -68,6 +68,11 @@ def test_objectives_import_nothing_of_those_who_use_them():
     assert offenders("dopd_vl/objectives", "trl", *(f"dopd_vl.{user}" for user in users)) == []
 
 
+def test_evaluation_imports_nothing_of_training():
+    users = ("training", "studies", "reporting", "nano", "cli", "commands")
+    assert offenders("dopd_vl/evaluation", *(f"dopd_vl.{user}" for user in users)) == []
+
+
 def test_only_the_layers_under_the_trainer_know_trl():
     everywhere = [*offenders("dopd_vl", "trl"), *offenders("privileged", "trl")]
     files = ("arguments", "view_trainer", "policy_trainer")

@@ -1,11 +1,47 @@
 """What is asked of a model, with adapters or without, by those who score it and those who train it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from dopd_vl.adapters import base_of_adapters
+from dopd_vl.errors import UserError
+from dopd_vl.resources import find_model
+
+
+def load_config(name: str, key: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a model folder or hub id.
+
+    Raises:
+        UserError: it cannot be found or read, or the folder has no safetensors weights or adapters alone; the message
+            names the setting.
+    """
+    path = find_model(name)
+    base = base_of_adapters(path, key)
+    if base is not None:
+        raise UserError(
+            f"{key}: {path} holds adapters of {base} and no whole model; join them first (peft: merge_and_unload, "
+            "save_pretrained)"
+        )
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise UserError(f"{key}: no folder {path}")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{key}: {name!r} is neither a model folder nor a model that can be fetched ({reason})"
+        ) from error
+    if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+        raise UserError(
+            f"{key}: {path} holds no .safetensors weights; other formats are pickles, which can run code when they are "
+            "read: save the model with safetensors first"
+        )
+    return config
 
 
 def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
 from dopd_vl.evaluation.fingerprints import digest_model
 from dopd_vl.evaluation.folder import EvaluationFolder, digest_data, verdicts_of
+from dopd_vl.evaluation.models import load_config
 from dopd_vl.evaluation.progress import EvaluationProgress
 from dopd_vl.resources import find_model
 from dopd_vl.views import VISION_PROCESSORS, ViewProcessor, processor_for
@@ -45,8 +46,6 @@ def load_model(
 
     Of a folder of adapters: their base with the adapters on it, as they were trained.
     """
-    from dopd_vl.training.preflight import load_config
-
     path = find_model(name)
     base = base_of_adapters(path, "model")
     config = load_config(base or name, _key(base), trust_remote_code)
@@ -103,8 +102,6 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     Raises:
         UserError: the model cannot be read, or the folder holds another evaluation.
     """
-    from dopd_vl.training.preflight import load_config
-
     base = base_of_adapters(find_model(config.model), "model")
     commit = getattr(load_config(base or config.model, _key(base), config.trust_remote_code), "_commit_hash", None)
     identity = {

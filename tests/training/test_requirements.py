@@ -10,10 +10,10 @@ from rich.console import Console
 
 from dopd_vl.errors import UserError
 from dopd_vl.evaluation.code import ALLOW_CODE
+from dopd_vl.evaluation.models import load_config
 from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.objectives import OBJECTIVES
 from dopd_vl.training.metrics import is_correct
-from dopd_vl.training.preflight import load_config
 from dopd_vl.training.requirements import check_requirements, say_what_is_not_scored
 from privileged.schema import TASKS
 
