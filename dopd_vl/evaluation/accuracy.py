@@ -1,5 +1,6 @@
 """Accuracy by the tasks' verifiers: responses to the questions of a privileged data set, and their entropy."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from dopd_vl.core import Projection, score_tokens
+from dopd_vl.evaluation.calibration import calibration_error
 from dopd_vl.evaluation.generation import PresencePenalty, seeded
 from dopd_vl.evaluation.models import backbone_of, end_token_ids, forget_image_positions, image_token_ids, to_device
 from dopd_vl.evaluation.sampling import GREEDY, Sampling
@@ -30,6 +32,8 @@ class Prediction:
     """the response reached the length limit without an end-of-turn token"""
     entropy: float
     """mean over its tokens of the model's entropy, nats"""
+    confidence: float
+    """probability of the whole response, its end token included, under the model at temperature 1"""
     index: int = 0
     """position of its question in the data"""
     sample: int = 0
@@ -79,6 +83,8 @@ class Accuracy:
     count: int
     refused: int
     """examples that could not be shown to the model; they count as neither right nor wrong"""
+    calibration_error: float
+    """expected calibration error, 0 to 1; see `dopd_vl.evaluation.calibration`"""
     unscored: int = 0
     """responses without a verdict; they count as neither right nor wrong"""
 
@@ -102,6 +108,7 @@ def summarise(predictions: Sequence[Prediction], refused: int = 0) -> Accuracy:
         by_source={source: mean([bool(p.correct) for p in judged if p.source == source]) for source in sources},
         count=len(predictions),
         refused=refused,
+        calibration_error=calibration_error([(p.confidence, bool(p.correct)) for p in judged]),
         unscored=len(predictions) - len(judged),
     )
 
@@ -193,9 +200,9 @@ def _predict_batch(
     prompts = [view for _, _, view in shown]
     end_ids = end_token_ids(model, views.tokenizer)
     responses = generate(model, views, prompts, asking.max_new_tokens, asking.sampling)
-    entropies = _response_entropies(model, views, prompts, responses, _pad_id(views))
+    entropies, log_probs = _score_responses(model, views, prompts, responses, _pad_id(views))
     predictions = []
-    for (index, sample, _), ids, entropy in zip(shown, responses, entropies, strict=True):
+    for (index, sample, _), ids, entropy, log_prob in zip(shown, responses, entropies, log_probs, strict=True):
         example = questions[index]
         text = str(views.tokenizer.decode(ids, skip_special_tokens=True))
         predictions.append(
@@ -208,6 +215,7 @@ def _predict_batch(
                 tokens=len(ids),
                 clipped=not ids or ids[-1] not in end_ids,
                 entropy=entropy,
+                confidence=math.exp(log_prob),
                 index=index,
                 sample=sample,
             )
@@ -248,19 +256,21 @@ def _pad_id(views: ViewProcessor) -> int:
 
 
 @torch.no_grad()
-def _response_entropies(
+def _score_responses(
     model: PreTrainedModel, views: ViewProcessor, shown: list[View], responses: list[list[int]], pad_id: int
-) -> list[float]:
+) -> tuple[list[float], list[float]]:
+    """Of each response: the mean of its tokens' entropies, and its log-probability, nats."""
     length = max(len(ids) for ids in responses)
     if length == 0:
-        return [0.0] * len(responses)
+        return [0.0] * len(responses), [0.0] * len(responses)
     inputs = to_device(views.collate(shown, responses, pad_id), model.device)
     hidden = backbone_of(model)(**inputs, use_cache=False).last_hidden_state[:, -length - 1 : -1]
     head = model.get_output_embeddings()
     response_ids = inputs["input_ids"][:, -length:]
     mask = inputs["attention_mask"][:, -length:].bool()
     scores = score_tokens(Projection(hidden, head.weight, head.bias), response_ids, mask, top_k=1)
-    return (scores.entropy.sum(-1) / mask.sum(-1).clamp(min=1)).tolist()
+    entropies = scores.entropy.sum(-1) / mask.sum(-1).clamp(min=1)
+    return entropies.tolist(), scores.logp.sum(-1).tolist()
 
 
 def cut_at_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:

@@ -25,6 +25,8 @@ CURVES = (
 )
 """Quantities of metrics.jsonl that are averaged over seeds, beside the shares of the regimes."""
 SHARES = "token_share/"
+SCORES = ("accuracy", "entropy", "calibration_error", "mean_tokens", "clipped")
+"""Of a final student on a data set, see `dopd_vl.evaluation.accuracy.Accuracy`."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class CellResult:
     missing: list[int]
     """seeds without scores yet"""
     scores: dict[str, dict[str, Summary]]
-    """data set -> "accuracy", "entropy", "mean_tokens", "clipped", and "accuracy/VARIANT" -> summary"""
+    """data set -> each of `SCORES`, and "accuracy/VARIANT" -> summary"""
     gap_recovered: Summary | None
     """(student after - before) / (teacher - before), on the first data set; None where teacher and student are equal"""
     against_baseline: Comparison | None
@@ -112,7 +114,8 @@ def _summaries(scores: Iterable[Mapping[str, Any]], data: str, variants: list[st
     deployed = variants[0]
     found = {
         key: summarise([row[deployed][key] for row in rows])
-        for key in ("accuracy", "entropy", "mean_tokens", "clipped")
+        for key in SCORES
+        if all(key in row[deployed] for row in rows)  # an older version did not measure all of them
     }
     for variant in variants[1:]:
         found[f"accuracy/{variant}"] = summarise([row[variant]["accuracy"] for row in rows])

@@ -8,9 +8,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dopd_vl.core.divergences import entropy, log_softmax
-from dopd_vl.evaluation.accuracy import Prediction, cut_at_end, predict, summarise
+from dopd_vl.evaluation.accuracy import Prediction, cut_at_end, generate, predict, summarise
+from dopd_vl.evaluation.calibration import calibration_error
 from dopd_vl.evaluation.run import load_model
 from dopd_vl.training.run import load_examples
+from dopd_vl.views import Request, View
 
 
 @pytest.fixture(scope="module")
@@ -71,21 +73,47 @@ def test_an_example_that_cannot_be_shown_is_passed_over(loaded: tuple[Any, Any],
 
 def test_summary_counts_by_source() -> None:
     def scored(source: str, correct: bool) -> Prediction:
-        return Prediction("x", source, "", "", correct, tokens=4, clipped=False, entropy=0.5)
+        return Prediction("x", source, "", "", correct, tokens=4, clipped=False, entropy=0.5, confidence=0.75)
 
     total = summarise([scored("a", True), scored("a", False), scored("b", True)], refused=2)
     assert total.accuracy == pytest.approx(2 / 3)
     assert total.by_source == {"a": 0.5, "b": 1.0}
     assert (total.count, total.refused, total.entropy) == (3, 2, 0.5)
+    assert total.calibration_error == pytest.approx(0.75 - 2 / 3)
 
 
 def test_responses_without_a_verdict_count_as_neither_right_nor_wrong() -> None:
     def judged(source: str, correct: bool | None) -> Prediction:
-        return Prediction("x", source, "", "", correct, tokens=4, clipped=False, entropy=0.5)
+        return Prediction("x", source, "", "", correct, tokens=4, clipped=False, entropy=0.5, confidence=0.75)
 
     total = summarise([judged("a", True), judged("a", None), judged("b", None)])
     assert (total.accuracy, total.by_source) == (1.0, {"a": 1.0})
     assert (total.count, total.unscored) == (3, 2)
+
+
+def test_confidence_is_the_probability_of_the_whole_response(loaded: tuple[Any, Any], vision_data: Path) -> None:
+    model, views = loaded
+    rows = [dict(row) for row in load_examples(str(vision_data), 3)]
+    predictions, _ = predict(model, views, rows, max_new_tokens=8, batch_size=3)
+    shown = views.view_all([Request(row, "none") for row in rows])
+    for view, prediction in zip(shown, predictions, strict=True):
+        assert isinstance(view, View)
+        (ids,) = generate(model, views, [view], 8)
+        inputs = views.collate([view], [ids], views.tokenizer.pad_token_id)
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -len(ids) - 1 : -1].double()
+        expected = logits.log_softmax(-1)[range(len(ids)), ids].sum().exp()
+        assert prediction.confidence == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_calibration_error_weighs_each_bin_by_its_responses() -> None:
+    sure_and_right = [(0.95, True)] * 3
+    sure_and_wrong = [(1.0, False)]
+    unsure = [(0.2, False), (0.25, True)]
+    last_bin = abs(3 * 0.95 + 1.0 - 3)
+    assert calibration_error([*sure_and_right, *sure_and_wrong, *unsure]) == pytest.approx((last_bin + 0.55) / 6)
+    assert calibration_error([(1.0, True), (0.0, False)]) == 0.0
+    assert calibration_error([]) == 0.0
 
 
 def test_summary_of_nothing_is_zero() -> None:

@@ -80,7 +80,7 @@ def test_progress_tells_rate_accuracy_and_time_left_of_this_run(monkeypatch: pyt
     now = 100.0
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
     said = StringIO()
-    right = [Prediction(f"q{i}", "s", "", "", i == 0, 1, False, 0.0, i) for i in range(4)]
+    right = [Prediction(f"q{i}", "s", "", "", i == 0, 1, False, 0.0, 0.9, i) for i in range(4)]
     with EvaluationProgress(Console(file=said, width=200), "evaluate m", 20) as progress:
         progress.restore(Batch(0, right, []), 4)
         now = 102.0

@@ -19,7 +19,7 @@ TWO = Sampling(samples=2, temperature=1.0)
 
 
 def prediction(index: int, sample: int, correct: bool | None = True, text: str = "a\u2028b") -> Prediction:
-    return Prediction(f"q{index}", "s", text, "x", correct, 3, False, 0.5, index, sample)
+    return Prediction(f"q{index}", "s", text, "x", correct, 3, False, 0.5, 0.9, index, sample)
 
 
 def batches() -> list[Batch]:
