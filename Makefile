@@ -1,6 +1,7 @@
 # make quickstart   set everything up and run the main job on this machine's CPU
 # make test         set up what the tests need and run them
 # make check        style and types
+# make package-check  wheel, source distribution and lowest versions, each in an empty environment (CONTRIBUTING.md)
 # make data-NAME    privileged data of real sources: bigbench, aerial, stamps or ocr (docs/real-data.md)
 
 VENV   ?= .venv
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 # The whole quickstart by default; e.g. QUICKSTART="--steps 20 --train_size 300 --eval_size 60"
 QUICKSTART ?=
 
-.PHONY: quickstart test check clean data-bigbench data-aerial data-stamps data-ocr
+.PHONY: quickstart test check package-check clean data-bigbench data-aerial data-stamps data-ocr
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,11 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# All parts by default; e.g. PARTS=wheel
+PARTS ?=
+package-check:
+	PYTHON=$(PYTHON) .ci/package-check $(PARTS)
 
 data-bigbench data-aerial data-stamps: data-%: $(VENV)/.installed
 	$(BIN)/python examples/real_data/$*.py

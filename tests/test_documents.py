@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import dopd_vl
+from dopd_vl.resources import find_config
 from tests.test_architecture import imports_of
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +48,28 @@ def test_the_source_distribution_carries_what_a_contributor_needs(tmp_path: Path
         names = {name.partition("/")[2] for name in opened.getnames()}
     for page in [*PAGES, ROOT / "README.md", ROOT / "LICENSE", *(ROOT / "docs").glob("*.md")]:
         assert str(page.relative_to(ROOT)) in names
-    assert {"examples/from_python.py", "configs/quickstart.yaml", "data/nano/digits/LICENSE", "Makefile"} <= names
+    assert {
+        "examples/from_python.py",
+        "configs/quickstart.yaml",
+        "data/nano/digits/LICENSE",
+        "Makefile",
+        ".ci/package-check",
+    } <= names
     assert not [name for name in names if name.startswith(("runs/", ".venv/", "dist/"))]
+
+
+def test_the_check_of_packages_names_what_there_is() -> None:
+    script = ROOT / ".ci" / "package-check"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    text = script.read_text(encoding="utf-8")
+    configs = [name for name in re.findall(r'--config "?([\w./-]+)(?=[ "])', text) if not name.endswith("-")]
+    assert len(configs) >= 8
+    for name in configs:
+        assert find_config(name).is_file()
+    files = re.findall(r"tests/\S+", text)
+    assert files
+    for name in files:
+        assert (ROOT / name).exists(), name
 
 
 def test_every_dependency_is_bounded_below_and_above() -> None:
