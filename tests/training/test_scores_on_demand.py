@@ -8,7 +8,7 @@ from dopd_vl.core import projection
 from dopd_vl.files import read_jsonl
 from dopd_vl.objectives import Opd
 from dopd_vl.objectives.base import Requirements
-from dopd_vl.training import trainer as trainer_module
+from dopd_vl.training import policy_trainer
 from dopd_vl.training.config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
 from dopd_vl.training.run import run_training
 
@@ -37,7 +37,7 @@ def test_whole_vocabulary_opd_scores_the_kept_rollouts_alone_and_learns_the_same
         scored.append(int(mask.sum()))
         return original(policy, ids, mask, *rest)
 
-    monkeypatch.setattr(trainer_module, "score_tokens", counting)
+    monkeypatch.setattr(policy_trainer, "score_tokens", counting)
 
     def run(name: str) -> list[dict]:
         config = TrainConfig(
