@@ -51,7 +51,7 @@ def mean_of(rows: Iterable[dict[str, Any]]) -> float:
 
 def collect(studies: Path) -> dict[str, Any]:
     found = {}
-    for file in sorted(studies.glob("map-*/map-*/results.json")):
+    for file in sorted(studies.glob("*/map-*/results.json")):
         result = json.loads(file.read_text())
         rows = [cell_row(cell, result["curves"]) for cell in result["cells"] if cell["scores"]]
         if rows:
