@@ -83,7 +83,7 @@ def check_variants(config: TrainConfig) -> None:
 def check_device(config: TrainConfig) -> None:
     """Settings that only a GPU has are refused on a CPU."""
     wants = {
-        "training.use_vllm": config.training.use_vllm and config.trl.get("vllm_mode", "colocate") == "colocate",
+        "training.use_vllm": config.training.use_vllm,  # of a server, too: NCCL brings it the weights
         "training.bf16": bool(config.training.bf16),
         "trl.fp16": bool(config.trl.get("fp16")),
         "model.attn_implementation": str(config.model.attn_implementation or "").startswith("flash"),

@@ -14,7 +14,7 @@ from dopd_vl.errors import UserError
 from dopd_vl.evaluation.code import allow_code
 from dopd_vl.files import disk_told_of, read_jsonl
 from dopd_vl.resources import find_model
-from dopd_vl.training import preflight
+from dopd_vl.training import preflight, vllm_rollouts
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole
 from dopd_vl.training.config import LoraSettings, TrainConfig
@@ -51,6 +51,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     objective = preflight.build_objective(config)
     preflight.check_variants(config)
     preflight.check_device(config)
+    vllm_rollouts.check_settings(config)
     arguments = trainer_arguments(config)
     student_config, teacher_config = preflight.check_models(config.model, needs_teacher(objective))
     if not config.data.train:
@@ -83,6 +84,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     folder = Path(config.output_dir)
     stays = "whole checkpoints stay; when it can be written again, go on with --resume true"
     terminal = console or Console()
+    vllm_rollouts.check_server(arguments)
 
     def say(line: str) -> None:
         terminal.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -90,6 +92,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     with (
         opened_together(config, fingerprint, arguments.process_index, say) as checkpoint,
         disk_told_of(folder, stays),
+        vllm_rollouts.server_told_of(arguments, "whole checkpoints stay; start it anew and go on with --resume true"),
     ):
         arguments.eval_on_start = held_out is not None and checkpoint is None
         run_folder = RunFolder(folder, config.training.save_total_limit)

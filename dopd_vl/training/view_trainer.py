@@ -143,10 +143,9 @@ class ViewTrainer(DistillationTrainer):
             return
         if self.use_vllm:
             # vLLM has no suppress_tokens; a bias of -100 is as good.
-            self.vllm_generation.generation_kwargs = {
-                **(self.vllm_generation.generation_kwargs or {}),
-                "logit_bias": {token: -100.0 for token in ids},
-            }
+            asked = self.vllm_generation.generation_kwargs
+            bias = {**asked.get("logit_bias", {}), **{token: -100.0 for token in ids}}
+            self.vllm_generation.generation_kwargs = {**asked, "logit_bias": bias}
         else:
             self.generation_kwargs["suppress_tokens"] = ids
             self.generation_config.suppress_tokens = ids
