@@ -1,4 +1,7 @@
-"""What TRL's client asks a vLLM server for while a student trains, and what becomes of the answers. vLLM is not needed."""
+"""What TRL's client asks a vLLM server for while a student trains, and what becomes of the answers.
+
+vLLM is not needed: a server of a few lines stands in for it. `test_vllm.py` asks vLLM itself.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
