@@ -18,6 +18,7 @@ WORLDS = sorted((ROOT / "configs" / "study" / "worlds").glob("*.yaml"))
 MAP = ROOT / "configs" / "study" / "map"
 ONLY_FOR = {
     "text-variants": {"nano-text", "qwen3"},
+    "text-variants-anchored": {"nano-text", "qwen3"},
     "vision-variants": {"nano-vision", "qwen3-vl"},
     "vision-methods": {"nano-vision", "qwen3-vl"},
     "pairs": {"qwen3"},
