@@ -246,6 +246,7 @@ def generate(
             **sampling.generation_settings(),
         ),
         logits_processor=processors,
+        synced_gpus=False,  # ranks answer questions of their own, and not equally many
     )
     return [cut_at_end(row, end_ids) for row in generated[:, prompt_length:].tolist()]
 

@@ -140,12 +140,14 @@ class PolicyTrainer(ViewTrainer):
         with ExitStack() as stack:
             for policy in dict.fromkeys(source.policy for source in sources):
                 wrapped, unwrapped = self._policy(policy)
+                head: Any = unwrapped.get_output_embeddings()
                 if isinstance(wrapped, FSDPModule):
                     if policy == "teacher" or not in_forward:
-                        wrapped.unshard()
-                        stack.callback(wrapped.reshard)
+                        # Accelerate shards the head apart from the rest; older releases shard it with the whole.
+                        part = head if isinstance(head, FSDPModule) else wrapped
+                        part.unshard()
+                        stack.callback(part.reshard)
                 else:
-                    head: Any = unwrapped.get_output_embeddings()
                     bias: Any = getattr(head, "bias", None)
                     stack.enter_context(maybe_gather_lm_head_ctx(head.weight, bias))
             yield

@@ -11,10 +11,13 @@ loggers. Overridden seams, each pinned by a test:
 `train` is TRL's, and remembers which checkpoint a run goes on from. What is taught, and how, is `trainer.py`'s.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, Sampler
 from transformers import (
     AutoProcessor,
@@ -26,6 +29,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
+from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from dopd_vl.evaluation.accuracy import predict, summarise
@@ -56,6 +60,12 @@ class ViewTrainer(DistillationTrainer):
             )
         self.resumed_from: Path | None = None
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+        if self.is_fsdp_enabled:
+            # transformers looks for this mark: ranks draw until the longest rollout of all of them has ended, for a rank
+            # that goes on alone would leave the others' layers waiting. Accelerate leaves no mark on FSDP2's models.
+            for module in self.accelerator.unwrap_model(self.model).modules():
+                if isinstance(module, PreTrainedModel):
+                    module._is_fsdp_managed_module = True
         config = self.accelerator.unwrap_model(self.model).config
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
@@ -74,15 +84,15 @@ class ViewTrainer(DistillationTrainer):
         dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset")
-        model = self.accelerator.unwrap_model(self.model)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = [dataset[i] for i in range(rank, len(dataset), world)]
         length = self.args.eval_max_completion_length or self.args.max_completion_length or 512
         metrics: dict[str, float] = {}
         for number, variant in enumerate(self.args.eval_variants):
-            predictions, refused = predict(
-                model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
-            )
+            with self._whole_student() as model:
+                predictions, refused = predict(
+                    model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
+                )
             total = summarise(gather_object(predictions), len(gather_object(refused)))
             prefix = metric_key_prefix if number == 0 else f"{metric_key_prefix}_{variant}"
             metrics |= {
@@ -92,10 +102,40 @@ class ViewTrainer(DistillationTrainer):
                 f"{prefix}_clipped": total.clipped,
                 **{f"{prefix}_accuracy/{source}": value for source, value in total.by_source.items()},
             }
-        model.eval()
+        self.accelerator.unwrap_model(self.model).eval()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @contextmanager
+    def _whole_student(self) -> Iterator[PreTrainedModel]:
+        """While it lasts, the student is whole on every rank: each may ask it for more than others do, and its head."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        if self._dist.is_zero3:
+            kwargs = self.args.gradient_checkpointing_kwargs
+            with unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=kwargs
+            ) as gathered:
+                yield gathered
+            return
+        if not parts:
+            yield model
+            return
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        wrapped = set(plugin.transformer_cls_names_to_wrap or model._no_split_modules)
+        layers = [part for part in parts if wrapped & {kind.__name__ for kind in type(part).__mro__}]
+        for layer in layers:  # accelerate keeps all but these whole from their first use on
+            layer.set_reshard_after_forward(False)
+        for part in parts:
+            part.unshard()
+        try:
+            yield model
+        finally:
+            for layer in layers:
+                layer.set_reshard_after_forward(plugin.reshard_after_forward)
+            for part in parts:
+                part.reshard()
 
     # ---- seams of TRL -----------------------------------------------------------------------------------------------
 

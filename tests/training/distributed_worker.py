@@ -53,17 +53,26 @@ def main(models: Path, data: Path, output: Path, world: str) -> None:
         use_cpu=True,
         report_to="none",
         gradient_checkpointing=False,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=1,
+        eval_max_completion_length=2,
         disable_tqdm=True,
         seed=3,
     )
+    examples = load_examples(str(data))
     trainer = DopdTrainer(
         str(models / f"{world}-student"),
         str(models / f"{world}-teacher"),
         config,
-        train_dataset=load_examples(str(data)),
+        train_dataset=examples,
+        eval_dataset=examples.select(range(5)),  # which two processes cannot share equally
         # One plan that needs nothing but scores of the policies, and one that projects the teacher again.
         objective=Dopd(top_k=16) if world == "text" else Opd(divergence="js", teacher_view="privileged"),
     )
+    # Every third token ends a response, so that processes are not done with theirs at the same time.
+    trainer.eos_token_ids += range(0, 640, 3)
+    trainer.generation_config.eos_token_id = trainer.eos_token_ids
     trainer.train()
     state = trainer.accelerator.get_state_dict(trainer.model)
     if trainer.accelerator.is_main_process:
