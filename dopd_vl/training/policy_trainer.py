@@ -22,7 +22,7 @@ from dopd_vl.objectives.base import Pair, Requirements
 from dopd_vl.training.prompt_sharing import can_go_on, sibling_hidden_states, siblings_of
 from dopd_vl.training.rollouts import SIBLING_VIEW, pad_responses
 from dopd_vl.training.scoring import Scored, score_views
-from dopd_vl.training.teachers import KeepTimes, StudentTimes
+from dopd_vl.training.teachers import KeepTimes, StudentTimes, check_copies
 from dopd_vl.training.view_trainer import ViewTrainer
 from dopd_vl.training.vision_features import SharedFeatures, shared_vision_features
 from dopd_vl.views import View
@@ -48,6 +48,7 @@ class PolicyTrainer(ViewTrainer):
         for policy in policies | {"student"}:
             _refuse_scaled_logits(self._policy(policy)[1].config, policy)
         unwrapped = self.accelerator.unwrap_model(self.model)
+        check_copies(policies, hasattr(unwrapped, "disable_adapter"), self._dist.zero_stage)
         self.times = StudentTimes(unwrapped, policies, self.requirements.average_rate)
         self._features: dict[int, SharedFeatures] = {}
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.distributed.tensor import distribute_tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dopd_vl.errors import UserError
+
 AVERAGE_FILE = "average.safetensors"
 
 
@@ -80,6 +82,16 @@ class WeightCopy:
             raise ValueError(f"{file} holds other weights than this student's")
         for name, weight in self.weights.items():
             weight.copy_(_laid_out_like(saved[name], weight))
+
+
+def check_copies(policies: set[str], has_adapters: bool, zero_stage: int) -> None:
+    """Raises: UserError: ZeRO-3, which leaves no weights between forward passes to copy or to change places with."""
+    kept = policies & ({"average"} if has_adapters else {"start", "average"})
+    if kept and zero_stage == 3:
+        raise UserError(
+            f"objective.name: it is taught by the student at another time ({', '.join(sorted(kept))}), whose weights "
+            "are not kept with ZeRO-3; use ZeRO-2, FSDP2 or DDP"
+        )
 
 
 class StudentTimes:

@@ -61,8 +61,8 @@ class ViewTrainer(DistillationTrainer):
         self.resumed_from: Path | None = None
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         if self.is_fsdp_enabled:
-            # transformers looks for this mark: ranks draw until the longest rollout of all of them has ended, for a rank
-            # that goes on alone would leave the others' layers waiting. Accelerate leaves no mark on FSDP2's models.
+            # transformers looks for this mark, which accelerate does not leave on FSDP2's models: ranks then draw until
+            # the longest rollout of all has ended, for one that went on alone would wait for the others' shards.
             for module in self.accelerator.unwrap_model(self.model).modules():
                 if isinstance(module, PreTrainedModel):
                     module._is_fsdp_managed_module = True
