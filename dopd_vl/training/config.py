@@ -101,7 +101,7 @@ class LoopSettings:
     eval_variants: list[str] = field(default_factory=lambda: ["none"])
     """what the student sees in evaluations; the first one chooses the best checkpoint"""
     use_vllm: bool = False
-    """roll out with vLLM; its settings go under `trl`"""
+    """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
 
 
 @dataclass

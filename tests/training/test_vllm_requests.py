@@ -3,6 +3,8 @@
 vLLM is not needed: a server of a few lines stands in for it. `test_vllm.py` asks vLLM itself.
 """
 
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from dopd_vl.configuration import read_config
 from dopd_vl.errors import ConfigurationError, UserError
 from dopd_vl.evaluation.models import image_token_ids
 from dopd_vl.files import read_jsonl
@@ -173,3 +176,18 @@ def test_settings_that_vllm_cannot_draw_with_are_named(trl: dict[str, object], m
     settings = TrainConfig(training=LoopSettings(use_vllm=True), trl=trl)
     with pytest.raises(ConfigurationError, match=message):
         vllm_rollouts.check_settings(settings)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "vllm-and-deepspeed.md"
+
+
+def test_what_the_page_says_to_type_is_read_by_the_command() -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    typed = [line for block in blocks for line in block.splitlines() if " -m dopd_vl.cli train " in line]
+    assert len(typed) == 2
+    for line in typed:
+        arguments = shlex.split(line.partition(" -m dopd_vl.cli train ")[2])
+        config = read_config(TrainConfig, arguments, "dopd-vl train")
+        vllm_rollouts.check_settings(config)
+        assert config.training.use_vllm
+        assert config.trl["vllm_mode"] == ("server" if "vllm_mode" in line else "colocate")
