@@ -65,7 +65,7 @@ class ViewTrainer(DistillationTrainer):
             # the longest rollout of all has ended, for one that went on alone would wait for the others' shards.
             for module in self.accelerator.unwrap_model(self.model).modules():
                 if isinstance(module, PreTrainedModel):
-                    module._is_fsdp_managed_module = True
+                    module._is_fsdp_managed_module = True  # type: ignore[assignment]
         config = self.accelerator.unwrap_model(self.model).config
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
@@ -113,7 +113,7 @@ class ViewTrainer(DistillationTrainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
         if self._dist.is_zero3:
-            kwargs = self.args.gradient_checkpointing_kwargs
+            kwargs: Any = self.args.gradient_checkpointing_kwargs
             with unwrap_model_for_generation(
                 self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=kwargs
             ) as gathered:
