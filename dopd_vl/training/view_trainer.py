@@ -60,12 +60,7 @@ class ViewTrainer(DistillationTrainer):
             )
         self.resumed_from: Path | None = None
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
-        if self.is_fsdp_enabled:
-            # transformers looks for this mark, which accelerate does not leave on FSDP2's models: ranks then draw until
-            # the longest rollout of all has ended, for one that went on alone would wait for the others' shards.
-            for module in self.accelerator.unwrap_model(self.model).modules():
-                if isinstance(module, PreTrainedModel):
-                    module._is_fsdp_managed_module = True  # type: ignore[assignment]
+        self._tell_of_shards()
         config = self.accelerator.unwrap_model(self.model).config
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
@@ -106,6 +101,20 @@ class ViewTrainer(DistillationTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _tell_of_shards(self) -> None:
+        """What transformers must know of a sharded student, and is not told."""
+        modules: Any = self.accelerator.unwrap_model(self.model).modules()
+        models: list[Any] = [module for module in modules if isinstance(module, PreTrainedModel)]
+        for model in models:
+            if self.is_fsdp_enabled:
+                # Ranks then draw until the longest rollout of all has ended, for one that went on alone would wait for
+                # the others' shards. Accelerate leaves this mark off FSDP2's models.
+                model._is_fsdp_managed_module = True
+            if self._dist.is_zero3 and "_weight_conversions" in vars(model):
+                # A save undoes the renamings of the load; under ZeRO-3 also those that renamed nothing are kept for it.
+                used = [conversion for conversion in model._weight_conversions if conversion.was_used()]
+                model._weight_conversions = used
 
     @contextmanager
     def _whole_student(self) -> Iterator[PreTrainedModel]:
