@@ -8,26 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 
 from dopd_vl.configuration import as_yaml
 from dopd_vl.errors import ConfigurationError, UserError
 from dopd_vl.files import write_json
 from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder, unfold
+from dopd_vl.studies.progress import study_progress
 from privileged.journal import exclusive, write_atomically
 
 SCORES_FILE = "scores.json"
@@ -250,7 +242,7 @@ def _run_all(jobs: list[Job], config: StudyConfig, console: Console) -> list[Fai
     running: dict[_Worker, TaskID] = {}
     failures = []
     finished_steps = 0
-    with _progress(console) as progress:
+    with study_progress(console) as progress:
         whole = progress.add_task("study", total=sum(job.steps for job in jobs) or 1)
         try:
             while waiting or running:
@@ -282,21 +274,6 @@ def _run_all(jobs: list[Job], config: StudyConfig, console: Console) -> list[Fai
             for worker in free:
                 worker.close()
     return failures
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield progress
 
 
 def load_scores(folder: Path) -> dict[str, Any] | None:
