@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "performance.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["loss", "step"])
+@pytest.mark.parametrize("name", ["loss", "step", "long-rollouts"])
 def test_the_page_shows_the_table_and_where_it_was_measured(name: str) -> None:
     results = ROOT / "benchmarks" / "results"
     assert (results / f"{name}.md").read_text().strip() in PAGE
