@@ -138,9 +138,14 @@ class ViewTrainer(DistillationTrainer):
             layer.set_reshard_after_forward(False)
         for part in parts:
             part.unshard()
+        # transformers makes `generate` a forward pass of FSDP's. It ends after the passes inside it, and would then
+        # shard the outermost part whatever it was told.
+        generate = vars(model).pop("generate", None)
         try:
             yield model
         finally:
+            if generate is not None:
+                model.generate = generate
             for layer in layers:
                 layer.set_reshard_after_forward(plugin.reshard_after_forward)
             for part in parts:
