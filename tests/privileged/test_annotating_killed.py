@@ -48,7 +48,19 @@ def write_config(folder, url, **annotate):
 def start(config, *options):
     command = [sys.executable, "-m", "dopd_vl.cli", "prepare", "--config", str(config), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ANNOTATE_TEST_KEY": KEY}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_heed_ctrl_c,
+    )
+
+
+def _heed_ctrl_c():
+    """A shell that starts the tests in the background has them ignore it, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(config, *options):
