@@ -4,6 +4,7 @@ python distributed_worker.py MODELS DATA OUTPUT WORLD
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,10 @@ def main(models: Path, data: Path, output: Path, world: str) -> None:
         save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, output / "model.safetensors")
         (output / "log.json").write_text(json.dumps(trainer.state.log_history))
         (output / "kind.json").write_text(json.dumps([type(trainer.model_wrapped).__name__, processes]))
+    if torch.distributed.is_initialized():
+        # All is written. On a busy machine gloo's threads now and then outlive the interpreter, which then aborts.
+        torch.distributed.barrier()
+        os._exit(0)
 
 
 if __name__ == "__main__":
