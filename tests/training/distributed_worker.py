@@ -81,7 +81,8 @@ def main(models: Path, data: Path, output: Path, world: str) -> None:
         (output / "log.json").write_text(json.dumps(trainer.state.log_history))
         (output / "kind.json").write_text(json.dumps([type(trainer.model_wrapped).__name__, processes]))
     if torch.distributed.is_initialized():
-        # All is written. On a busy machine gloo's threads now and then outlive the interpreter, which then aborts.
+        # All is written. On a busy machine the interpreter's own end was now and then an abort ("terminate called
+        # without an active exception"), which says nothing of what was learned.
         torch.distributed.barrier()
         os._exit(0)
 
