@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,19 +103,29 @@ def test_data_that_is_gone_is_named(resumed: TrainConfig) -> None:
 def test_another_number_of_processes_is_refused_by_all_of_them(resumed: TrainConfig) -> None:
     folder = Path(resumed.output_dir)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, "-m", "dopd_vl.cli", "train", "--config", str(folder / "config.yaml")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode != 0
-    assert len(told) == 2, done.stderr[-3000:]
-    for line in told:
-        assert line.startswith("error: resume: the launch: the number of processes was 1 and is 2 now; ")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # As torchrun starts them, but for its end: it stops the other process as soon as one has ended.
+    launch = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    quiet = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "dopd_vl.cli", "train", "--config", str(folder / "config.yaml")]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **quiet, **launch, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    for process in ranks:
+        _, said = process.communicate(timeout=300)
+        told = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert process.returncode == 2
+        assert len(told) == 1, said[-3000:]
+        assert told[0].startswith("error: resume: the launch: the number of processes was 1 and is 2 now; ")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
