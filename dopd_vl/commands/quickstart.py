@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     console.print(table)
     for row in rows:
         if row.gap_recovered is not None and row.gap_recovered < 0:
-            console.print(f"{row.name} ended below the student that it began with; docs/stability.md says why")
+            console.print(f"{row.name} ended below the student that it began with; docs/stability.md says more")
     from dopd_vl.files import write_json
 
     write_json(folder / "summary.json", {"config": asdict(config), "rows": [asdict(row) for row in rows]})
