@@ -37,6 +37,7 @@ def cell_row(cell: dict[str, Any], curves: Sequence[dict[str, Any]]) -> dict[str
         "spread": scores["accuracy"]["spread"],
         "privileged": scores[privileged]["mean"] if privileged else None,
         "entropy": scores["entropy"]["mean"],
+        "calibration_error": scores.get("calibration_error"),
         "recovered": cell["gap_recovered"]["mean"] if cell["gap_recovered"] else None,
         "recovered_interval": cell["gap_recovered"]["interval"] if cell["gap_recovered"] else None,
         "difference": cell["against_baseline"],
@@ -80,10 +81,11 @@ def percent(value: float | None, spread: float | None = None) -> str:
 
 
 def as_table(study: dict[str, Any]) -> str:
-    lines = [
-        "| | seeds | plain | privileged | entropy | gap recovered | less baseline (95 %) | HS share, first to last |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = ["seeds", "plain", "privileged", "entropy", "gap recovered", "less baseline (95 %)", "HS share, first to last"]
+    calibrated = any(row["calibration_error"] for row in study["rows"])
+    if calibrated:
+        columns.insert(3, "calibration error")
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for row in study["rows"]:
         difference = row["difference"]
         against = ""
@@ -103,6 +105,9 @@ def as_table(study: dict[str, Any]) -> str:
             against,
             share,
         ]
+        if calibrated:
+            error = row["calibration_error"]
+            cells.insert(4, f"{error['mean']:.2f} ± {error['spread']:.2f}" if error else "")
         lines.append(f"| {' | '.join(cells)} |")
     told = ", ".join(f"{name} {percent(value)}" for name, value in study["references"].items())
     return "\n".join(lines) + f"\n\nBefore, and the teachers, plain: {told}.\n"
