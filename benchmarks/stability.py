@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.reporting.figures import PALETTE
+from stability_figures import draw
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "stability.md"
-METHODS = ("vanilla OPD", "privileged OPD", "DOPD", "DOPD, copy fixed", "DOPD-anchored")
 REGIMES = ("LH", "LL", "HT", "HS")
+DRAWN = ("rollout_accuracy", "eval_accuracy", "eval_privileged_accuracy", "eval_entropy", *REGIMES)
 SMOOTHED = 10  # steps
 
 
@@ -52,7 +52,7 @@ def mean_of(rows: Iterable[dict[str, Any]]) -> float:
 
 def collect(studies: Path) -> dict[str, Any]:
     found = {}
-    for file in sorted(studies.glob("*/map-*/results.json")):
+    for file in sorted([*studies.glob("*/map-*/results.json"), *studies.glob("nano-*/head-to-head/results.json")]):
         result = json.loads(file.read_text())
         rows = [cell_row(cell, result["curves"]) for cell in result["cells"] if cell["scores"]]
         if rows:
@@ -66,10 +66,12 @@ def collect(studies: Path) -> dict[str, Any]:
 
 def keep_curves(curves: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
     """metric -> cell -> [step, mean] pairs, of what is drawn."""
-    kept: dict[str, dict[str, list[list[float]]]] = {"rollout_accuracy": defaultdict(list), "HS": defaultdict(list)}
+    kept: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
     for row in curves:
-        name = {"rollout_accuracy": "rollout_accuracy", "token_share/HS": "HS"}.get(row["metric"])
-        if name:
+        name = row["metric"].removeprefix("token_share/")
+        if name != "eval_accuracy" and name.startswith("eval_") and name.endswith("_accuracy"):
+            name = "eval_privileged_accuracy"
+        if name in DRAWN:
             kept[name][row["cell"]].append([row["step"], round(row["mean"], 4)])
     return kept
 
@@ -81,7 +83,15 @@ def percent(value: float | None, spread: float | None = None) -> str:
 
 
 def as_table(study: dict[str, Any]) -> str:
-    columns = ["seeds", "plain", "privileged", "entropy", "gap recovered", "less baseline (95 %)", "HS share, first to last"]
+    columns = [
+        "seeds",
+        "plain",
+        "privileged",
+        "entropy",
+        "gap recovered",
+        "less baseline (95 %)",
+        "HS share, first to last",
+    ]
     calibrated = any(row["calibration_error"] for row in study["rows"])
     if calibrated:
         columns.insert(3, "calibration error")
@@ -144,68 +154,6 @@ def gradient_table(means: dict[str, Any]) -> str:
             cells.append(f"{found['cosine_plain']:+.2f} / {found['cosine_privileged']:+.2f} ({found['norm']:.2f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def draw(studies: dict[str, Any], means: dict[str, Any], folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    def save(figure: Any, name: str) -> None:
-        figure.savefig(folder / f"stability-{name}.svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stability", "font.size": 9}):
-        if "text/start" in studies:
-            figure, axis = pyplot.subplots(figsize=(5.2, 3.6), layout="constrained")
-            study = studies["text/start"]
-            for number, method in enumerate(METHODS):
-                points = []
-                for row in study["rows"]:
-                    name, _, student = row["cell"].partition(" student=")
-                    if name == method:
-                        points.append((study["references"][student], row["accuracy"], row["spread"]))
-                x, y, e = zip(*sorted(points), strict=True)
-                axis.errorbar(x, y, e, color=PALETTE[number], label=method, marker="o", capsize=3, linewidth=1.4)
-            axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
-            axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="accuracy before", ylabel="accuracy after 100 steps")
-            axis.legend(frameon=False, fontsize=8)
-            save(figure, "start")
-        for world in ("text", "vision"):
-            study = studies.get(f"{world}/methods") or studies.get(f"{world}/start")
-            if not study:
-                continue
-            figure, axes = pyplot.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
-            for axis, metric, title in zip(
-                axes, ("rollout_accuracy", "HS"), ("rollouts right", "share of HS tokens"), strict=True
-            ):
-                for number, method in enumerate(METHODS):
-                    cells = [c for c in study["curves"][metric] if c in (method, f"{method} student=text-30")]
-                    for cell in cells:
-                        steps, values = smoothed(study["curves"][metric][cell])
-                        axis.plot(steps, values, color=PALETTE[number], label=method, linewidth=1.4)
-                axis.set(xlabel="step", ylabel=title, ylim=(0, None))
-            axes[0].legend(frameon=False, fontsize=7)
-            save(figure, f"steps-{world}")
-        if means:
-            figure, axes = pyplot.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained", sharey=True)
-            for axis, kind in zip(axes, ("plain", "privileged"), strict=True):
-                for number, regime in enumerate(REGIMES):
-                    values = [row["regimes"][regime][f"cosine_{kind}"] for row in means.values()]
-                    axis.plot([int(s) for s in means], values, color=PALETTE[number], label=regime, marker="o")
-                axis.axhline(0, color="#999999", linewidth=0.8)
-                axis.set(xlabel="step of DOPD", title=f"right answer after the {kind} prompt")
-            axes[0].set_ylabel("cosine with its gradient")
-            axes[0].legend(frameon=False, fontsize=8)
-            save(figure, "gradients")
-
-
-def smoothed(points: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    """The mean over the last `SMOOTHED` steps."""
-    steps = [step for step, _ in points]
-    values = [value for _, value in points]
-    return steps, [statistics.mean(values[max(0, at - SMOOTHED + 1) : at + 1]) for at in range(len(values))]
 
 
 def put_between_markers(page: str, name: str, text: str) -> str:
