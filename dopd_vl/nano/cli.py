@@ -3,7 +3,19 @@
 import argparse
 from collections.abc import Sequence
 
-LADDERS = ("text", "text-even", "text-guide", "text-teacher", "text-small", "text-middle", "vision", "vision-even")
+LADDERS = (
+    "text",
+    "text-even",
+    "text-guide",
+    "text-teacher",
+    "text-small",
+    "text-middle",
+    "text-variants",
+    "text-variants-guide",
+    "vision",
+    "vision-even",
+    "vision-variants",
+)
 MODELS = ("vision-teacher", "vision-student", "text-teacher", "text-student")
 
 

@@ -43,12 +43,23 @@ class Rungs:
     tasks: tuple[str, ...] | None = None
 
 
-def _text(shape: Shape, plain: float) -> Rungs:
-    """`plain`: the share of prompts without hints."""
-    return Rungs("text", shape, Recipe((Phase(1_500, 16_000, {"none": plain, "hints": 1 - plain}),)))
+def _text(shape: Shape, plain: float, variants: Sequence[str] = ("hints",)) -> Rungs:
+    """`plain`: the share of prompts without privileged input; the others have each of `variants` as often."""
+    return Rungs("text", shape, Recipe((Phase(1_500, 16_000, _shares(plain, variants)),)))
+
+
+def _vision(plain: float, variants: Sequence[str] = ("box_label",)) -> Rungs:
+    phase = Phase(3_000, 16_000, _shares(plain, variants), VISION_TASKS)
+    return Rungs("vision", SHAPES["vision-student"], Recipe((phase,), sight_steps=100, batch=32), VISION_TASKS)
+
+
+def _shares(plain: float, variants: Sequence[str]) -> dict[str, float]:
+    return {"none": plain, **dict.fromkeys(variants, (1 - plain) / len(variants))}
 
 
 VISION_TASKS = ("read", "add", "count")
+TEXT_VARIANTS = ("hints", "hints_executed", "hint_summary", "final_answer")
+VISION_VARIANTS = ("box_label", "box_caption", "caption", "final_answer")
 LADDERS: dict[str, Rungs] = {
     # Nearly all prompts have hints: students that lean on the privileged input.
     "text": _text(SHAPES["text-student"], plain=0.1),
@@ -61,18 +72,12 @@ LADDERS: dict[str, Rungs] = {
     # Other sizes: a smaller student, and a teacher between the student and `text-guide`.
     "text-small": _text(Shape("text", 64, 2, 96), plain=0.1),
     "text-middle": _text(Shape("text", 96, 3, 192), plain=0.03),
-    "vision": Rungs(
-        "vision",
-        SHAPES["vision-student"],
-        Recipe((Phase(3_000, 16_000, {"none": 0.15, "box_label": 0.85}, VISION_TASKS),), sight_steps=100, batch=32),
-        VISION_TASKS,
-    ),
-    "vision-even": Rungs(
-        "vision",
-        SHAPES["vision-student"],
-        Recipe((Phase(3_000, 16_000, {"none": 0.5, "box_label": 0.5}, VISION_TASKS),), sight_steps=100, batch=32),
-        VISION_TASKS,
-    ),
+    "vision": _vision(plain=0.15),
+    "vision-even": _vision(plain=0.5),
+    # Students and teachers that know every variant of the privileged input.
+    "text-variants": _text(SHAPES["text-student"], 0.1, TEXT_VARIANTS),
+    "text-variants-guide": _text(SHAPES["text-teacher"], 0.03, TEXT_VARIANTS),
+    "vision-variants": _vision(0.05, VISION_VARIANTS),
 }
 
 
