@@ -72,11 +72,11 @@ LADDERS: dict[str, Rungs] = {
     # Other sizes: a smaller student, and a teacher between the student and `text-guide`.
     "text-small": _text(Shape("text", 64, 2, 96), plain=0.1),
     "text-middle": _text(Shape("text", 96, 3, 192), plain=0.03),
-    "vision": _vision(plain=0.15),
-    "vision-even": _vision(plain=0.5),
-    # Students and teachers that know every variant of the privileged input.
+    # Students and teachers that know every variant of the privileged input; so does `vision-variants`.
     "text-variants": _text(SHAPES["text-student"], 0.1, TEXT_VARIANTS),
     "text-variants-guide": _text(SHAPES["text-teacher"], 0.03, TEXT_VARIANTS),
+    "vision": _vision(plain=0.15),
+    "vision-even": _vision(plain=0.5),
     "vision-variants": _vision(0.05, VISION_VARIANTS),
 }
 
