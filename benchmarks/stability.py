@@ -16,13 +16,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stability_figures import draw
+from stability_figures import REGIMES, SMOOTHED, draw
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "stability.md"
-REGIMES = ("LH", "LL", "HT", "HS")
 DRAWN = ("rollout_accuracy", "eval_accuracy", "eval_privileged_accuracy", "eval_entropy", *REGIMES)
-SMOOTHED = 10  # steps
 
 
 def cell_row(cell: dict[str, Any], curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
