@@ -16,8 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from privileged.audit import check_record
-from privileged.records import parse_record
+from privileged.audit.audit import check_record
+from privileged.records.records import parse_record
 from privileged.schema import TASKS
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,8 @@ from rich.progress import track
 from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-from dopd_vl.core import DopdSettings, dopd_loss, fused_dopd_loss
+from dopd_vl.objectives.dopd import DopdSettings
+from dopd_vl.objectives.dopd_loss import dopd_loss, fused_dopd_loss
 
 Tensors = dict[str, Tensor]
 MIB = 2**20

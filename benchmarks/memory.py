@@ -39,7 +39,7 @@ def describe_models(size: str, folder: Path) -> None:
     """Folders of student and teacher that hold their configurations, and no weights."""
     from transformers import AutoTokenizer, Qwen3Config
 
-    from dopd_vl.resources import find_model
+    from dopd_vl.common.resources import find_model
 
     tokenizer = AutoTokenizer.from_pretrained(find_model("nano:text-student"))
     for name, values in SHAPES[size].items():
@@ -145,7 +145,7 @@ def predict(models: Path, way: str, args: argparse.Namespace, seen: dict[str, in
     from dopd_vl.planning.build import workload_of
     from dopd_vl.planning.config import PlanConfig
     from dopd_vl.planning.memory import memory_of
-    from dopd_vl.training.config import LoopSettings, LoraSettings, ModelSettings
+    from dopd_vl.train_config import LoopSettings, LoraSettings, ModelSettings
 
     settings = {**loop_settings(args), **WAYS[way]}
     lora = LoraSettings(r=RANK) if settings.pop("lora", False) else None

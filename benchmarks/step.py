@@ -88,7 +88,7 @@ class StepEnds(transformers.TrainerCallback):
 
 
 def models_of(world: str, folder: Path) -> tuple[str, str]:
-    from dopd_vl.resources import find_model
+    from dopd_vl.common.resources import find_model
 
     if world == "nano":
         return str(find_model("nano:vision-student")), str(find_model("nano:vision-teacher"))
@@ -121,8 +121,8 @@ def examples_of(world: str, size: int) -> Any:
 
     from dopd_vl.nano.source import NanoSource
     from dopd_vl.training.run import load_examples
-    from privileged.config import PrepareConfig, SourceConfig
-    from privileged.prepare import prepare
+    from privileged.prepare.config import PrepareConfig, SourceConfig
+    from privileged.prepare.prepare import prepare
 
     kind = "vision" if world == "nano" else "text"
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +135,7 @@ def examples_of(world: str, size: int) -> Any:
 
 def trl_row(row: dict[str, Any]) -> dict[str, Any]:
     """TRL puts a prompt's images in by itself."""
-    from privileged.images import load_image
+    from privileged.records.images import load_image
 
     messages = [{**message, "content": message["content"].replace("<image>", "")} for message in row["prompt"]]
     images = [load_image(image).image for image in row["images"] or []]

@@ -20,19 +20,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        from privileged.errors import nearest
+        from dopd_vl.common.errors import nearest
 
         print(f"error: unknown command {name!r}, {nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
     # Training reports nothing to anyone unless the user asks.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from dopd_vl.errors import UserError
-    from privileged.errors import PrivilegedError
+    from dopd_vl.common.errors import UserError
 
     try:
         return COMMANDS[name][0](rest)
-    except (UserError, PrivilegedError) as error:
+    except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,21 +1,21 @@
 """Privileged information: what a teacher may see and the deployed student never will.
 
-This package prepares privileged datasets and renders them into the variants that a run compares. It imports no torch
-and nothing of `dopd_vl`.
+This package prepares privileged datasets and renders them into the variants that a run compares. It imports no torch,
+and of `dopd_vl` nothing but `dopd_vl.common`.
 """
 
-from .errors import ConfigError, ImageError, MissingPrivilege, PrepareError, PrivilegedError, RecordError
-from .render import RenderedPrompt
-from .variants import VARIANTS, Variant
+from dopd_vl.common.errors import ConfigurationError, ImageError, MissingPrivilege, PrepareError, RecordError, UserError
+from privileged.rendering.render import RenderedPrompt
+from privileged.rendering.variants import VARIANTS, Variant
 
 __all__ = [
     "VARIANTS",
-    "ConfigError",
+    "ConfigurationError",
     "ImageError",
     "MissingPrivilege",
     "PrepareError",
-    "PrivilegedError",
     "RecordError",
     "RenderedPrompt",
+    "UserError",
     "Variant",
 ]

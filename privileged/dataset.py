@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DISK_TROUBLE, PrepareError, one_line
-from .schema import features
+from dopd_vl.common.errors import PrepareError, one_line
+from dopd_vl.common.files import DISK_TROUBLE
+from privileged.schema import features
 
 if TYPE_CHECKING:
     from datasets import Dataset

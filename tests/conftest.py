@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, and small untrained models as ordinary Hugging Face folders."""
+"""Shared by all tests: one torch thread, the same hypothesis examples on every run, small models, data and trainers."""
 
 import copy
 import os
@@ -8,9 +8,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("reproducible")
+
+MakeTrainer = Callable[..., Any]
+"""Makes a `DopdTrainer` on the nano models; keyword arguments are settings of `DopdConfig`."""
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +45,8 @@ def prepare_nano(folder: Path, world: str, split: str, size: int) -> Path:
     from rich.console import Console
 
     from dopd_vl.nano.source import NanoSource
-    from privileged.config import PrepareConfig, SourceConfig
-    from privileged.prepare import prepare
+    from privileged.prepare.config import PrepareConfig, SourceConfig
+    from privileged.prepare.prepare import prepare
 
     options = {"world": world, "split": split, "size": size, "seed": 0}
     config = PrepareConfig(source=SourceConfig(kind="nano", options=options), output=str(folder))
@@ -55,3 +64,36 @@ def vision_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training examples of the text world."""
     return prepare_nano(tmp_path_factory.mktemp("data") / "text", "text", "train", 24)
+
+
+@pytest.fixture
+def make_trainer(nano_models: Path, vision_data: Path, text_data: Path, tmp_path: Path) -> MakeTrainer:
+    from dopd_vl import DopdConfig, DopdTrainer
+    from dopd_vl.training.run import load_examples
+
+    def make(world: str = "vision", objective: Any = None, dataset: Any = None, **settings: Any) -> Any:
+        data = {"vision": vision_data, "text": text_data}[world]
+        defaults = {
+            "max_steps": 1,
+            "per_device_train_batch_size": 4,
+            "max_completion_length": 6,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "report_to": "none",
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "seed": 3,
+        }
+        extra = {"peft_config": settings.pop("peft_config")} if "peft_config" in settings else {}
+        return DopdTrainer(
+            str(nano_models / f"{world}-student"),
+            str(nano_models / f"{world}-teacher"),
+            DopdConfig(str(tmp_path / "run"), **{**defaults, **settings}),
+            train_dataset=load_examples(str(data)) if dataset is None else dataset,
+            objective=objective,
+            **extra,
+        )
+
+    return make

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
 
 from dopd_vl.commands.quickstart import QuickstartConfig
-from dopd_vl.configuration import as_yaml, read_config
+from dopd_vl.common.configuration import as_yaml, read_config
+from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.nano.cli import LADDERS
 from dopd_vl.nano.source import NanoSource
@@ -26,13 +27,12 @@ from dopd_vl.planning.build import devices_of, workload_of
 from dopd_vl.planning.catalogue import known_models, published
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.memory import memory_of
-from dopd_vl.resources import find_model
 from dopd_vl.studies.config import StudyConfig
-from dopd_vl.training import preflight
-from dopd_vl.training.config import TrainConfig
-from privileged.config import PrepareConfig
-from privileged.source_cards import resolve_source
-from privileged.sources import SOURCES
+from dopd_vl.train_config import TrainConfig
+from dopd_vl.training import checks as preflight
+from privileged.prepare.config import PrepareConfig
+from privileged.sources.cards import resolve_source
+from privileged.sources.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
 TRAIN = sorted([*(ROOT / "configs" / "vlm").glob("*.yaml"), *(ROOT / "configs" / "llm").glob("*.yaml")])

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import dopd_vl
-from dopd_vl.resources import find_config
+from dopd_vl.common.resources import find_config
 from tests.test_architecture import imports_of
 
 ROOT = Path(__file__).parents[1]

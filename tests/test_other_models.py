@@ -27,17 +27,10 @@ from transformers import (
 )
 
 from dopd_vl.cli import main
-from dopd_vl.errors import UserError
-from dopd_vl.files import read_jsonl
-from dopd_vl.training.config import (
-    DataSettings,
-    LoopSettings,
-    LoraSettings,
-    ModelSettings,
-    ObjectiveSettings,
-    TrainConfig,
-)
-from dopd_vl.training.model_card import shown
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import read_jsonl
+from dopd_vl.run_folder.model_card import shown
+from dopd_vl.train_config import DataSettings, LoopSettings, LoraSettings, ModelSettings, ObjectiveSettings, TrainConfig
 from dopd_vl.training.prompt_sharing import can_go_on
 from dopd_vl.training.run import run_training
 from dopd_vl.views import Request, View, processor_for

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dopd_vl.configuration import read_config
-from dopd_vl.files import read_jsonl
-from dopd_vl.training.config import TrainConfig
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.files import read_jsonl
+from dopd_vl.train_config import TrainConfig
 from tests.test_other_models import check_run
 
 ROOT = Path(__file__).parents[1]

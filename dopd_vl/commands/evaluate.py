@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dopd_vl.configuration import read_config
-from dopd_vl.errors import ConfigurationError
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def default_folder(config: EvaluateConfig) -> Path:
 def _evaluate_data(config: EvaluateConfig) -> int:
     from rich.console import Console
 
+    from dopd_vl.common.quiet import quiet_libraries
     from dopd_vl.evaluation.code import allow_code
     from dopd_vl.evaluation.run import evaluate_in_folder
-    from dopd_vl.terminal import quiet_libraries
     from dopd_vl.training.run import load_examples
     from privileged import VARIANTS
 
@@ -78,7 +78,7 @@ def _cells(estimate: "Estimate") -> tuple[str, str]:
 def _evaluate_suite(config: EvaluateConfig) -> int:
     from rich.console import Console
 
-    from dopd_vl.evaluation.benchmarks.suite import run_suite
+    from dopd_vl.harnesses.suite import run_suite
 
     folder = Path(config.output_dir) if config.output_dir else default_folder(config)
     return run_suite(config, folder, Console())

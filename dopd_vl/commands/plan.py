@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from dopd_vl.configuration import read_config
+from dopd_vl.common.configuration import read_config
 from dopd_vl.planning.config import PlanConfig
 
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from dopd_vl.configuration import read_config
-from privileged.config import PrepareConfig
+from dopd_vl.common.configuration import read_config
+from privileged.prepare.config import PrepareConfig
 
 
 def main(argv: Sequence[str]) -> int:
     config = read_config(PrepareConfig, argv, "dopd-vl prepare")
+    from dopd_vl.common.quiet import quiet_libraries
     from dopd_vl.nano.source import NanoSource
-    from dopd_vl.terminal import quiet_libraries
-    from privileged.prepare import estimate_annotation, prepare
+    from privileged.prepare.prepare import estimate_annotation, prepare
 
     quiet_libraries()
     if config.annotate is not None and config.annotate.dry_run:

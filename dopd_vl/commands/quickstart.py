@@ -14,8 +14,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from dopd_vl.configuration import read_config
-from dopd_vl.errors import UserError
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.errors import UserError
 
 TITLES = {"opd": "vanilla OPD", "dopd": "DOPD", "dopd-anchored": "DOPD-anchored"}
 
@@ -61,7 +61,7 @@ class Row:
 
 def main(argv: Sequence[str]) -> int:
     config = read_config(QuickstartConfig, argv, "dopd-vl quickstart")
-    from dopd_vl.terminal import quiet_libraries
+    from dopd_vl.common.quiet import quiet_libraries
 
     quiet_libraries()
     console = Console()
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     for row in rows:
         if row.gap_recovered is not None and row.gap_recovered < 0:
             console.print(f"{row.name} ended below the student that it began with; docs/stability.md says more")
-    from dopd_vl.files import write_json
+    from dopd_vl.common.files import write_json
 
     write_json(folder / "summary.json", {"config": asdict(config), "rows": [asdict(row) for row in rows]})
     console.print(f"took {time.monotonic() - started:.0f} s", highlight=False)
@@ -84,12 +84,12 @@ def main(argv: Sequence[str]) -> int:
 
 def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
     """Do what is not done yet and give the result's rows."""
+    from dopd_vl.common.files import write_json
     from dopd_vl.evaluation.run import evaluate_model
-    from dopd_vl.files import write_json
     from dopd_vl.nano.source import NanoSource
-    from dopd_vl.training.config import TrainConfig
+    from dopd_vl.train_config import TrainConfig
     from dopd_vl.training.run import load_examples, run_training
-    from privileged.prepare import PrepareConfig, SourceConfig, prepare
+    from privileged.prepare.prepare import PrepareConfig, SourceConfig, prepare
 
     folder = Path(config.output_dir)
     for split, size in (("train", config.train_size), ("heldout", config.eval_size)):
@@ -202,8 +202,8 @@ def as_table(rows: Sequence[Row], config: QuickstartConfig) -> Table:
 
 def _same_run(folder: Path, config: QuickstartConfig) -> None:
     """A folder belongs to one set of settings."""
-    from dopd_vl.configuration import as_yaml
-    from privileged.journal import write_atomically
+    from dopd_vl.common.configuration import as_yaml
+    from dopd_vl.common.files import write_atomically
 
     file = folder / "quickstart.yaml"
     text = as_yaml(config)

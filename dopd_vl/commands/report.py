@@ -4,19 +4,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
 
 STEPS = 20
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
+    from dopd_vl.common.files import write_atomically
     from dopd_vl.reporting.figures import draw_figure
     from dopd_vl.reporting.inspector import read_rollouts
     from dopd_vl.reporting.page import report_page
     from dopd_vl.reporting.quantities import sections, title_of
     from dopd_vl.reporting.runs import curve, read_runs
-    from privileged.journal import write_atomically
 
     runs = read_runs(arguments.runs, arguments.group)
     page = report_page(runs, [read_rollouts(run.folder, arguments.steps or None) for run in runs])

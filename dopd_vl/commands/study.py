@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from dopd_vl.configuration import read_config
+from dopd_vl.common.configuration import read_config
 from dopd_vl.studies.config import StudyConfig
 
 
 def main(argv: Sequence[str]) -> int:
     config = read_config(StudyConfig, argv, "dopd-vl study")
+    from dopd_vl.common.quiet import quiet_libraries
     from dopd_vl.studies.plots import draw
     from dopd_vl.studies.results import gather
     from dopd_vl.studies.run import run_study
     from dopd_vl.studies.tables import as_markdown, write
-    from dopd_vl.terminal import quiet_libraries
 
     quiet_libraries()
     console = Console()

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from dopd_vl.configuration import read_config
-from dopd_vl.training.config import TrainConfig
+from dopd_vl.common.configuration import read_config
+from dopd_vl.train_config import TrainConfig
 
 
 def main(argv: Sequence[str]) -> int:
     config = read_config(TrainConfig, argv, "dopd-vl train")
-    from dopd_vl.terminal import quiet_libraries
+    from dopd_vl.common.quiet import quiet_libraries
     from dopd_vl.training.run import run_training  # torch and TRL: only once the configuration is sound
 
     quiet_libraries()

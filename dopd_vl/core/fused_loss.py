@@ -24,23 +24,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dopd_vl.core.dopd import (
-    PRIVILEGED_STUDENT,
-    PRIVILEGED_TEACHER,
-    DopdOutput,
-    DopdSettings,
-    check_inputs,
-    dopd_plan,
-    route_tokens,
-)
-from dopd_vl.core.plan import Plan, Source, Term, item_count, token_scale
-from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE, Projection, TokenScores, chunks, score_tokens
-from dopd_vl.core.sweep import Chunk, Gradients, Index, scores_suffice
+from dopd_vl.core.closed_forms import SparseResult, Support, dense_divergence, sparse_divergence
+from dopd_vl.core.divergences import log_softmax
+from dopd_vl.core.plan import Plan, PolicyGradient, Source, Term, item_count, token_scale
+from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE, Projection, TokenScores, chunks, mass_of, top_k_of
 
+Index = tuple[Tensor, ...]
 Look = Callable[[Index, Tensor], None]
 """Is shown the student's logits `[R, V]` of some response tokens, by their places; must leave them as they are."""
 
-DENSE_SHARE = 2
+DENSE_DIVISOR = 2
 """Rows with a term of full support need several `[rows, V]` at once: a chunk of them is this many times smaller."""
 
 
@@ -83,9 +76,8 @@ def fused_plan_loss(
     if scale is None:
         count = item_count(mask, plan.reduction).clamp(min=1)
         scale = token_scale(mask, plan.reduction, torch.promote_types(student.hidden.dtype, torch.float32)) / count
-    sweep = partial(
-        _sweep, plan, {s: _constant(p) for s, p in sources.items()}, scores or {}, response_ids, mask, chunk_size, look
-    )
+    constants = {source: projection.constant() for source, projection in sources.items()}
+    sweep = partial(_sweep, plan, constants, scores or {}, response_ids, mask, chunk_size, look)
     return FusedLoss(*_PlanLoss.apply(*student, scale.detach(), sweep))
 
 
@@ -148,14 +140,15 @@ def _sweep(
         taught |= applies
         if isinstance(term, Term) and term.support == "full":
             dense |= applies
-    for where, size in ((taught & ~dense, chunk_size), (dense, max(1, chunk_size // DENSE_SHARE))):
+    for where, size in ((taught & ~dense, chunk_size), (dense, max(1, chunk_size // DENSE_DIVISOR))):
         for rows in chunks(where, size):
             logits = student.logits(rows)
             chunk = Chunk(logits.to(torch.promote_types(logits.dtype, torch.float32)), rows, response_ids[rows])
             if look is not None:
                 look(rows, chunk.logits)  # before the work overwrites them
-            into.add(rows, chunk.teach(plan, sources, scores, factor[rows]).to(student.compute_dtype))
-            for column, values in zip(columns, (chunk.values, chunk.entropy, chunk.kept_mass), strict=True):
+            taught_rows = chunk.teach(plan, sources, scores, factor[rows])
+            into.add(rows, taught_rows.gradient.to(student.compute_dtype))
+            for column, values in zip(columns, taught_rows[1:], strict=True):
                 column[rows] = values.to(dtype)
     return columns, into.result()
 
@@ -170,64 +163,250 @@ def rows_to_keep(plan: Plan, scores: Mapping[Source, TokenScores]) -> dict[Sourc
     return needed
 
 
-def fused_dopd_loss(
-    student_hidden: Tensor,
-    student_head: Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor,
-    privileged_student_hidden: Tensor,
-    response_ids: Tensor,
-    response_mask: Tensor,
-    settings: DopdSettings = DopdSettings(),  # noqa: B008 - frozen
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
-) -> DopdOutput:
-    """`dopd_loss` from hidden states `[B, N, H]` and heads `[V, H]`; the privileged student shares the student's head.
+class Sparse(NamedTuple):
+    """A term of sampled or Top-K support at r of a chunk's rows."""
 
-    Differentiable in `student_hidden` and `student_head` alone.
-
-    Raises:
-        ValueError: shapes or vocabularies differ, Top-K exceeds the vocabulary, a hidden state is not finite.
-    """
-    hidden = {
-        "student_hidden": student_hidden,
-        "teacher_hidden": teacher_hidden,
-        "privileged_student_hidden": privileged_student_hidden,
-    }
-    vocabulary = student_head.shape[0]
-    check_inputs(hidden, response_ids, response_mask, vocabulary, settings.top_k)
-    mask = response_mask.bool()
-    for name, tensor in hidden.items():
-        if not torch.isfinite(tensor[mask]).all():
-            raise ValueError(f"{name} holds a value that is not finite at a response token")
-        head_name, head = ("teacher_head", teacher_head) if name == "teacher_hidden" else ("student_head", student_head)
-        if head.ndim != 2 or head.shape[1] != tensor.shape[2]:
-            raise ValueError(f"{head_name} must be [V, {tensor.shape[2]}] to project {name}, got {tuple(head.shape)}")
-    if teacher_head.shape[0] != vocabulary:
-        raise ValueError(f"teacher_head has a vocabulary of {teacher_head.shape[0]}, student_head of {vocabulary}")
-    sources = {
-        PRIVILEGED_TEACHER: _constant(Projection(teacher_hidden, teacher_head)),
-        PRIVILEGED_STUDENT: _constant(Projection(privileged_student_hidden, student_head)),
-    }
-    scores = {
-        source: score_tokens(projection, response_ids, mask, settings.top_k, chunk_size)
-        for source, projection in sources.items()
-    }
-    teacher_logp, privileged_student_logp = (scores[source].logp for source in sources)
-    routing = route_tokens(teacher_logp, privileged_student_logp, mask, settings)
-    plan = dopd_plan(routing.regime, settings)
-    student = Projection(student_hidden, student_head)
-    taught = fused_plan_loss(plan, student, sources, response_ids, mask, scores, chunk_size=chunk_size)
-    return DopdOutput(
-        loss=taught.loss,
-        token_loss=taught.token_loss,
-        regime=routing.regime,
-        gap=routing.gap,
-        teacher_logp=teacher_logp,
-        privileged_student_logp=privileged_student_logp,
-        thresholds=routing.thresholds,
-    )
+    term: Term | PolicyGradient
+    rows: Tensor
+    """`[r]`"""
+    weight: Tensor
+    """`[r]`"""
+    ids: Tensor
+    """`[r, K]`, the support"""
+    at: Tensor
+    """`[r, K]`, the student's logits there, -inf for an entry that does not count"""
+    target: Support
 
 
-def _constant(projection: Projection) -> Projection:
-    hidden, weight, bias = projection
-    return Projection(hidden.detach(), weight.detach(), None if bias is None else bias.detach())
+class TaughtRows(NamedTuple):
+    """What a plan makes of R response tokens."""
+
+    gradient: Tensor
+    """`[R, V]`, of `sum(values * factor)` in the student's logits"""
+    values: Tensor
+    """`[R]`, the weighted losses"""
+    entropy: Tensor
+    """`[R]`, of the student, nats"""
+    kept_mass: Tensor
+    """`[R]`, what the student gives to the support of a Top-K term; NaN where a row has none"""
+
+
+class Chunk:
+    """R response tokens and the student's logits of them, `[R, V]` in fp32 or fp64, which the work overwrites."""
+
+    def __init__(self, logits: Tensor, rows: Index, ids: Tensor):
+        self.logits, self.rows, self.ids = logits, rows, ids
+
+    def teach(
+        self,
+        plan: Plan,
+        sources: Mapping[Source, Projection],
+        scores: Mapping[Source, TokenScores],
+        factor: Tensor,
+    ) -> TaughtRows:
+        """Losses and gradient of the plan at these tokens, each token's gradient times its `factor[R]`."""
+        z = self.logits
+        values = z.new_zeros(len(z))
+        kept_mass = z.new_full((len(z),), torch.nan)
+        sparse: list[Sparse] = []
+        dense: list[tuple[Term, Tensor, Tensor]] = []
+        for term in plan.terms:
+            weight = term.weight[self.rows].to(z.dtype)
+            chosen = weight.nonzero().squeeze(-1)
+            if not len(chosen):
+                continue
+            if isinstance(term, Term) and term.support == "full":
+                dense.append((term, chosen, weight[chosen]))
+            else:
+                sparse.append(self._look_up(term, chosen, weight[chosen], sources, scores))
+
+        largest = z.amax(-1, keepdim=True)
+        gradient: Tensor | None = None
+        if dense:
+            total, weighted = mass_of(z, largest)
+            gradient = self._dense(dense, largest + total.log(), sources, factor, values, last=not sparse)
+        if sparse or gradient is None:
+            total, weighted = mass_of(z, largest, keep=True)
+        log_z = largest + total.log()
+        entropy = (total.log() - weighted / total).squeeze(-1)
+        if not sparse and gradient is not None:
+            return TaughtRows(gradient, values, entropy, kept_mass)
+        mass = z
+        everywhere = torch.zeros_like(values)  # factor of the student's probabilities in the gradient
+        terms_of_row = torch.zeros_like(values, dtype=torch.long)
+        parts = []
+        for item in sparse:
+            result = self._sparse(item, mass, total, log_z)
+            values[item.rows] += item.weight * result.value
+            scaled = item.weight * factor[item.rows].to(z.dtype)
+            part = scaled * result.outside, scaled.unsqueeze(-1) * result.there
+            everywhere[item.rows] += part[0]
+            terms_of_row[item.rows] += 1
+            parts.append(part)
+        mass.mul_(everywhere.unsqueeze(-1) / total)
+        for item, (outside, there) in zip(sparse, parts, strict=True):
+            # Where a row has one such term, its support's entries hold that term's gradient and nothing else: to
+            # correct what stands there would lose digits. Several terms must add up.
+            alone = (terms_of_row[item.rows] == 1).unsqueeze(-1)
+            probability = (item.at - log_z[item.rows]).exp()
+            if isinstance(item.term, Term) and item.term.support == "top_k":
+                kept_mass[item.rows] = probability.sum(-1)
+            place = (item.rows.unsqueeze(-1), item.ids)
+            mass[place] = mass[place].masked_fill(alone, 0.0)
+            added = torch.where(alone, there, there - outside.unsqueeze(-1) * probability)
+            mass.index_put_(place, added, accumulate=True)
+        return TaughtRows(mass if gradient is None else mass.add_(gradient), values, entropy, kept_mass)
+
+    def _dense(
+        self,
+        terms: Sequence[tuple[Term, Tensor, Tensor]],
+        log_z: Tensor,
+        sources: Mapping[Source, Projection],
+        factor: Tensor,
+        losses: Tensor,
+        last: bool,
+    ) -> Tensor:
+        """The gradient of the terms of full support; adds their losses to `losses[R]`.
+
+        `last`: no other term needs the logits, which the last of these terms may then overwrite.
+        """
+        gradient: Tensor | None = None
+        for number, (term, chosen, weight) in enumerate(terms, start=1):
+            every_row = len(chosen) == len(self.logits)
+            if every_row and last and number == len(terms):
+                logp = self.logits.sub_(log_z)
+            else:
+                logp = self.logits - log_z if every_row else self.logits[chosen] - log_z[chosen]
+            target_logp = log_softmax(_projection(sources, term.source).logits(self._index(chosen)))
+            values, slope = dense_divergence(term.divergence, logp, target_logp.to(logp.dtype))
+            losses[chosen] += weight * values
+            slope.mul_((weight * factor[chosen].to(weight.dtype)).unsqueeze(-1))
+            if gradient is None:
+                gradient = slope if every_row else torch.zeros_like(self.logits).index_copy_(0, chosen, slope)
+            else:
+                gradient.index_add_(0, chosen, slope)
+        assert gradient is not None
+        return gradient
+
+    def _sparse(self, item: "Sparse", mass: Tensor, total: Tensor, log_z: Tensor) -> SparseResult:
+        logp = item.at - log_z[item.rows]
+        if isinstance(item.term, PolicyGradient):
+            ones = torch.ones_like(item.weight)
+            return SparseResult(-ones, ones, logp.exp() - 1.0)
+        tail = torch.empty_like(item.weight)
+        if item.term.tail == "bucket":
+            # Summed over the tail itself: one minus the kept mass has no digits left where the student is sure.
+            place = (item.rows.unsqueeze(-1), item.ids)
+            kept = mass[place]
+            mass[place] = 0.0
+            tail = mass.sum(-1)[item.rows].log() - total[item.rows, 0].log()
+            mass[place] = kept
+        return sparse_divergence(item.term.divergence, item.term.tail, Support(logp, tail), item.target)
+
+    def _look_up(
+        self,
+        term: Term | PolicyGradient,
+        chosen: Tensor,
+        weight: Tensor,
+        sources: Mapping[Source, Projection],
+        scores: Mapping[Source, TokenScores],
+    ) -> "Sparse":
+        if isinstance(term, PolicyGradient):
+            ids = self.ids[chosen].unsqueeze(-1)
+            target = Support(torch.zeros_like(weight).unsqueeze(-1), weight)  # there is none
+            return Sparse(term, chosen, weight, ids, self.logits[chosen.unsqueeze(-1), ids], target)
+        known = scores.get(term.source)
+        if known is not None and scores_suffice(term, known):
+            ids, target = self._known_support(term, chosen, known)
+            return Sparse(term, chosen, weight, ids, self.logits[chosen.unsqueeze(-1), ids], target)
+        ids, counts, target = self._support(term, chosen, sources)
+        at = self.logits[chosen.unsqueeze(-1), ids].masked_fill(~counts, -torch.inf)
+        return Sparse(term, chosen, weight, ids, at, target)
+
+    def _known_support(self, term: Term, chosen: Tensor, known: TokenScores) -> tuple[Tensor, Support]:
+        there = self._index(chosen)
+        if term.support == "sampled":
+            ids = self.ids[chosen].unsqueeze(-1)
+            support = Support(known.logp[there].unsqueeze(-1), known.rest_logp[there])
+        else:
+            stored = tuple(index.to(known.top_k_ids.device) for index in there)
+            ids = known.top_k_ids[stored][:, : term.top_k].to(self.logits.device).long()
+            logp = known.top_k_logp[stored].to(self.logits.device)
+            beyond = logp[:, term.top_k :].logsumexp(-1)
+            support = Support(logp[:, : term.top_k], torch.logaddexp(known.tail_logp[there], beyond))
+        return ids, Support(*(part.to(device=self.logits.device, dtype=self.logits.dtype) for part in support))
+
+    def _support(
+        self, term: Term, chosen: Tensor, sources: Mapping[Source, Projection]
+    ) -> tuple[Tensor, Tensor, Support]:
+        """Entries `[r, K]`, which of them count (one given twice counts once), and the target's mass there."""
+        target = log_softmax(_projection(sources, term.source).logits(self._index(chosen))).to(self.logits.dtype)
+        counts = torch.ones(len(chosen), 1, dtype=torch.bool, device=target.device)
+        if term.support == "sampled":
+            ids = self.ids[chosen].unsqueeze(-1)
+        else:
+            if term.top_k > target.shape[-1]:
+                raise ValueError(f"top_k={term.top_k} is larger than the vocabulary of {target.shape[-1]} entries")
+            wanted = []
+            if term.top_k_source in ("target", "union"):
+                wanted.append(top_k_of(target, term.top_k)[1])
+            if term.top_k_source in ("student", "union"):
+                wanted.append(top_k_of(self.logits[chosen], term.top_k)[1])
+            ids = torch.cat(wanted, dim=-1)
+            counts = torch.ones_like(ids, dtype=torch.bool)
+            if len(wanted) == 2:
+                counts[:, term.top_k :] = ~(wanted[1].unsqueeze(-1) == wanted[0].unsqueeze(1)).any(-1)
+        at = target.gather(-1, ids).masked_fill(~counts, -torch.inf)
+        return ids, counts, Support(at, target.scatter_(-1, ids, -torch.inf).logsumexp(-1))
+
+    def _index(self, chosen: Tensor) -> Index:
+        return tuple(index[chosen] for index in self.rows)
+
+
+class Gradients:
+    """Sums, over chunks, the gradients of hidden states `[B, N, H]`, head `[V, H]` and bias `[V]`; the latter two in
+    fp32 at least: in bf16 their sum would be biased towards the first chunks."""
+
+    def __init__(self, student: Projection, needs: Sequence[bool]):
+        self.student = student
+        hidden, weight, bias = student
+        self.hidden = torch.zeros_like(hidden) if needs[0] else None
+        self.weight = torch.zeros_like(weight, dtype=_wide(weight)) if needs[1] else None
+        self.bias = torch.zeros_like(bias, dtype=_wide(bias)) if bias is not None and needs[2] else None
+
+    def add(self, rows: Index, gradient: Tensor) -> None:
+        """Add a chunk's: `gradient[R, V]` in the logits, in the dtype that they were projected in."""
+        hidden, weight, _ = self.student
+        with torch.autocast(hidden.device.type, enabled=False):
+            if self.hidden is not None:
+                self.hidden[rows] = (gradient @ weight.to(gradient.dtype)).to(hidden.dtype)
+            if self.weight is not None:
+                factor = hidden[rows].to(gradient.dtype)
+                if self.weight.dtype == gradient.dtype:
+                    self.weight.addmm_(gradient.T, factor)
+                else:
+                    self.weight += gradient.T @ factor
+            if self.bias is not None:
+                self.bias += gradient.sum(0, dtype=self.bias.dtype)
+
+    def result(self) -> list[Tensor | None]:
+        """In the dtypes of the tensors that they are of."""
+        pairs = zip((self.hidden, self.weight, self.bias), self.student, strict=True)
+        return [None if g is None or of is None else g.to(of.dtype) for g, of in pairs]
+
+
+def scores_suffice(term: Term, scores: TokenScores) -> bool:
+    """Whether a term finds in the scores of its policy all it needs of it."""
+    if term.support == "sampled":
+        return True
+    return term.support == "top_k" and term.top_k_source == "target" and term.top_k <= scores.top_k_ids.shape[-1]
+
+
+def _projection(sources: Mapping[Source, Projection], source: Source) -> Projection:
+    if source not in sources:
+        raise ValueError(f"the plan needs the hidden states and the head of {source}")
+    return sources[source]
+
+
+def _wide(tensor: Tensor) -> Any:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -36,6 +36,10 @@ class Projection(NamedTuple):
         device = self.hidden.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
 
+    def constant(self) -> "Projection":
+        """The same without a gradient."""
+        return Projection(*(None if tensor is None else tensor.detach() for tensor in self))  # type: ignore[arg-type]
+
     def logits(self, rows: Any) -> Tensor:
         """Logits of the chosen rows, `[rows, V]`.
 

@@ -11,9 +11,9 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from dopd_vl.core import Projection, score_tokens
 from dopd_vl.evaluation.calibration import calibration_error
 from dopd_vl.evaluation.generation import PresencePenalty, seeded
-from dopd_vl.evaluation.models import backbone_of, end_token_ids, forget_image_positions, image_token_ids, to_device
 from dopd_vl.evaluation.sampling import GREEDY, Sampling
 from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, verifier_for
+from dopd_vl.models import backbone_of, end_token_ids, forget_image_positions, image_token_ids, to_device
 from dopd_vl.views import Request, View, ViewProcessor
 
 

@@ -2,8 +2,8 @@
 
 import warnings
 
-from privileged.annotators.replies import ReplyError, grounded_boxes
-from privileged.boxes import GRID
+from privileged.records.grounding import ReplyError, grounded_boxes
+from privileged.rendering.boxes import GRID
 
 
 def verify_boxes(response: str, answer: str, least_iou: float = 0.5) -> bool:

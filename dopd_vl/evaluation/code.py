@@ -7,7 +7,7 @@ import secrets
 from time import monotonic
 
 from dopd_vl.evaluation.sandbox import Limits, run_program
-from privileged.code_tests import AssertTests, CallTests, StdinTests, parse_tests
+from privileged.records.code_tests import AssertTests, CallTests, StdinTests, parse_tests
 
 ALLOW_CODE = "DOPD_VL_ALLOW_CODE"
 """The environment variable that lets programs run; the settings `allow_code` set it, for workers to see it too."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dopd_vl.errors import ConfigurationError
+from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.evaluation.sampling import Sampling
 from dopd_vl.evaluation.verifiers import Judging
 

@@ -15,11 +15,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import append_jsonl, exclusive, read_json, read_jsonl, write_json, write_jsonl
 from dopd_vl.evaluation.accuracy import Batch, Prediction, Refusal, batch_items, count_batches
 from dopd_vl.evaluation.sampling import Sampling
-from dopd_vl.files import append_jsonl, read_jsonl, write_json, write_jsonl
-from privileged.journal import exclusive, read_json
 
 IDENTITY_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.jsonl"

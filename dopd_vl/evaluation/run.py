@@ -11,15 +11,23 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from dopd_vl.adapters import base_of_adapters
-from dopd_vl.evaluation.accuracy import Accuracy, Asking, Prediction, Refusal, batch_items, predict_batches, summarise
+from dopd_vl.common.digests import digest_model
+from dopd_vl.common.progress import Progress
+from dopd_vl.common.resources import find_model
+from dopd_vl.evaluation.accuracy import (
+    Accuracy,
+    Asking,
+    Batch,
+    Prediction,
+    Refusal,
+    batch_items,
+    predict_batches,
+    summarise,
+)
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
-from dopd_vl.evaluation.fingerprints import digest_model
 from dopd_vl.evaluation.folder import EvaluationFolder, digest_data, verdicts_of
-from dopd_vl.evaluation.models import load_config
-from dopd_vl.evaluation.progress import EvaluationProgress
-from dopd_vl.resources import find_model
+from dopd_vl.models import base_of_adapters, load_config
 from dopd_vl.views import VISION_PROCESSORS, ViewProcessor, processor_for
 
 
@@ -88,11 +96,13 @@ def evaluate_model(
     model, views = load_model(name, dtype, trust_remote_code)
     predictions: list[Prediction] = []
     refused: list[Refusal] = []
-    with EvaluationProgress(console or Console(), title or f"evaluate {Path(name).name}", len(dataset)) as progress:
+    right = _Right()
+    title = title or f"evaluate {Path(name).name}"
+    with Progress(console or Console(), title, len(dataset), "responses") as progress:
         for batch in predict_batches(model, views, dataset, Asking(variant, max_new_tokens), batch_size):
             predictions += batch.predictions
             refused += [refusal for _, refusal in batch.refused]
-            progress.advance(batch, len(batch.predictions) + len(batch.refused))
+            progress.advance(len(batch.predictions) + len(batch.refused), right.with_batch(batch))
     return summarise(predictions, len(refused)), predictions, refused
 
 
@@ -113,23 +123,39 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     }
     folder = EvaluationFolder(path, identity, config.overwrite)
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
-    count, title = len(dataset), f"evaluate {Path(config.model).name}"
-    with folder.lock(), EvaluationProgress(console, title, count * config.sampling.samples) as progress:
+    count, title, right = len(dataset), f"evaluate {Path(config.model).name}", _Right()
+    with folder.lock(), Progress(console, title, count * config.sampling.samples, "responses") as progress:
         batches, left = folder.recover(count, config.batch_size, config.sampling)
         for batch in batches:
-            progress.restore(batch, len(batch_items(batch.number, count, config.batch_size, config.sampling)))
+            right.with_batch(batch)
+            progress.restore(len(batch_items(batch.number, count, config.batch_size, config.sampling)))
         if left:
             model, views = load_model(config.model, config.dtype, config.trust_remote_code, config.chat_template_kwargs)
             for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
                 folder.add(batch)
                 batches.append(batch)
-                progress.advance(batch, len(batch_items(batch.number, count, config.batch_size, config.sampling)))
+                done = len(batch_items(batch.number, count, config.batch_size, config.sampling))
+                progress.advance(done, right.with_batch(batch))
         evaluation = _scored(sorted(batches), config.sampling.samples)
         estimates = {name: asdict(estimate) for name, estimate in evaluation.estimates.items()}
         intervals = {name: asdict(estimate) for name, estimate in evaluation.by_source.items()}
         scores = {**asdict(config), **evaluation.scores.as_dict(), "questions": count}
         folder.finish({**scores, "estimates": estimates, "estimates_by_source": intervals})
     return evaluation
+
+
+class _Right:
+    """Counts right responses among those that were judged."""
+
+    def __init__(self) -> None:
+        self.right = self.judged = 0
+
+    def with_batch(self, batch: Batch) -> str:
+        """The share of right ones, in words, once a batch is counted."""
+        verdicts = [prediction.correct for prediction in batch.predictions if prediction.correct is not None]
+        self.judged += len(verdicts)
+        self.right += sum(verdicts)
+        return f"{self.right / self.judged:.1%} right" if self.judged else ""
 
 
 _IDENTIFYING = ("variant", "size", "max_new_tokens", "sampling", "judging", "allow_code", "chat_template_kwargs")

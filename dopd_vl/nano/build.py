@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
+from dopd_vl.common.progress import Progress
 from dopd_vl.nano.eyes import name_cells
 from dopd_vl.nano.models import SHAPES, build_model
-from dopd_vl.nano.progress import Progress
 from dopd_vl.nano.scoring import accuracy, heldout, load, score
 from dopd_vl.nano.sft import MIXTURES, Phase, Recipe, Step, make_rows, train
 from dopd_vl.nano.source import WORLDS
@@ -161,7 +161,7 @@ def _follow(
 
 
 def _tell_loss(progress: Progress, step: int, loss: float) -> None:
-    progress.advance(f"loss {loss:.3f}")
+    progress.advance(facts=f"loss {loss:.3f}")
 
 
 def shrunk(recipe: Recipe, divisor: int) -> Recipe:
@@ -192,7 +192,7 @@ class _Watch:
         told = f"loss {self.loss:.3f}, {step.examples_per_second:.0f} examples/s"
         if self.curve:
             told += ", held-out " + ", ".join(f"{name} {self.curve[-1][name]:.0%}" for name in self.variants)
-        self.progress.advance(told)
+        self.progress.advance(facts=told)
 
 
 def save(model: PreTrainedModel, processing_class: Any, folder: Path) -> None:

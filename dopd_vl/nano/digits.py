@@ -2,13 +2,12 @@
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from dopd_vl.resources import shipped
+from dopd_vl.common.resources import nano_data_folder
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -20,14 +19,6 @@ class Digits(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     by_label: tuple[tuple[int, ...], ...]
-
-
-def nano_data_folder() -> Path:
-    """data/nano of the checkout, or its copy inside an installed wheel."""
-    folder = shipped("data/nano")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no {folder}: reinstall dopd-vl, its wheel carries the nano data")
-    return folder
 
 
 @cache

@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from dopd_vl.common.progress import Progress
 from dopd_vl.nano.build import CORPUS_RECORDS, save
 from dopd_vl.nano.eyes import name_cells
 from dopd_vl.nano.models import SHAPES, Shape, build_model
-from dopd_vl.nano.progress import Progress
 from dopd_vl.nano.scoring import accuracy
 from dopd_vl.nano.sft import Phase, Recipe, Step, make_rows, train
 from dopd_vl.nano.source import WORLDS, NanoSource
@@ -139,7 +139,7 @@ class _Climb:
         self.variants = ("none", WORLDS[rungs.family].default_variant)
 
     def __call__(self, step: Step) -> None:
-        self.progress.advance(f"loss {step.loss:.3f}, {len(self.saved)} saved")
+        self.progress.advance(facts=f"loss {step.loss:.3f}, {len(self.saved)} saved")
         if step.number % WATCH_EVERY:
             return
         quick = accuracy(self.model, self.views, self.examples[:100], "none")["all"]

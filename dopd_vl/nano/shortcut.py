@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dopd_vl.nano import model_folder
+from dopd_vl.common.progress import Progress
+from dopd_vl.common.resources import model_folder
 from dopd_vl.nano.build import save
-from dopd_vl.nano.progress import Progress
 from dopd_vl.nano.scoring import accuracy, heldout, load
 from dopd_vl.nano.sft import Phase, Recipe, Row, make_rows, train
 from dopd_vl.views import ViewProcessor
@@ -38,7 +38,7 @@ def build_shortcut_teacher(output: Path | str, seed: int = 0, console: Console |
     random.Random(seed).shuffle(rows)
     recipe = Recipe((Phase(STEPS, len(rows), {}),), batch=BATCH, learning_rate=5e-4, warmup=10)
     with Progress(console or Console(), "shortcut teacher", STEPS, "steps") as progress:
-        train(model, views, recipe, [rows], seed, on_step=lambda step: progress.advance(f"loss {step.loss:.3f}"))
+        train(model, views, recipe, [rows], seed, on_step=lambda step: progress.advance(facts=f"loss {step.loss:.3f}"))
     folder = Path(output) / FOLDER
     save(model, views.processing_class, folder)
     model.eval()

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from dopd_vl.common.resources import find_model
 from dopd_vl.nano.build import save
 from dopd_vl.nano.scoring import load
-from dopd_vl.resources import find_model
 
 
 @torch.no_grad()

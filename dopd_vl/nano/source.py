@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dopd_vl.common.resources import nano_data_folder
 from dopd_vl.nano import text_tasks, vision_tasks
-from dopd_vl.nano.digits import SPLITS, nano_data_folder
+from dopd_vl.nano.digits import SPLITS
 
 OPTIONS: dict[str, Any] = {"world": "vision", "split": "train", "size": 1000, "seed": 0, "tasks": None}
 WORLD_VERSION = 1  # raise it when the same options make other records

@@ -96,3 +96,8 @@ class Requirements(NamedTuple):
     def of(cls, objective: Objective) -> "Requirements":
         """Attributes of the objective, the defaults above for those that it lacks."""
         return cls._make(getattr(objective, name, default) for name, default in cls._field_defaults.items())
+
+
+def needs_teacher(objective: Objective) -> bool:
+    """Whether a larger teacher takes part at all."""
+    return any(source.policy == "teacher" for source in objective.sources())

@@ -1,4 +1,4 @@
-"""What several objectives share: the plain views, ratios of sampled tokens, and checks of settings."""
+"""What several objectives share: their usual sources, ratios of sampled tokens, and checks of settings."""
 
 import math
 from collections.abc import Collection
@@ -11,6 +11,8 @@ from dopd_vl.objectives.base import Scores
 
 PLAIN_TEACHER = Source("teacher", "plain")
 PLAIN_STUDENT = Source("student", "plain")
+PRIVILEGED_TEACHER = Source("teacher", "privileged")
+PRIVILEGED_STUDENT = Source("student", "privileged")
 
 
 def log_ratio(scores: Scores, numerator: Source, denominator: Source) -> Tensor:

@@ -1,34 +1,89 @@
-"""DOPD (arXiv 2606.30626): the teacher is a larger, frozen model that sees x and p; so does a copy of the student.
+"""DOPD (arXiv 2606.30626): route every token, then let its regime decide who teaches it, how and how strongly.
 
-The copy has the student's current weights and no gradient. Where the two agree, or where the student's copy is the
-surer one, there is nothing for the teacher's strong signal to add beyond what p reveals; where the teacher is surer,
-there is.
-`dopd_vl.core.dopd` has the regimes and what each is taught. The paper's ablations are settings of `Dopd`: what each
-regime is taught, the routing itself, what teacher and student's copy see, whose weights the copy has, dropped tokens.
+    LH  reverse KL to T(.|x,p), Top-K            x beta_light    both sure: a light touch from the teacher
+    LL  reverse KL to sg S(.|x,p), Top-K         x beta_weak     both unsure: a weak touch from itself
+    HT  JS to T(.|x,p), full vocabulary          x 1             the teacher knows more: its whole distribution
+    HS  reverse KL to sg S(.|x,p), Top-K         x beta_light    the student knows more: a light touch from itself
+
+The teacher is a larger, frozen model that sees x and p; so does a copy of the student, which has the student's current
+weights and no gradient. Where the two agree, or where the student's copy is the surer one, there is nothing for the
+teacher's strong signal to add beyond what p reveals; where the teacher is surer, there is. Nothing but S(.|x) receives
+a gradient. The paper's ablations are settings of `Dopd`: what each regime is taught, the routing itself, what teacher
+and student's copy see, whose weights the copy has, dropped tokens.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dopd_vl.core import (
+from dopd_vl.core import REGIMES, Plan, Regime, Source, Term, Thresholds, advantage_gap, compute_thresholds, route
+from dopd_vl.core.divergences import TAILS, TOP_K_SOURCES, DivergenceName, SupportName, TailName, TopKSource
+from dopd_vl.core.routing import THRESHOLD_SCOPES, ThresholdScope
+from dopd_vl.objectives.base import Decision, Scores
+from dopd_vl.objectives.common import (
     PRIVILEGED_STUDENT,
     PRIVILEGED_TEACHER,
-    REGIMES,
-    DopdSettings,
-    Plan,
-    Regime,
-    Source,
-    Term,
-    dopd_plan,
-    route_tokens,
+    check_at_least_one,
+    check_choice,
+    check_not_negative,
+    check_share,
 )
-from dopd_vl.core.divergences import DivergenceName, SupportName
-from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_choice, check_not_negative, check_share
+
+
+@dataclass(frozen=True)
+class DopdSettings:
+    """What DOPD leaves to choose. Defaults are the paper's where it gives them, else the documented choice."""
+
+    beta_light: float = 0.6
+    """weight of LH and HS tokens"""
+    beta_weak: float = 0.3
+    """weight of LL tokens"""
+    top_k: int = 128
+    """K of the Top-K reverse KLs, vocabulary entries"""
+    trim_fraction: float = 0.05
+    """share of the tokens, of largest gap, that the thresholds' means leave out"""
+    threshold_scope: ThresholdScope = "global"
+    """over which tokens the means go: "global" (the optimizer-step batch over all ranks), "rank", "sequence" """
+    top_k_source: TopKSource = "target"
+    """whose K tokens: the supervising policy's ("target"), the student's, or the "union" """
+    tail: TailName = "bucket"
+    """what becomes of the mass outside the K tokens: one "bucket", "renormalize", or "drop" """
+
+    def __post_init__(self) -> None:
+        check_not_negative("beta_light", self.beta_light)
+        check_not_negative("beta_weak", self.beta_weak)
+        check_at_least_one("top_k", self.top_k)
+        if not 0.0 <= self.trim_fraction < 1.0:
+            raise ValueError(f"trim_fraction={self.trim_fraction} must be at least 0 and below 1")
+        check_choice("threshold_scope", self.threshold_scope, THRESHOLD_SCOPES)
+        check_choice("top_k_source", self.top_k_source, TOP_K_SOURCES)
+        check_choice("tail", self.tail, TAILS)
+
+
+PUBLISHED = DopdSettings()
+
+
+class Routing(NamedTuple):
+    """Who was routed where, and by which thresholds."""
+
+    regime: Tensor
+    gap: Tensor
+    thresholds: Thresholds
+
+
+def route_tokens(
+    teacher_logp: Tensor, privileged_student_logp: Tensor, response_mask: Tensor, settings: DopdSettings
+) -> Routing:
+    """Regimes `[B, N]`, gap `[B, N]` and thresholds from the sampled tokens' log-probabilities `[B, N]`."""
+    thresholds = compute_thresholds(
+        teacher_logp, privileged_student_logp, response_mask, settings.trim_fraction, settings.threshold_scope
+    )
+    regime = route(teacher_logp, privileged_student_logp, response_mask, thresholds)
+    gap = advantage_gap(teacher_logp, privileged_student_logp).masked_fill(~response_mask.bool(), 0.0)
+    return Routing(regime, gap, thresholds)
 
 
 @dataclass(frozen=True)
@@ -49,6 +104,45 @@ class Lesson:
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a {'number' if name == 'weight' else 'bool'}")
         check_not_negative("weight", self.weight)
+
+
+def published_lessons(settings: DopdSettings) -> dict[Regime, Lesson]:
+    """What the paper teaches each regime: the table at the head of this file."""
+    return {
+        Regime.LH: Lesson("teacher", "reverse_kl", "top_k", settings.beta_light),
+        Regime.LL: Lesson("student", "reverse_kl", "top_k", settings.beta_weak),
+        Regime.HT: Lesson("teacher", "js", "full", 1.0),
+        Regime.HS: Lesson("student", "reverse_kl", "top_k", settings.beta_light),
+    }
+
+
+def dopd_plan(
+    regime: Tensor,
+    settings: DopdSettings,
+    lessons: Mapping[Regime, Lesson] | None = None,
+    teacher: Source = PRIVILEGED_TEACHER,
+    copy: Source = PRIVILEGED_STUDENT,
+) -> Plan:
+    """The plan that teaches each token by its regime `[B, N]`: one term a regime.
+
+    Args:
+        lessons: what each regime is taught; the published ones by default.
+        teacher, copy: who the lessons' "teacher" and "student" are.
+
+    Raises:
+        ValueError: a lesson cannot be taught; the message names its regime.
+    """
+    terms = []
+    for r, lesson in (lessons or published_lessons(settings)).items():
+        source = teacher if lesson.source == "teacher" else copy
+        # In float64: fp64 losses must not carry a weight rounded to fp32.
+        weight = (regime == r).double() * (lesson.weight if lesson.enabled else 0.0)
+        support = () if lesson.support == "full" else (settings.top_k, settings.top_k_source, settings.tail)
+        try:
+            terms.append(Term(source, lesson.divergence, lesson.support, weight, *support))
+        except ValueError as error:
+            raise ValueError(f"regimes.{r.name}: {error}") from error
+    return Plan(tuple(terms))
 
 
 @dataclass(frozen=True)
@@ -86,7 +180,7 @@ class Dopd(DopdSettings):
         check_share("drop_fraction", self.drop_fraction)
         for name in self.regimes:
             check_choice("regime in regimes", name, [regime.name for regime in REGIMES])
-        self._general_plan(torch.zeros(0, dtype=torch.long))  # names what cannot be taught
+        self._plan(torch.zeros(0, dtype=torch.long))  # names what cannot be taught
 
     def sources(self) -> tuple[Source, ...]:
         return (Source("teacher", self.teacher_view), Source(self.student_policy, self.student_view))
@@ -105,36 +199,17 @@ class Dopd(DopdSettings):
         else:
             regime = regime.masked_fill(mask, int(Regime.HT))
         dropped = self._dropped(gap, scores.response_ids, mask)
-        as_published = not self.regimes and self.sources() == (PRIVILEGED_TEACHER, PRIVILEGED_STUDENT)
-        taught = regime.masked_fill(dropped, int(Regime.MASKED))
         return Decision(
-            plan=dopd_plan(taught, self) if as_published else self._general_plan(taught),
+            plan=self._plan(regime.masked_fill(dropped, int(Regime.MASKED))),
             parts={r.name: regime == r for r in REGIMES} | ({} if self.drop == "none" else {"dropped": dropped}),
             values=values,
             per_token={"regime": regime, "gap": gap},
         )
 
-    def _lessons(self) -> dict[Regime, Lesson]:
-        published = {
-            Regime.LH: Lesson("teacher", "reverse_kl", "top_k", self.beta_light),
-            Regime.LL: Lesson("student", "reverse_kl", "top_k", self.beta_weak),
-            Regime.HT: Lesson("teacher", "js", "full", 1.0),
-            Regime.HS: Lesson("student", "reverse_kl", "top_k", self.beta_light),
-        }
-        return {r: changed(lesson, self.regimes.get(r.name, {}), r.name) for r, lesson in published.items()}
-
-    def _general_plan(self, regime: Tensor) -> Plan:
-        """As `dopd_plan`, with what `regimes` and the sources change: one term per regime."""
-        sources = dict(zip(("teacher", "student"), self.sources(), strict=True))
-        terms = []
-        for r, lesson in self._lessons().items():
-            weight = (regime == r).double() * (lesson.weight if lesson.enabled else 0.0)
-            shape = () if lesson.support == "full" else (self.top_k, self.top_k_source, self.tail)
-            try:
-                terms.append(Term(sources[lesson.source], lesson.divergence, lesson.support, weight, *shape))
-            except ValueError as error:
-                raise ValueError(f"regimes.{r.name}: {error}") from error
-        return Plan(tuple(terms))
+    def _plan(self, regime: Tensor) -> Plan:
+        published = published_lessons(self)
+        lessons = {r: changed(lesson, self.regimes.get(r.name, {}), r.name) for r, lesson in published.items()}
+        return dopd_plan(regime, self, lessons, *self.sources())
 
     def _dropped(self, gap: Tensor, response_ids: Tensor, mask: Tensor) -> Tensor:
         """Which response tokens of the batch are taught nothing, bool `[B, N]`."""

@@ -21,11 +21,12 @@ from typing import ClassVar, Literal
 
 import torch
 
-from dopd_vl.core import PRIVILEGED_TEACHER, DopdSettings, Plan, Source, Term, advantage_gap, compute_thresholds
+from dopd_vl.core import Plan, Source, Term, advantage_gap, compute_thresholds
 from dopd_vl.core.divergences import DIVERGENCES, DivergenceName
 from dopd_vl.core.routing import ThresholdScope
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_choice, check_not_negative, check_share
+from dopd_vl.objectives.common import PRIVILEGED_TEACHER, check_choice, check_not_negative, check_share
+from dopd_vl.objectives.dopd import DopdSettings
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from dopd_vl.core import Plan, PolicyGradient, Source, Term
-from dopd_vl.core.divergences import DivergenceName, SupportName, TailName, TopKSource
+from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, SupportName, TailName, TopKSource
 from dopd_vl.objectives.base import Decision, Scores
 from dopd_vl.objectives.common import PLAIN_STUDENT, check_choice, check_view, log_ratio, mean_of
-from dopd_vl.objectives.counterfactual import evidence_weight
 
 
 @dataclass(frozen=True)
@@ -98,3 +97,15 @@ class Opd:
         advantage = log_ratio(scores, self._teacher, PLAIN_STUDENT)
         values["opd/mean_gap"] = mean_of(advantage, scores.response_mask)
         return Decision(Plan((PolicyGradient(weight * advantage),)), values=values, per_token={"advantage": advantage})
+
+
+def evidence_weight(with_logp: Tensor, without_logp: Tensor, response_mask: Tensor, limit: float) -> Tensor:
+    """w of each token, `[B, N]`, mean 1 over the response tokens, zero where masked.
+
+    Evidence that raises no token of the batch weighs nothing: all zero. The limit keeps one token, impossible without
+    the evidence, from taking the whole weight of the batch. Where the paper is silent, both are our choice.
+    """
+    gain = (with_logp.clamp(min=LOG_PROB_FLOOR) - without_logp.clamp(min=LOG_PROB_FLOOR)).clamp(0.0, limit)
+    gain = gain.masked_fill(~response_mask, 0.0)
+    total = gain.sum()
+    return gain * (response_mask.sum() / total) if total > 0 else gain

@@ -4,16 +4,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
-from dopd_vl.errors import ConfigurationError, UserError
-from dopd_vl.objectives.base import Requirements
+from dopd_vl.objectives.base import Requirements, needs_teacher
+from dopd_vl.objectives.build import build_objective
 from dopd_vl.planning.catalogue import gpu_of, model_shape
 from dopd_vl.planning.compute import Lengths, Machine
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.objective_needs import needs_of
 from dopd_vl.planning.workload import Parallel, Workload
-from dopd_vl.training.preflight import build_objective, check_trl_fields
-from dopd_vl.training.requirements import needs_teacher
+from dopd_vl.training.checks import check_trl_fields
 
 _LOGGED_TOP_K, _VLLM_SHARE, _PROMPT = 128, 0.3, 1024
 """Defaults of `DopdConfig.logged_top_k` and of TRL's `vllm_gpu_memory_utilization`; a prompt of unknown length."""

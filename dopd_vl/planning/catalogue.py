@@ -7,10 +7,9 @@ from typing import Any
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError, nearest
+from dopd_vl.common.resources import find_model, shipped
 from dopd_vl.planning.shapes import ModelShape, shape_of
-from dopd_vl.resources import find_model, shipped
-from privileged.errors import nearest
 
 
 @dataclass(frozen=True)

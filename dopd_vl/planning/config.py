@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dopd_vl.training.config import TrainConfig
+from dopd_vl.train_config import TrainConfig
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from dopd_vl.core.fused_loss import DENSE_SHARE
+from dopd_vl.core.fused_loss import DENSE_DIVISOR
 from dopd_vl.core.projection import TOP_K_BLOCK
 from dopd_vl.planning import activations as act
 from dopd_vl.planning.lines import ALWAYS, Line
@@ -167,7 +167,7 @@ def _loss(work: Workload) -> Iterator[Line]:
     # Sparse terms: logits, on a GPU with a shifted copy or, later, their gradient in bf16. Full support: four at a time
     # (both policies' probabilities, their difference, the gradient), on fewer rows.
     sparse = 2 if work.on_gpu else 1
-    dense = 4 / DENSE_SHARE if work.full_support else 0
+    dense = 4 / DENSE_DIVISOR if work.full_support else 0
     logits = int(max(sparse, dense) * 4 * work.chunk * shape.vocabulary)
     copy = _head_copy(shape, work.precision)
     yield Line("a chunk of logits", logits + copy, frozenset({"loss"}), f"{work.chunk} rows in fp32, and temporaries")

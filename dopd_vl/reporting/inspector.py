@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.run_layout import IMAGES_FOLDER
 from dopd_vl.reporting.runs import read_rows
-from dopd_vl.training.kept_images import IMAGES_FOLDER, read_image
+from dopd_vl.run_folder.kept_rollouts import read_image
 
 ROLLOUTS_FILE = "rollouts.jsonl"
 _SEEN = ("images", "boxes", "views")

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
+from dopd_vl.health.rows import is_number
 from dopd_vl.reporting.figures import PALETTE
 from dopd_vl.reporting.inspector import Rollouts
 from dopd_vl.reporting.quantities import sections, title_of
-from dopd_vl.reporting.runs import Run, curve, is_number
+from dopd_vl.reporting.runs import Run, curve
 
 SCRIPTS = ("page.js", "charts.js", "tokens.js", "inspector.js")
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.errors import UserError
-from dopd_vl.files import read_jsonl
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import read_jsonl
 
 REGIME_NAMES = {0: "LH", 1: "LL", 2: "HT", 3: "HS"}
 SUPERVISION = {

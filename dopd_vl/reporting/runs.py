@@ -1,6 +1,5 @@
 """Reads run folders for the report: only what a run logged, nothing made up for what it did not."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from dopd_vl.errors import UserError
-from dopd_vl.files import read_jsonl
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import read_jsonl
+from dopd_vl.health.rows import is_number
 from dopd_vl.reporting.figures import Line
 
 
@@ -54,11 +54,6 @@ def curve(runs: Sequence[Run], quantity: str) -> list[Line]:
             low, high = ([pick(at[step]) for step in steps] for pick in (min, max))
             lines.append(Line(group, number, list(steps), means, low, high))
     return lines
-
-
-def is_number(value: Any) -> bool:
-    """Whether it can be drawn: a diverged run logs NaN and infinities too."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.configuration import read_config
-from dopd_vl.errors import ConfigurationError
-from dopd_vl.training.config import TrainConfig
-from privileged.errors import nearest
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.errors import ConfigurationError, nearest
+from dopd_vl.train_config import TrainConfig
 
 DATA_PREFIX = "study:"
 OWN_KEYS = ("output_dir", "seed", "resume")

@@ -7,13 +7,12 @@ from typing import Any
 
 import yaml
 
-from dopd_vl.errors import ConfigurationError
-from dopd_vl.files import read_jsonl
-from dopd_vl.resources import shipped
+from dopd_vl.common.errors import ConfigurationError, nearest
+from dopd_vl.common.files import read_jsonl
+from dopd_vl.common.resources import shipped
 from dopd_vl.studies.config import Run, StudyConfig, expand, unfold
 from dopd_vl.studies.run import load_scores, reference_folder, score_sets
 from dopd_vl.studies.statistics import Comparison, Summary, compare, holm, rank_correlation, summarise
-from privileged.errors import nearest
 
 CURVES = (
     "eval_accuracy",

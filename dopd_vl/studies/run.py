@@ -15,12 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import TaskID
 
-from dopd_vl.configuration import as_yaml
-from dopd_vl.errors import ConfigurationError, UserError
-from dopd_vl.files import write_json
+from dopd_vl.common.configuration import as_yaml
+from dopd_vl.common.errors import ConfigurationError, UserError
+from dopd_vl.common.files import exclusive, write_atomically, write_json
+from dopd_vl.common.progress import live_bar
 from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder, unfold
-from dopd_vl.studies.progress import study_progress
-from privileged.journal import exclusive, write_atomically
 
 SCORES_FILE = "scores.json"
 STOP_SECONDS = 20.0
@@ -78,7 +77,7 @@ def run_study(config: StudyConfig, console: Console) -> list[Failure]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
-    with exclusive(folder):
+    with exclusive(folder, "study"):
         write_atomically(folder / "study.yaml", as_yaml(config))
         prepare_data(config, console)
         jobs = [*_reference_jobs(config), *(_job(config, run) for run in unfold(config))]
@@ -91,8 +90,8 @@ def run_study(config: StudyConfig, console: Console) -> list[Failure]:
 def prepare_data(config: StudyConfig, console: Console) -> None:
     """The study's own data sets, as `dopd-vl prepare` makes them."""
     from dopd_vl.nano.source import NanoSource
-    from privileged.config import PrepareConfig, SourceConfig
-    from privileged.prepare import prepare
+    from privileged.prepare.config import PrepareConfig, SourceConfig
+    from privileged.prepare.prepare import prepare
 
     for name, source in config.data.items():
         if isinstance(source, str):
@@ -242,14 +241,14 @@ def _run_all(jobs: list[Job], config: StudyConfig, console: Console) -> list[Fai
     running: dict[_Worker, TaskID] = {}
     failures = []
     finished_steps = 0
-    with study_progress(console) as progress:
-        whole = progress.add_task("study", total=sum(job.steps for job in jobs) or 1)
+    with live_bar(console) as progress:
+        whole = progress.add_task("study", total=sum(job.steps for job in jobs) or 1, facts="steps")
         try:
             while waiting or running:
                 while waiting and free:
                     worker, job = free.pop(0), waiting.pop()
                     worker.begin(job)
-                    running[worker] = progress.add_task(job.title, total=job.steps or 1)
+                    running[worker] = progress.add_task(job.title, total=job.steps or 1, facts="steps")
                 time.sleep(POLL_SECONDS)
                 under_way = 0
                 for worker, task in list(running.items()):

@@ -8,11 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.files import write_json
+from dopd_vl.common.files import write_atomically, write_json
 from dopd_vl.studies.config import StudyConfig, study_folder
 from dopd_vl.studies.results import CellResult, StudyResult
 from dopd_vl.studies.statistics import Summary
-from privileged.journal import write_atomically
 
 
 def write(config: StudyConfig, result: StudyResult) -> list[Path]:

@@ -15,8 +15,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.errors import UserError
-from dopd_vl.files import write_json
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import write_json
 
 
 def main(argument: str) -> int:
@@ -52,10 +52,11 @@ def run_job(job_file: str) -> int:
 def _train_and_score(job: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from dopd_vl.configuration import read_config
-    from dopd_vl.terminal import quiet_libraries
-    from dopd_vl.training.config import TrainConfig
-    from dopd_vl.training.run import STUDENT_FOLDER, run_training
+    from dopd_vl.common.configuration import read_config
+    from dopd_vl.common.quiet import quiet_libraries
+    from dopd_vl.common.run_layout import STUDENT_FOLDER
+    from dopd_vl.train_config import TrainConfig
+    from dopd_vl.training.run import run_training
 
     quiet_libraries()
     console = Console(width=160)

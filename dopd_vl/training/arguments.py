@@ -6,7 +6,7 @@ import torch
 from trl import DistillationConfig
 
 from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
-from dopd_vl.training.config import DEFAULT_VARIANT
+from dopd_vl.train_config import DEFAULT_VARIANT
 
 
 @dataclass

@@ -10,24 +10,26 @@ from peft import LoraConfig
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import disk_told_of, read_jsonl
+from dopd_vl.common.resources import find_model
+from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
 from dopd_vl.evaluation.code import allow_code
-from dopd_vl.files import disk_told_of, read_jsonl
-from dopd_vl.resources import find_model
-from dopd_vl.training import preflight, vllm_rollouts
+from dopd_vl.health.rows import RunFacts
+from dopd_vl.health.watch import Watch
+from dopd_vl.objectives.base import needs_teacher
+from dopd_vl.run_folder.fingerprint import Fingerprint, fingerprint_of
+from dopd_vl.run_folder.folder import RunFolder, save_whole
+from dopd_vl.run_folder.resume import opened_together
+from dopd_vl.train_config import LoraSettings, TrainConfig
+from dopd_vl.training import checks as preflight
+from dopd_vl.training import vllm_rollouts
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.callbacks import METRICS_FILE, ProgressBar, RunFolder, save_whole
-from dopd_vl.training.config import LoraSettings, TrainConfig
-from dopd_vl.training.fingerprint import Fingerprint, fingerprint_of
-from dopd_vl.training.metric_rows import RunFacts
-from dopd_vl.training.requirements import check_requirements, needs_teacher, say_what_is_not_scored
-from dopd_vl.training.resume import opened_together
+from dopd_vl.training.checks import check_requirements, say_what_is_not_scored
+from dopd_vl.training.progress import ProgressBar
 from dopd_vl.training.trainer import DopdTrainer
-from dopd_vl.training.watch import Watch
 from dopd_vl.views import VISION_PROCESSORS
 from privileged.dataset import load_privileged
-
-STUDENT_FOLDER = "student"
 
 
 @dataclass(frozen=True)

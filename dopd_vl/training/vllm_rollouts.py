@@ -6,10 +6,9 @@ Where the server is slow to start it is waited for, `trl.vllm_server_timeout` se
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dopd_vl.errors import ConfigurationError, UserError
+from dopd_vl.common.errors import ConfigurationError, UserError, nearest
+from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.config import TrainConfig
-from privileged.errors import nearest
 
 MODES = ("colocate", "server")
 

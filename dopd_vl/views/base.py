@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMix
 
 from dopd_vl.views.messages import split_content
 from privileged import VARIANTS
-from privileged.hints import append_to_last_user
-from privileged.images import load_image
+from privileged.records.images import load_image
+from privileged.rendering.render import append_to_last_user
 
 
 class ViewError(ValueError):

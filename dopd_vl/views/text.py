@@ -4,7 +4,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
 from dopd_vl.views.base import View, ViewError, ViewProcessor
 
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "openai-gpt")

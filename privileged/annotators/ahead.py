@@ -17,20 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..audit import AuditConfig
-from ..errors import PrepareError
-from ..records import Record
-from .annotation import Annotation, RecordAnnotator
-from .asking import Asker, BudgetSpent
-from .cache import ReplyCache
-from .detector import DetectorGenerator, detector_identity
-from .endpoint import EndpointGenerator
-from .local import LocalGenerator, model_identity
-from .outage import FAILURES_ALLOWED
-from .prompts import fingerprint as prompts_fingerprint
-from .prompts import load_prompts
-from .requests import Generator
-from .settings import AnnotateConfig
+from dopd_vl.common.errors import PrepareError
+from privileged.annotators.annotation import Annotation, RecordAnnotator
+from privileged.annotators.asking import Asker, BudgetSpent
+from privileged.annotators.cache import ReplyCache
+from privileged.annotators.detector import DetectorGenerator, detector_identity
+from privileged.annotators.endpoint import EndpointGenerator
+from privileged.annotators.local import LocalGenerator, model_identity
+from privileged.annotators.outage import FAILURES_ALLOWED
+from privileged.annotators.prompts import fingerprint as prompts_fingerprint
+from privileged.annotators.prompts import load_prompts
+from privileged.annotators.requests import Generator
+from privileged.annotators.settings import AnnotateConfig
+from privileged.audit.audit import AuditConfig
+from privileged.records.records import Record
 
 OPEN_RECORDS = 2
 """Records under way for each request that may be in flight: enough that some are always ready to send."""

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..audit import AuditConfig, check_record, judge
-from ..errors import RecordError
-from ..records import Record
-from ..schema import empty_privileged
-from . import replies
-from .asking import Asker, RequestFailed
-from .parts import TEXT_PARTS, check_request, generation_requests, wanted_parts
-from .prompts import Prompt
-from .requests import Reply
-from .settings import AnnotateConfig
+from dopd_vl.common.errors import RecordError
+from privileged.annotators import replies
+from privileged.annotators.asking import Asker, RequestFailed
+from privileged.annotators.parts import TEXT_PARTS, check_request, generation_requests, wanted_parts
+from privileged.annotators.prompts import Prompt
+from privileged.annotators.requests import Reply
+from privileged.annotators.settings import AnnotateConfig
+from privileged.audit.audit import AuditConfig, check_record, judge
+from privileged.records.records import Record
+from privileged.schema import empty_privileged
 
 MAX_REASON = 1000
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from ..errors import PrepareError
-from .cache import ReplyCache
-from .outage import OutageWatch
-from .requests import Generator, Reply, Request, RequestRefused, Transient
-from .settings import AnnotateConfig
-from .spending import Spending
+from dopd_vl.common.errors import PrepareError
+from privileged.annotators.cache import ReplyCache
+from privileged.annotators.outage import OutageWatch
+from privileged.annotators.requests import Generator, Reply, Request, RequestRefused, Transient
+from privileged.annotators.settings import AnnotateConfig
+from privileged.annotators.spending import Spending
 
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 60.0

@@ -6,8 +6,8 @@ import sqlite3
 import threading
 from pathlib import Path
 
-from ..errors import ConfigError
-from .requests import Reply
+from dopd_vl.common.errors import ConfigurationError
+from privileged.annotators.requests import Reply
 
 FILE = "replies.sqlite"
 
@@ -30,7 +30,7 @@ class ReplyCache:
             )
             self._database.commit()
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"annotate.cache: {folder} cannot be used ({error})") from error
+            raise ConfigurationError(f"annotate.cache: {folder} cannot be used ({error})") from error
         self._lock = threading.Lock()
 
     def find(self, key: str) -> Reply | None:

@@ -29,8 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from .requests import Reply, Request, RequestRefused
+from dopd_vl.common.errors import ConfigurationError
+from privileged.annotators.requests import Reply, Request, RequestRefused
 
 
 class DetectorGenerator:
@@ -84,9 +84,9 @@ def load_function(name: str) -> Callable[[Any, str], Any]:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"annotate.detector: {name} cannot be imported ({error})") from error
+        raise ConfigurationError(f"annotate.detector: {name} cannot be imported ({error})") from error
     if not callable(function):
-        raise ConfigError(f"annotate.detector: {name} is no function")
+        raise ConfigurationError(f"annotate.detector: {name} is no function")
     return function
 
 

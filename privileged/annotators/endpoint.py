@@ -12,9 +12,9 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, PrepareError
-from .requests import Reply, Request, RequestRefused, Transient
-from .settings import AnnotateConfig
+from dopd_vl.common.errors import ConfigurationError, PrepareError
+from privileged.annotators.requests import Reply, Request, RequestRefused, Transient
+from privileged.annotators.settings import AnnotateConfig
 
 if TYPE_CHECKING:
     import httpx2
@@ -42,7 +42,7 @@ class EndpointGenerator:
             import httpx2
             import openai
         except ImportError as error:
-            raise ConfigError(
+            raise ConfigurationError(
                 "annotate.kind: endpoint needs the openai client; pip install 'dopd-vl[annotate]'"
             ) from error
         self._settings, self.concurrency = settings, settings.concurrency
@@ -234,12 +234,12 @@ def _read_key(variable: str | None) -> str | None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ConfigError(
+        raise ConfigurationError(
             f"annotate.key_env: the environment variable {variable} is not set; set it, or key_env: null for an "
             "endpoint without a key"
         )
     if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"annotate.key_env: the value of {variable} holds signs that no key has")
+        raise ConfigurationError(f"annotate.key_env: the value of {variable} holds signs that no key has")
     return key
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..records import Record
-from .parts import (
+from privileged.annotators.parts import (
     ASSUMED_BOX_TOKENS,
     ASSUMED_VERDICT_TOKENS,
     TEXT_PARTS,
@@ -14,10 +13,11 @@ from .parts import (
     prompt_values,
     wanted_parts,
 )
-from .prompts import Prompt, load_prompts
-from .requests import CHARACTERS_IN_TOKEN, Request
-from .settings import AnnotateConfig
-from .spending import money
+from privileged.annotators.prompts import Prompt, load_prompts
+from privileged.annotators.requests import CHARACTERS_IN_TOKEN, Request
+from privileged.annotators.settings import AnnotateConfig
+from privileged.annotators.spending import money
+from privileged.records.records import Record
 
 SAMPLE = 50
 

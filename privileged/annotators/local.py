@@ -7,9 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from .requests import Reply, Request, RequestRefused
-from .settings import AnnotateConfig
+from dopd_vl.common.errors import ConfigurationError
+from privileged.annotators.requests import Reply, Request, RequestRefused
+from privileged.annotators.settings import AnnotateConfig
 
 
 class LocalGenerator:
@@ -110,7 +110,7 @@ def _load(settings: AnnotateConfig) -> tuple[Any, Any, bool]:
             model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=settings.dtype, use_safetensors=True)
         return processor, model.to(settings.device).eval(), takes_images
     except (OSError, ValueError, RuntimeError) as error:  # no such model, no such dtype or device, out of memory
-        raise ConfigError(f"annotate.model: {name} cannot be loaded ({' '.join(str(error).split())})") from error
+        raise ConfigurationError(f"annotate.model: {name} cannot be loaded ({' '.join(str(error).split())})") from error
 
 
 def _messages(request: Request, takes_images: bool) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ..errors import PrepareError
+from dopd_vl.common.errors import PrepareError
 
 FAILURES_ALLOWED = 20
 """So many requests that fail one after another, with not one reply between them, mean that the endpoint is gone."""

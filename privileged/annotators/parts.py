@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..boxes import grounding_json
-from ..code_tests import first_tests
-from ..records import Record
-from . import replies
-from .prompts import Prompt, question_text
-from .requests import Request
-from .settings import IMAGE_PARTS, AnnotateConfig
+from privileged.annotators import replies
+from privileged.annotators.prompts import Prompt, question_text
+from privileged.annotators.requests import Request
+from privileged.annotators.settings import IMAGE_PARTS, AnnotateConfig
+from privileged.records.code_tests import first_tests
+from privileged.records.records import Record
+from privileged.rendering.boxes import grounding_json
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, nearest
-from ..schema import IMAGE_MARKER, Message
-from .settings import PART_NAMES
+from dopd_vl.common.errors import ConfigurationError, nearest
+from privileged.annotators.settings import PART_NAMES
+from privileged.schema import IMAGE_MARKER, Message
 
 SHIPPED = Path(__file__).parents[1] / "prompts"
 FILES = (*(f"{part}.md" for part in PART_NAMES), *(f"check_{part}.md" for part in PART_NAMES))
@@ -39,7 +39,7 @@ def load_prompts(folder: str | None) -> dict[str, Prompt]:
     if folder is not None:
         for path in sorted(Path(folder).glob("*.md")):
             if path.name not in FILES:
-                raise ConfigError(f"annotate.prompts: {path} is no prompt's name; {nearest(path.name, FILES)}")
+                raise ConfigurationError(f"annotate.prompts: {path} is no prompt's name; {nearest(path.name, FILES)}")
             chosen[path.name] = path
     return {name.removesuffix(".md"): _read(path, name.startswith("check_")) for name, path in chosen.items()}
 
@@ -52,16 +52,16 @@ def _read(path: Path, is_check: bool) -> Prompt:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"annotate.prompts: {path} cannot be read ({error})") from error
+        raise ConfigurationError(f"annotate.prompts: {path} cannot be read ({error})") from error
     match = re.fullmatch(r"\s*--- system ---\n(.*?)\n--- user ---\n(.*)", text, re.DOTALL)
     if match is None:
-        raise ConfigError(f"annotate.prompts: {path} must have the lines '--- system ---' and '--- user ---'")
+        raise ConfigurationError(f"annotate.prompts: {path} must have the lines '--- system ---' and '--- user ---'")
     known = {"question", "answer", *(("candidate",) if is_check else ())}
     places = set(_PLACE.findall(match[2]))
     for place in sorted(places - known):
-        raise ConfigError(f"annotate.prompts: {path} has the unknown place {place!r}; {nearest(place, known)}")
+        raise ConfigurationError(f"annotate.prompts: {path} has the unknown place {place!r}; {nearest(place, known)}")
     for place in sorted({"question", *(("candidate",) if is_check else ())} - places):
-        raise ConfigError(f"annotate.prompts: {path} has no place {{{{{place}}}}}")
+        raise ConfigurationError(f"annotate.prompts: {path} has no place {{{{{place}}}}}")
     return Prompt(match[1].strip(), match[2].strip())
 
 

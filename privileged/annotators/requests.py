@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..images import StoredImage
+from privileged.records.images import StoredImage
 
 CHARACTERS_IN_TOKEN = 3.5
 PIXELS_IN_TOKEN = 32 * 32

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, nearest
+from dopd_vl.common.errors import ConfigurationError, nearest
 
 KINDS = ("endpoint", "local", "detector")
 PART_NAMES = ("hints", "hints_executed", "hint_summary", "caption", "boxes", "wrong_hint")
@@ -108,47 +108,49 @@ class AnnotateConfig:
     dry_run: bool = False
 
     def check(self) -> None:
-        """Raise ConfigError, naming the key, when a value cannot be used."""
+        """Raise ConfigurationError, naming the key, when a value cannot be used."""
         if self.kind not in KINDS:
-            raise ConfigError(f"annotate.kind: {self.kind!r} is unknown; {nearest(self.kind, KINDS)}")
+            raise ConfigurationError(f"annotate.kind: {self.kind!r} is unknown; {nearest(self.kind, KINDS)}")
         _check_parts(self.parts, PART_NAMES, "annotate.parts")
         if not self.parts:
-            raise ConfigError(f"annotate.parts: name at least one of {', '.join(PART_NAMES)}")
+            raise ConfigurationError(f"annotate.parts: name at least one of {', '.join(PART_NAMES)}")
         _check_parts(self.optional, self.parts, "annotate.optional")
         if self.kind == "detector" and (self.detector is None or self.parts != ["boxes"]):
-            raise ConfigError("annotate.parts: a detector alone makes [boxes], and annotate.detector names it")
+            raise ConfigurationError("annotate.parts: a detector alone makes [boxes], and annotate.detector names it")
         if self.detector is not None and self.detector.count(":") != 1:
-            raise ConfigError(f"annotate.detector: {self.detector!r} must have the form module:function")
+            raise ConfigurationError(f"annotate.detector: {self.detector!r} must have the form module:function")
         if self.kind != "detector" and not self.model:
-            raise ConfigError(f"annotate.model: kind {self.kind} needs a model")
+            raise ConfigurationError(f"annotate.model: kind {self.kind} needs a model")
         if self.kind == "endpoint":
             _check_url(self.url)
         if self.prompts is not None and not Path(self.prompts).is_dir():
-            raise ConfigError(f"annotate.prompts: no folder {self.prompts!r}")
+            raise ConfigurationError(f"annotate.prompts: no folder {self.prompts!r}")
         for key, least in (("concurrency", 1), ("tries", 1), ("retries", 0)):
             if getattr(self, key) < least:
-                raise ConfigError(f"annotate.{key}: {getattr(self, key)} is less than {least}")
+                raise ConfigurationError(f"annotate.{key}: {getattr(self, key)} is less than {least}")
         if not 0 < self.timeout < math.inf:
-            raise ConfigError(f"annotate.timeout: {self.timeout} is no number of seconds above 0")
+            raise ConfigurationError(f"annotate.timeout: {self.timeout} is no number of seconds above 0")
         self._check_sampling()
         self._check_budget()
 
     def _check_sampling(self) -> None:
         if not 0 <= self.sampling.temperature <= 5:
-            raise ConfigError(f"annotate.sampling.temperature: {self.sampling.temperature} is not between 0 and 5")
+            raise ConfigurationError(
+                f"annotate.sampling.temperature: {self.sampling.temperature} is not between 0 and 5"
+            )
         if not 0 < self.sampling.top_p <= 1:
-            raise ConfigError(f"annotate.sampling.top_p: {self.sampling.top_p} is not above 0 and at most 1")
+            raise ConfigurationError(f"annotate.sampling.top_p: {self.sampling.top_p} is not above 0 and at most 1")
         if self.sampling.max_tokens < 1:
-            raise ConfigError(f"annotate.sampling.max_tokens: {self.sampling.max_tokens} is less than 1")
+            raise ConfigurationError(f"annotate.sampling.max_tokens: {self.sampling.max_tokens} is less than 1")
 
     def _check_budget(self) -> None:
         budget = self.budget
         for key in ("tokens", "money", "price_input", "price_output"):
             value = getattr(budget, key)
             if value is not None and not 0 <= value < math.inf:
-                raise ConfigError(f"annotate.budget.{key}: {value} must be 0 or more")
+                raise ConfigurationError(f"annotate.budget.{key}: {value} must be 0 or more")
         if budget.money is not None and not budget.price_input and not budget.price_output:
-            raise ConfigError("annotate.budget.money: needs annotate.budget.price_input and price_output")
+            raise ConfigurationError("annotate.budget.money: needs annotate.budget.price_input and price_output")
 
     def content(self) -> dict[str, Any]:
         """The settings that decide what the annotations are, for fingerprints."""
@@ -161,20 +163,22 @@ class AnnotateConfig:
 def _check_parts(parts: list[str], known: Any, key: str) -> None:
     for part in parts:
         if part not in known:
-            raise ConfigError(f"{key}: {part!r} is unknown; {nearest(part, known)}")
+            raise ConfigurationError(f"{key}: {part!r} is unknown; {nearest(part, known)}")
     if len(set(parts)) < len(parts):
-        raise ConfigError(f"{key}: names a part twice")
+        raise ConfigurationError(f"{key}: names a part twice")
 
 
 def _check_url(url: str | None) -> None:
     if not url:
-        raise ConfigError("annotate.url: kind endpoint needs an address, such as http://localhost:8000/v1")
+        raise ConfigurationError("annotate.url: kind endpoint needs an address, such as http://localhost:8000/v1")
     try:
         split = urlsplit(url)
     except ValueError:
-        raise ConfigError("annotate.url: is no http or https address") from None
+        raise ConfigurationError("annotate.url: is no http or https address") from None
     if split.username is not None or split.password is not None or split.query:
         # Not repeated here: it may hold a secret.
-        raise ConfigError("annotate.url: must hold no user name, password or query; name the key in annotate.key_env")
+        raise ConfigurationError(
+            "annotate.url: must hold no user name, password or query; name the key in annotate.key_env"
+        )
     if split.scheme not in ("http", "https") or not split.hostname:
-        raise ConfigError(f"annotate.url: {url!r} is no http or https address")
+        raise ConfigurationError(f"annotate.url: {url!r} is no http or https address")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .settings import BudgetConfig
+from privileged.annotators.settings import BudgetConfig
 
 
 @dataclass

@@ -6,8 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dopd_vl.core import DopdSettings, compute_thresholds, dopd_loss, route_tokens
+from dopd_vl.core import compute_thresholds
 from dopd_vl.core.divergences import log_softmax, sampled_logp
+from dopd_vl.objectives.dopd import DopdSettings, route_tokens
+from dopd_vl.objectives.dopd_loss import dopd_loss
 
 
 def ragged_logits(sequences: int, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

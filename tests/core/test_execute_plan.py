@@ -7,20 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dopd_vl.core import (
-    PRIVILEGED_STUDENT,
-    PRIVILEGED_TEACHER,
-    DopdSettings,
-    Plan,
-    Regime,
-    Source,
-    Term,
-    dopd_plan,
-    execute_plan,
-    item_count,
-    reduce,
-    token_scale,
-)
+from dopd_vl.core import Plan, Regime, Source, Term, execute_plan, item_count, reduce, token_scale
+from dopd_vl.objectives.common import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER
+from dopd_vl.objectives.dopd import DopdSettings, dopd_plan
 
 TEACHER = Source("teacher", "plain")
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])

@@ -10,17 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dopd_vl.core import (
-    DopdOutput,
-    DopdSettings,
     Plan,
     PolicyGradient,
     Projection,
     Source,
     Term,
     divergence_of,
-    dopd_loss,
     execute_plan,
-    fused_dopd_loss,
     fused_plan_loss,
     reduce,
     rows_to_keep,
@@ -40,6 +36,8 @@ from dopd_vl.core.divergences import (
 from dopd_vl.core.plan import TERM_TAILS
 from dopd_vl.core.projection import score_logits, top_k_of
 from dopd_vl.core.routing import THRESHOLD_SCOPES
+from dopd_vl.objectives.dopd import DopdSettings
+from dopd_vl.objectives.dopd_loss import DopdOutput, dopd_loss, fused_dopd_loss
 
 NAN = float("nan")
 B, N, V, H_S, H_T = 3, 5, 11, 4, 6

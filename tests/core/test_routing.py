@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dopd_vl.core import REGIMES, DopdSettings, Thresholds, advantage_gap, compute_thresholds, route, route_tokens
+from dopd_vl.core import REGIMES, Thresholds, advantage_gap, compute_thresholds, route
 from dopd_vl.core.divergences import LOG_PROB_FLOOR
 from dopd_vl.core.routing import THRESHOLD_SCOPES, trimmed_means
+from dopd_vl.objectives.dopd import DopdSettings, route_tokens
 
 LH, LL, HT, HS, MASKED = 0, 1, 2, 3, -1
 INF, NAN = float("inf"), float("nan")

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
+from dopd_vl.common.errors import RecordError
 from dopd_vl.evaluation.code import ALLOW_CODE, program_of, verify_code
 from dopd_vl.evaluation.sandbox import Limits, run_program
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
-from privileged.code_tests import parse_tests
-from privileged.errors import RecordError
+from privileged.records.code_tests import parse_tests
 
 STDIN = json.dumps({"inputs": ["1 2\n", "5 7"], "outputs": ["3\n", "12"]})
 CALLS = json.dumps({"fn_name": "add", "inputs": [[1, 2], [5, 7]], "outputs": [3, [12]]})

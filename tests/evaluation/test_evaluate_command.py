@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from dopd_vl.cli import main
-from dopd_vl.evaluation import progress as progress_module
+from dopd_vl.common import progress as progress_module
+from dopd_vl.common.progress import Progress
 from dopd_vl.evaluation.accuracy import Batch, Prediction
-from dopd_vl.evaluation.progress import EvaluationProgress
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_finished_evaluation_is_shown_again_without_the_model(
 def test_a_retrained_model_is_another_model(nano_models: Path, tmp_path: Path) -> None:
     import shutil
 
-    from dopd_vl.evaluation.fingerprints import digest_model
+    from dopd_vl.common.digests import digest_model
 
     copy = Path(shutil.copytree(nano_models / "text-student", tmp_path / "student"))
     assert digest_model(str(copy)) == digest_model(str(nano_models / "text-student"))
@@ -81,7 +81,7 @@ def test_progress_tells_rate_accuracy_and_time_left_of_this_run(monkeypatch: pyt
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
     said = StringIO()
     right = [Prediction(f"q{i}", "s", "", "", i == 0, 1, False, 0.0, 0.9, i) for i in range(4)]
-    with EvaluationProgress(Console(file=said, width=200), "evaluate m", 20) as progress:
+    with Progress(Console(file=said, width=200), "evaluate m", 20) as progress:
         progress.restore(Batch(0, right, []), 4)
         now = 102.0
         progress.advance(Batch(1, right, []), 4)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dopd_vl.commands.evaluate import default_folder
-from dopd_vl.configuration import read_config
-from dopd_vl.evaluation.benchmarks.table import benchmarks, benchmarks_of, harnesses
+from dopd_vl.common.configuration import read_config
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.verifiers import VERIFIERS
+from dopd_vl.harnesses.table import benchmarks, benchmarks_of, harnesses
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

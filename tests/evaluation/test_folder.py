@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
 from dopd_vl.evaluation.accuracy import Batch, Prediction, Refusal
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.evaluation.sampling import Sampling

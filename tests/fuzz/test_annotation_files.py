@@ -12,10 +12,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from reasons import assert_one_line
 
-from privileged.boxes import BOX_FORMATS, GRID, clip, evidence_region, grounding_json, is_empty, to_grid, to_pixels
-from privileged.errors import PrivilegedError, RecordError
-from privileged.records import parse_record
-from privileged.sources import SOURCES
+from dopd_vl.common.errors import RecordError, UserError
+from privileged.records.records import parse_record
+from privileged.rendering.boxes import (
+    BOX_FORMATS,
+    GRID,
+    clip,
+    evidence_region,
+    grounding_json,
+    is_empty,
+    to_grid,
+    to_pixels,
+)
+from privileged.sources.sources import SOURCES
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 NUMBERS = st.floats(-1e6, 1e6) | st.integers(-1000, 1000)
@@ -56,7 +65,7 @@ def records_or_reasons(kind: str, options: Mapping[str, Any]) -> int:
     sound = 0
     try:
         source = SOURCES[kind](options)
-    except PrivilegedError as error:
+    except UserError as error:
         assert_one_line(error)
         return 0
     for index in range(len(source)):

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from reasons import assert_one_line
 
+from dopd_vl.common.errors import RecordError, UserError
 from privileged.dataset import load_privileged
-from privileged.errors import PrivilegedError, RecordError
-from privileged.records import Record, parse_record
+from privileged.records.records import Record, parse_record
 from privileged.schema import PRIVILEGED_KEYS
-from privileged.sources import SOURCES
+from privileged.sources.sources import SOURCES
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -48,10 +48,10 @@ COLUMNS = st.dictionaries(
 
 
 def records_of(kind: str, options: Mapping[str, Any]) -> list[Record]:
-    """All sound records; the rest must be refused with a RecordError each, the whole with a PrivilegedError."""
+    """All sound records; the rest must be refused with a RecordError each, the whole with a UserError."""
     try:
         source = SOURCES[kind](options)
-    except PrivilegedError as error:
+    except UserError as error:
         assert_one_line(error)
         return []
     sound = []
@@ -169,7 +169,7 @@ def test_a_prepared_folder_with_any_audit_is_loaded_or_refused(audit: str, text_
     (folder / "audit.json").write_text(audit, encoding="utf-8", errors="surrogatepass")
     try:
         load_privileged(folder, cache_dir=str(tmp_path / "cache"))
-    except PrivilegedError as error:
+    except UserError as error:
         assert_one_line(error, str(folder))
 
 
@@ -186,5 +186,5 @@ def test_any_damage_to_a_prepared_folders_parquet_is_a_reason(
     try:
         rows = load_privileged(folder, cache_dir=str(tmp_path / "cache"))
         assert len(rows) == 24
-    except PrivilegedError as error:
+    except UserError as error:
         assert_one_line(error, str(folder))

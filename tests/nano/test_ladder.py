@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from dopd_vl.nano import cli, ladder, model_folder, shortcut
+from dopd_vl.common.resources import model_folder
+from dopd_vl.nano import cli, ladder, shortcut
 from dopd_vl.nano.scoring import load
 from dopd_vl.nano.sft import Phase, Recipe, make_rows
 from dopd_vl.nano.soften import soften

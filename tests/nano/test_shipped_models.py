@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
-from dopd_vl.nano import NanoSource, model_folder, nano_data_folder, text_tasks, vision_tasks
+from dopd_vl.common.resources import model_folder, nano_data_folder
+from dopd_vl.nano import NanoSource, text_tasks, vision_tasks
 from dopd_vl.nano.ladder import VISION_TASKS
 from dopd_vl.nano.models import SHAPES
 from dopd_vl.nano.scoring import accuracy, heldout, load

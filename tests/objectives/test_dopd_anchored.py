@@ -7,8 +7,9 @@ import pytest
 import torch
 from helpers import check_loss, kl, likeliest, random_batch, sampled, softmax, with_bucket
 
-from dopd_vl.core import PRIVILEGED_TEACHER, Source, Term
+from dopd_vl.core import Source, Term
 from dopd_vl.objectives import DopdAnchored
+from dopd_vl.objectives.common import PRIVILEGED_TEACHER
 
 COPY = Source("start", "privileged")
 # A: ln(.9/.8) = .118, ln(.6/.1) = 1.792, ln(.02/.001) = 2.996, ln(.8/.1) = 2.079; mean 1.746. Mean of the copy's

@@ -8,10 +8,11 @@ import pytest
 import torch
 from helpers import check_loss, js, kl, likeliest, nothing_to_learn, random_batch, sampled, softmax, with_bucket
 
-from dopd_vl.configuration import settings_of
-from dopd_vl.core import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER, Plan, Regime, Source, Term, execute_plan
-from dopd_vl.errors import ConfigurationError
+from dopd_vl.common.configuration import settings_of
+from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.core import Plan, Regime, Source, Term, execute_plan
 from dopd_vl.objectives import Dopd
+from dopd_vl.objectives.common import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER
 
 LH, LL, HT, HS = Regime.LH, Regime.LL, Regime.HT, Regime.HS
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dopd_vl.configuration import read_config, settings_of
+from dopd_vl.common.configuration import read_config, settings_of
 from dopd_vl.objectives import OBJECTIVES
 from dopd_vl.objectives.base import Requirements
-from dopd_vl.training.config import TrainConfig
+from dopd_vl.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -11,19 +11,11 @@ import pytest
 import torch
 from helpers import project, random_batch
 
-from dopd_vl.configuration import settings_of
-from dopd_vl.core import (
-    PRIVILEGED_STUDENT,
-    PRIVILEGED_TEACHER,
-    Regime,
-    Source,
-    TokenScores,
-    execute_plan,
-    fused_plan_loss,
-    reduce,
-)
+from dopd_vl.common.configuration import settings_of
+from dopd_vl.core import Regime, Source, TokenScores, execute_plan, fused_plan_loss, reduce
 from dopd_vl.objectives import OBJECTIVES, Dopd, Opd, Scores
 from dopd_vl.objectives.base import POLICIES
+from dopd_vl.objectives.common import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER
 from privileged import VARIANTS
 
 

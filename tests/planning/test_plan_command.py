@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dopd_vl.commands.plan import main
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
 from dopd_vl.planning import build
 from dopd_vl.planning.config import PlanConfig
 

@@ -12,9 +12,9 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from dopd_vl.commands.plan import main
-from dopd_vl.configuration import read_config
-from dopd_vl.resources import find_config
-from dopd_vl.training.config import TrainConfig
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.resources import find_config
+from dopd_vl.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, PreTrainedModel, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.resources import find_model
 from dopd_vl.planning.catalogue import gpu_of, known_models, model_shape, published
-from dopd_vl.resources import find_model
 
 PUBLISHED = sorted(known_models())
 NANO = ["nano:text-student", "nano:vision-student"]

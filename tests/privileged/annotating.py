@@ -8,8 +8,8 @@ from privileged_samples import noise
 from rich.console import Console
 
 from privileged.annotators.settings import AnnotateConfig
-from privileged.config import PrepareConfig, SourceConfig
-from privileged.prepare import prepare
+from privileged.prepare.config import PrepareConfig, SourceConfig
+from privileged.prepare.prepare import prepare
 
 KEY = "sk-test-0123456789abcdef"
 

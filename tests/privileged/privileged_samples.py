@@ -34,7 +34,7 @@ def raw_record(**changes: Any) -> dict[str, Any]:
 
 
 def jsonl_settings(root: Path, output: Path, **changes: Any) -> Any:
-    from privileged.prepare import PrepareConfig, SourceConfig
+    from privileged.prepare.prepare import PrepareConfig, SourceConfig
 
     columns = {
         "id": "key",

@@ -7,16 +7,17 @@ import pytest
 import yaml
 from PIL import Image
 
+from dopd_vl.common.configuration import settings_of
 from privileged import VARIANTS
 from privileged.annotators.settings import PART_NAMES, AnnotateConfig, BudgetConfig, SamplingConfig
-from privileged.audit import SEVERITIES, AuditConfig
-from privileged.coco import CocoOptions
-from privileged.config import PrepareConfig, SourceConfig, read_options
-from privileged.detection import VocOptions, YoloOptions
-from privileged.questions import read_questions
-from privileged.source_cards import SourceCard, cards_folder, resolve_source
-from privileged.sources import SOURCES, DatasetOptions, HubOptions, JsonlOptions, check_columns
-from privileged.transforms import TRANSFORMS
+from privileged.audit.audit import SEVERITIES, AuditConfig
+from privileged.prepare.config import PrepareConfig, SourceConfig
+from privileged.sources.cards import SourceCard, cards_folder, resolve_source
+from privileged.sources.coco import CocoOptions
+from privileged.sources.detection import VocOptions, YoloOptions
+from privileged.sources.questions import read_questions
+from privileged.sources.sources import SOURCES, DatasetOptions, HubOptions, JsonlOptions, check_columns
+from privileged.sources.transforms import TRANSFORMS
 
 ROOT = Path(__file__).parents[2]
 AUDIT_PAGE = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
@@ -57,7 +58,7 @@ def check_config(settings):
     annotate = check_annotate(settings["annotate"]) if "annotate" in settings else None
     PrepareConfig(**{**settings, "source": source, "audit": audit, "annotate": annotate}).check()
     if source.kind != "nano":
-        options = read_options(source.options, OPTIONS[source.kind])
+        options = settings_of(source.options, OPTIONS[source.kind])
         check_columns(getattr(options, "columns", {}))
         if source.kind in ("coco", "yolo", "voc"):
             read_questions(options.questions)

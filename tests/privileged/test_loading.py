@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from dopd_vl.common.errors import PrepareError
 from privileged.dataset import load_privileged
-from privileged.errors import PrepareError
 
 LOAD = """
 import sys
 from privileged.dataset import load_privileged
-from privileged.errors import PrivilegedError
+from privileged.errors import UserError
 try:
     print(len(load_privileged(sys.argv[1])), "rows")
-except PrivilegedError as error:
+except UserError as error:
     print(error)
 """
 

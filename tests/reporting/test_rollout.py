@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
 from dopd_vl.reporting.rollout import describe, rollout_table
 
 RECORD = {

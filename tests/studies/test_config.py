@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from dopd_vl.configuration import read_config
-from dopd_vl.errors import ConfigurationError
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.studies.config import StudyConfig, check, expand, unfold
 from dopd_vl.studies.results import paper_column
-from dopd_vl.training import preflight
+from dopd_vl.training import checks as preflight
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))

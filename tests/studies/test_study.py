@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dopd_vl.files import read_jsonl
+from dopd_vl.common.files import read_jsonl
 
 COMMAND = [sys.executable, "-m", "dopd_vl.cli", "study"]
 

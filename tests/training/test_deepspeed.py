@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dopd_vl.errors import UserError
-from dopd_vl.files import read_jsonl
-from dopd_vl.training.teachers import check_copies
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import read_jsonl
+from dopd_vl.training.student_copies import check_copies
 from tests.training.test_vllm import free_port
 
 PYTHON = os.environ.get("DOPD_DEEPSPEED_PYTHON")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dopd_vl.evaluation.models import backbone_of
+from dopd_vl.models import backbone_of
 from dopd_vl.training.prompt_sharing import can_go_on, sibling_hidden_states
-from dopd_vl.training.rollouts import pad_responses
+from dopd_vl.views.rollouts import pad_responses
 
 SHAPE = {
     "vocab_size": 64,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dopd_vl.configuration import read_config
-from dopd_vl.errors import UserError
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.errors import UserError
 from dopd_vl.objectives import OBJECTIVES
 from dopd_vl.objectives.base import Requirements
-from dopd_vl.training.config import TrainConfig
+from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.run import RunResult, run_training
 
 LOGGED = {

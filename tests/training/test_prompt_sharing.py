@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from dopd_vl import DopdConfig, DopdTrainer
-from dopd_vl.evaluation.models import backbone_of
+from dopd_vl.models import backbone_of
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.objectives import Dopd
 from dopd_vl.training.prompt_sharing import sibling_hidden_states, siblings_of
-from dopd_vl.training.rollouts import pad_responses
 from dopd_vl.training.run import load_examples
 from dopd_vl.views import View, ViewProcessor, processor_for
+from dopd_vl.views.rollouts import pad_responses
 
 RESPONSES = [[7, 8, 9, 10], [5], [6, 6], [11, 12, 13], [14, 15, 16], [9, 8]]
 

@@ -8,13 +8,13 @@ import pytest
 from datasets import Dataset
 from rich.console import Console
 
-from dopd_vl.errors import UserError
+from dopd_vl.common.errors import UserError
 from dopd_vl.evaluation.code import ALLOW_CODE
-from dopd_vl.evaluation.models import load_config
 from dopd_vl.evaluation.verifiers import VERIFIERS
+from dopd_vl.models import load_config
 from dopd_vl.objectives import OBJECTIVES
+from dopd_vl.training.checks import check_requirements, say_what_is_not_scored
 from dopd_vl.training.metrics import is_correct
-from dopd_vl.training.requirements import check_requirements, say_what_is_not_scored
 from privileged.schema import TASKS
 
 DATA = Dataset.from_dict({"task": ["code", "math", "code", "open"]})

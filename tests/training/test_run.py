@@ -11,11 +11,12 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dopd_vl.configuration import as_yaml
-from dopd_vl.errors import UserError
-from dopd_vl.files import read_jsonl
-from dopd_vl.training.checkpoints import COMPLETE_FILE, whole_checkpoints
-from dopd_vl.training.config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
+from dopd_vl.common.configuration import as_yaml
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import read_jsonl
+from dopd_vl.common.run_layout import COMPLETE_FILE
+from dopd_vl.run_folder.checkpoints import whole_checkpoints
+from dopd_vl.train_config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
 from dopd_vl.training.run import RunResult, run_training
 
 

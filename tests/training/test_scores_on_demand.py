@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from dopd_vl.common.files import read_jsonl
 from dopd_vl.core import projection
-from dopd_vl.files import read_jsonl
 from dopd_vl.objectives import Opd
 from dopd_vl.objectives.base import Requirements
-from dopd_vl.training import policy_trainer
-from dopd_vl.training.config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
+from dopd_vl.train_config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
+from dopd_vl.training import policies as policy_trainer
 from dopd_vl.training.run import run_training
 
 

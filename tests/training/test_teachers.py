@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from dopd_vl import DopdConfig, DopdTrainer
 from dopd_vl.objectives import Dopd, Opsd, Sdft
-from dopd_vl.training.rollouts import SOLUTION, ViewRenderer, render_siblings, siblings_shown
 from dopd_vl.training.run import load_examples
-from dopd_vl.training.teachers import StudentTimes, trained
+from dopd_vl.training.student_copies import StudentTimes, trained
 from dopd_vl.views import processor_for
+from dopd_vl.views.rollouts import SOLUTION, ViewRenderer, render_siblings, siblings_shown
 
 IDS = torch.arange(5, 15).unsqueeze(0)
 

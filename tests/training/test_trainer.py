@@ -11,13 +11,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DistillationTrainer
 
 from dopd_vl import DopdConfig, DopdTrainer
-from dopd_vl.core import DopdSettings, Source, dopd_loss
+from dopd_vl.core import Source
 from dopd_vl.core.divergences import kl, log_softmax
-from dopd_vl.evaluation.models import image_token_ids
+from dopd_vl.models import image_token_ids
 from dopd_vl.objectives import Dopd, Opd
-from dopd_vl.training.kept_rollouts import rollout_records
+from dopd_vl.objectives.dopd import DopdSettings
+from dopd_vl.objectives.dopd_loss import dopd_loss
+from dopd_vl.run_folder.kept_rollouts import rollout_records
 from dopd_vl.training.run import load_examples
-from tests.training.conftest import MakeTrainer
+from tests.conftest import MakeTrainer
 
 
 def logged(trainer: DopdTrainer, key: str) -> list[float]:

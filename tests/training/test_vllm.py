@@ -20,7 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from dopd_vl.files import read_jsonl
+from dopd_vl.common.files import read_jsonl
 from dopd_vl.training.run import load_examples
 from dopd_vl.views import View, ViewProcessor, processor_for
 

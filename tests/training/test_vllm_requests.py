@@ -13,14 +13,15 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from dopd_vl.configuration import read_config
-from dopd_vl.errors import ConfigurationError, UserError
-from dopd_vl.evaluation.models import image_token_ids
-from dopd_vl.files import read_jsonl
-from dopd_vl.training import preflight, vllm_rollouts
-from dopd_vl.training.config import DataSettings, LoopSettings, ModelSettings, TrainConfig
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.errors import ConfigurationError, UserError
+from dopd_vl.common.files import read_jsonl
+from dopd_vl.models import image_token_ids
+from dopd_vl.train_config import DataSettings, LoopSettings, ModelSettings, TrainConfig
+from dopd_vl.training import checks as preflight
+from dopd_vl.training import vllm_rollouts
 from dopd_vl.training.run import run_training
-from tests.training.conftest import MakeTrainer
+from tests.conftest import MakeTrainer
 from tests.training.fake_vllm import FakeVllm, serving, trl_without_vllm
 
 NCCL = {"backend": "nccl"}

@@ -61,7 +61,7 @@ def main() -> int:
     write_requests(sys.argv.pop(1))
 
     from dopd_vl.cli import main
-    from dopd_vl.training import preflight
+    from dopd_vl.training import checks as preflight
 
     preflight.check_device = lambda config: None
     return main()

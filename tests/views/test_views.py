@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+from dopd_vl.common.errors import MissingPrivilege
 from dopd_vl.views import (
     QwenVLViewProcessor,
     Request,
@@ -18,7 +19,6 @@ from dopd_vl.views import (
     processor_for,
 )
 from dopd_vl.views.messages import split_content
-from privileged.errors import MissingPrivilege
 
 
 def example(content: str = "Add the digits.", images: int = 1, **privileged: Any) -> dict[str, Any]:

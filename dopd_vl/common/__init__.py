@@ -1,0 +1,1 @@
+"""What every room stands on: errors, files, digests, settings, the terminal. Imports nothing of ours, no torch."""

@@ -1,0 +1,234 @@
+"""From a YAML file and dotted overrides to a dataclass, by jsonargparse; every mistake named in one line.
+
+config = read_config(TrainConfig, ["--config", "run.yaml", "--training.max_steps", "20"], "dopd-vl train")
+"""
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from dopd_vl.common.errors import ConfigurationError, nearest, one_line
+from dopd_vl.common.resources import find_config
+
+Config = TypeVar("Config")
+
+
+def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
+    """An instance of the dataclass `cls`.
+
+    Args:
+        argv: `--config FILE` (a path or a shipped config's name; a later file adds to an earlier one), dotted
+            overrides, `--print_config`, `--help`.
+
+    Raises:
+        ConfigurationError: a wrong key, type or value; the message names it, the nearest right one, and where it stood.
+    """
+    arguments, files = _resolve_files(list(argv))
+    for given in files:
+        _check_file_keys(cls, given)
+    file = files[-1] if files else None
+    _check_option_keys(cls, arguments)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    parser.add_class_arguments(cls)
+    try:
+        namespace = parser.parse_args(arguments)
+    except Exception as error:
+        raise ConfigurationError(_one_line(str(error), file)) from error
+    for misfit in _misfits(cls, namespace):
+        raise ConfigurationError(_one_line(misfit, file))
+    try:
+        built = parser.instantiate(namespace)
+        return cls(**{f.name: getattr(built, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigurationError(_one_line(str(error), file)) from error
+
+
+def as_yaml(config: Any) -> str:
+    """The resolved configuration, every default written out, as YAML that `read_config` takes back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def settings_of(cls: type[Config], settings: Mapping[str, Any], where: str) -> Config:
+    """`cls(**settings)` for a dataclass whose fields are plain values, checked by name and type. Nothing is converted.
+
+    Raises:
+        ConfigurationError: a wrong key, type or value; the message begins with `where` and the key.
+    """
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(f"{where}: must be a mapping, not {type(settings).__name__}")
+    fields = [f for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    required = [f.name for f in fields if (f.default, f.default_factory) == missing]
+    _check_values(_field_types(cls), required, settings, where)
+    try:
+        return cls(**settings)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {one_line(error)}") from error
+
+
+def call_of(function: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Callable[[Any], Any]:
+    """A function of one value with its other arguments fixed; those are checked as the fields of a dataclass are."""
+    hints = get_type_hints(function)
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    _check_values({parameter.name: hints[parameter.name] for parameter in parameters}, required, arguments, where)
+    return functools.partial(function, **arguments)
+
+
+def check_choice(value: str, known: Iterable[str], key: str) -> None:
+    """Raises: ConfigurationError: the setting `key` has a value that is none of the known ones."""
+    if value not in known:
+        raise ConfigurationError(f"{key}: {value!r} is unknown; {nearest(value, known)}")
+
+
+def _check_values(types: Mapping[str, Any], required: Iterable[str], values: Mapping[str, Any], where: str) -> None:
+    for name, value in values.items():
+        if name not in types:
+            raise ConfigurationError(f"{where}.{name}: unknown key; {nearest(str(name), types)}")
+        if not _fits(value, types[name]):
+            raise ConfigurationError(f"{where}.{name}: must be {_in_words(types[name])}, not {value!r}")
+    for name in required:
+        if name not in values:
+            raise ConfigurationError(f"{where}.{name}: missing")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    kind, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if annotation is Any:
+        return True
+    if kind is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in inner)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind in (list, tuple):
+        return isinstance(value, (list, tuple)) and (not inner or all(_fits(item, inner[0]) for item in value))
+    if kind is dict:
+        return isinstance(value, dict) and (
+            not inner or all(_fits(k, inner[0]) and _fits(value[k], inner[1]) for k in value)
+        )
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _in_words(annotation: Any) -> str:
+    kind, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Literal:
+        return f"one of {', '.join(str(choice) for choice in inner)}"
+    if kind in (Union, UnionType):
+        return " or ".join(_in_words(one) for one in inner)
+    plain = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping"}
+    if kind in (list, tuple):
+        return f"a list (each item {_in_words(inner[0])})" if inner else "a list"
+    return "null" if kind is type(None) else plain.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _resolve_files(arguments: list[str]) -> tuple[list[str], list[Path]]:
+    files = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name != "--config":
+            continue
+        if not equals:
+            if position + 1 >= len(arguments):
+                raise ConfigurationError("--config needs a file")
+            value = arguments[position + 1]
+        file = find_config(value)
+        files.append(file)
+        if equals:
+            arguments[position] = f"--config={file}"
+        else:
+            arguments[position + 1] = str(file)
+    return arguments, files
+
+
+def _check_file_keys(cls: type, file: Path) -> None:
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise ConfigurationError(f"{file}: not readable as YAML: nested too deeply") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error.strerror})") from error
+    if node is None:
+        return
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigurationError(f"{file}: expected keys and values, got a {node.tag.rsplit(':', 1)[-1]}")
+    for path, line, known in _unknown_keys(cls, node, ()):
+        raise ConfigurationError(f"{file}:{line}: unknown key {'.'.join(path)!r}, {nearest(path[-1], known)}")
+
+
+def _unknown_keys(
+    cls: type, node: yaml.MappingNode, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], int, list[str]]]:
+    fields = _field_types(cls)
+    for key, value in node.value:
+        here = (*path, str(key.value))
+        if here[-1] not in fields:
+            yield here, key.start_mark.line + 1, list(fields)
+        elif (inner := _dataclass_in(fields[here[-1]])) is not None and isinstance(value, yaml.MappingNode):
+            yield from _unknown_keys(inner, value, here)
+
+
+def _check_option_keys(cls: type, arguments: list[str]) -> None:
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        path = argument[2:].partition("=")[0].split(".")
+        if path[0] in ("config", "help", "print_config"):
+            continue
+        inner: type | None = cls
+        for depth, name in enumerate(path):
+            if inner is None:  # inside a free-form mapping
+                break
+            fields = _field_types(inner)
+            if name not in fields:
+                known = [".".join([*path[:depth], field]) for field in fields]
+                raise ConfigurationError(f"unknown option --{'.'.join(path)}, {nearest('.'.join(path), known)}")
+            inner = _dataclass_in(fields[name])
+
+
+def _misfits(cls: type, namespace: Namespace, prefix: str = "") -> Iterator[str]:
+    """What jsonargparse lets pass: null for what may not be null, and other things than mappings for sections."""
+    for name, annotation in _field_types(cls).items():
+        value, key = namespace[name], prefix + name
+        if value is None:
+            if annotation is not Any and type(None) not in get_args(annotation):
+                yield f"{key}: may not be null; leave it out for its default"
+        elif isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            if isinstance(value, Namespace):
+                yield from _misfits(annotation, value, f"{key}.")
+            else:
+                yield f"{key}: expected keys and values, got a {type(value).__name__}"
+
+
+def _field_types(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def _dataclass_in(annotation: Any) -> type | None:
+    """The dataclass that an annotation such as `Lora | None` holds."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _one_line(message: str, file: Path | None) -> str:
+    text = " ".join(message.split())
+    key = re.search(r'Parser key "([^"]+)":\s*(.*)', text)
+    if key:
+        text = f"{key.group(1)}: {key.group(2)}"
+    return f"{file}: {text}" if file is not None else text

@@ -1,0 +1,161 @@
+"""Files that are never half-written: the old one stays until the whole new one takes its place."""
+
+import errno
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dopd_vl.common.errors import UserError
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What the system says when it is the disk that cannot be written, and not the file."""
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Replace a file: readers see the old content or the new, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
+    commit_file(temporary, path)
+
+
+def commit_file(temporary: Path, final: Path) -> None:
+    """Put a finished file in its place: its content reaches the disk before its name does."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def exclusive(folder: Path, work: str) -> Iterator[int]:
+    """Only one piece of work at a time writes to a folder. The lock goes with the process, however that ends.
+
+    Yields the descriptor that holds it: a child process that inherits it holds the lock too.
+
+    Raises:
+        UserError: another process holds it; `work` says what that is doing.
+    """
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(f"{folder}: another {work} is writing here; wait for it, or stop it") from error
+    except OSError:
+        # Some network file systems have no locks; there the user must see to it.
+        pass
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None when there is no such file, or no object in it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a file of one JSON object a line."""
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows, each a line, and see them on disk."""
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def keep_up_to(path: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint that a run goes on from."""
+    if path.exists():
+        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
+
+
+def sync_folder(folder: Path) -> None:
+    """See everything in a folder on disk: after a power cut, a mark that it is whole tells the truth."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+@contextmanager
+def disk_told_of(folder: Path, what_stays: str) -> Iterator[None]:
+    """A folder that cannot be written (full, read-only, gone) ends the work with one line that says so.
+
+    Raises:
+        UserError: in place of what the operating system, arrow, sqlite, torch or safetensors said; `what_stays` ends
+            its message.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_trouble(error, folder)
+        if reason is None:
+            raise
+        raise UserError(f"{folder}: cannot be written ({reason}); {what_stays}") from error
+
+
+def _disk_trouble(error: Exception, folder: Path) -> str | None:
+    """Why nothing could be written; None where the error is of another kind."""
+    if isinstance(error, OSError):
+        ours = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(folder)
+        return error.strerror if ours or error.errno in DISK_TROUBLE else None
+    if isinstance(error, sqlite3.OperationalError):
+        return str(error) if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) else None
+    # safetensors and torch's file writer name the cause, where they do, in their text alone.
+    text = str(error)
+    for number in DISK_TROUBLE:
+        if f"os error {number})" in text:
+            return os.strerror(number)
+    if isinstance(error, RuntimeError) and ("inline_container.cc" in text or "PytorchStreamWriter" in text):
+        return f"torch could not write a whole file; {_room(folder)}"
+    return None
+
+
+def _room(folder: Path) -> str:
+    try:
+        space = os.statvfs(folder)
+    except OSError as error:
+        return str(error.strerror)
+    return f"{space.f_bavail * space.f_frsize / 1e9:.2f} GB free"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a JSONL file; a last line cut short by a crash is left out. Empty where there is no file."""
+    if not path.exists():
+        return []
+    rows = []
+    # Not splitlines: a model may say U+2028 or U+0085, which JSON leaves in a string as they are.
+    for line in path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,1 @@
+"""Whether a run goes wrong, told from the rows that it logs."""

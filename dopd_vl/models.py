@@ -1,0 +1,95 @@
+"""What is asked of a model, with adapters or without, by those who score it and those who train it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.resources import find_model
+
+
+def load_config(name: str, key: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a model folder or hub id.
+
+    Raises:
+        UserError: it cannot be found or read, or the folder has no safetensors weights or adapters alone; the message
+            names the setting.
+    """
+    path = find_model(name)
+    base = base_of_adapters(path, key)
+    if base is not None:
+        raise UserError(
+            f"{key}: {path} holds adapters of {base} and no whole model; join them first (peft: merge_and_unload, "
+            "save_pretrained)"
+        )
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise UserError(f"{key}: no folder {path}")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{key}: {name!r} is neither a model folder nor a model that can be fetched ({reason})"
+        ) from error
+    if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+        raise UserError(
+            f"{key}: {path} holds no .safetensors weights; other formats are pickles, which can run code when they are "
+            "read: save the model with safetensors first"
+        )
+    return config
+
+
+def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model without its head, adapters in place."""
+    unwrapped: Any = model.base_model.model if isinstance(model, PeftModel) else model
+    return unwrapped.base_model
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """Every token that ends a response: the model's own list and the tokenizer's."""
+    declared = model.generation_config.eos_token_id
+    ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
+
+
+def image_token_ids(config: Any) -> list[int]:
+    """Placeholder and marker tokens of images and videos, which a response must not hold; empty for a text model."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return [getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)]
+
+
+def forget_image_positions(model: PreTrainedModel) -> None:
+    """Clear the mRoPE offsets that a Qwen-VL model keeps from its last batch: a text-only batch would reuse them."""
+    for module in model.modules():
+        if hasattr(module, "rope_deltas"):
+            module.rope_deltas = None  # type: ignore[assignment]
+
+
+def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def base_of_adapters(path: str, key: str) -> str | None:
+    """The model that a folder's adapters were trained on, a folder or a hub id; None where `path` is no such folder.
+
+    Raises:
+        UserError: the folder does not say, or its adapters are no safetensors; the message begins with `key`.
+    """
+    described = Path(path) / CONFIG_NAME
+    if not described.is_file():
+        return None
+    try:
+        base = json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{key}: {described} does not name the model that its adapters belong to")
+    if not (Path(path) / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise UserError(f"{key}: {path} holds no {SAFETENSORS_WEIGHTS_NAME}; other formats can run code when read")
+    return base

@@ -1,0 +1,141 @@
+"""What a run leaves in its folder and shows on the terminal."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dopd_vl.common.files import append_jsonl, keep_up_to, read_jsonl, sync_folder, write_json
+from dopd_vl.common.run_layout import (
+    BEST_FOLDER,
+    COMPLETE_FILE,
+    IMAGES_FOLDER,
+    METRICS_FILE,
+    REFUSED_FILE,
+    ROLLOUTS_FILE,
+)
+from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole
+from dopd_vl.run_folder.kept_rollouts import rollout_records
+from dopd_vl.run_folder.model_card import write_card
+
+_TIMINGS = ("step_time", "runtime", "per_second", "total_flos")
+
+
+class RunFolder(TrainerCallback):
+    """Keeps metrics.jsonl, rollouts.jsonl, images/, refused.jsonl, the best student and marks of whole checkpoints."""
+
+    def __init__(self, folder: Path, save_total_limit: int = 0):
+        """`save_total_limit`: whole checkpoints to keep; 0 keeps all."""
+        self.folder = folder
+        self.save_total_limit = save_total_limit
+        self.trainer: Any = None
+        self.best: float | None = None
+        self._refusals_written = 0
+
+    def attach(self, trainer: Any) -> None:
+        """Give the callback its trainer, for rollouts and for saving the best student."""
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            take_back(self.folder / BEST_FOLDER)
+            for name in (METRICS_FILE, ROLLOUTS_FILE, REFUSED_FILE):
+                # Without a checkpoint the run begins anew, its evaluation at step 0 included.
+                keep_up_to(self.folder / name, state.global_step if state.global_step else -1)
+        self.trainer.accelerator.wait_for_everyone()
+        # Every rank must know the best so far: they save the next best together.
+        rows = [row for row in read_jsonl(self.folder / METRICS_FILE) if row["step"] <= state.global_step]
+        self.best = max((row["eval_accuracy"] for row in rows if "eval_accuracy" in row), default=None)
+        if self.trainer.resumed_from is not None:
+            mark = json.loads((self.trainer.resumed_from / COMPLETE_FILE).read_text(encoding="utf-8"))
+            self.trainer.refused_before = mark["refused"][args.process_index]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Sums since the last log are in no checkpoint: a run that goes on could not complete that row.
+        control.should_log |= control.should_save
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        metrics = {k: v for k, v in logs.items() if not any(word in k for word in _TIMINGS)}
+        if set(metrics) - {"epoch", "train_loss"}:
+            append_jsonl(self.folder / METRICS_FILE, [{"step": state.global_step, **metrics}])
+        if "loss" in logs and self.trainer.kept_rollouts:
+            kept = self.trainer.kept_rollouts.values()
+            records = rollout_records(kept, self.trainer.renderer, self.folder / IMAGES_FOLDER)
+            append_jsonl(self.folder / ROLLOUTS_FILE, [{"step": state.global_step, **record} for record in records])
+        refusals = self.trainer.refusals[self._refusals_written :]
+        if refusals:
+            rows = [{"step": state.global_step, "id": r.id, "reason": r.reason} for r in refusals]
+            append_jsonl(self.folder / REFUSED_FILE, rows)
+            self._refusals_written += len(refusals)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        accuracy = (metrics or {}).get("eval_accuracy")
+        if accuracy is None or (self.best is not None and accuracy <= self.best):
+            return
+        self.best = accuracy
+        save_whole(self.trainer, self.folder / BEST_FOLDER, {"step": state.global_step, "eval_accuracy": accuracy})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Behind what every rank has written, and before anything older is removed.
+        refused: list[int] = gather_object([self.trainer.refused])
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            checkpoint = self.folder / f"checkpoint-{state.global_step}"
+            mark_whole(checkpoint, {"step": state.global_step, "refused": refused})
+            keep_newest(self.folder, self.save_total_limit)
+
+
+def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Save the student and its processor so that `folder` is the old one, or none for a moment, or a whole new one."""
+    partial, stale = folder.with_name(f".{folder.name}.partial"), _stale(folder)
+    if trainer.accelerator.is_main_process and partial.exists():
+        shutil.rmtree(partial)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(partial))
+    if trainer.accelerator.is_main_process:
+        (partial / "training_args.bin").unlink(
+            missing_ok=True
+        )  # a pickle that nothing reads, with paths of this machine
+        write_json(partial / "dopd.json", facts)
+        write_card(partial, folder.parent, facts, trainer.views.reads_images)
+        sync_folder(partial)
+        if folder.exists():
+            if stale.exists():
+                shutil.rmtree(stale)
+            folder.rename(stale)
+        partial.rename(folder)
+        if stale.exists():
+            shutil.rmtree(stale)
+    trainer.accelerator.wait_for_everyone()
+
+
+def take_back(folder: Path) -> None:
+    """Where `save_whole` was killed between taking the old folder away and putting the new one there: the old one."""
+    if not folder.exists() and _stale(folder).exists():
+        _stale(folder).rename(folder)
+
+
+def _stale(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.stale")

@@ -1,0 +1,127 @@
+"""The run folder when a run begins, and when it goes on: the same run, or a refusal that names what changed."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate.utils import broadcast_object_list
+
+from dopd_vl.common.configuration import as_yaml
+from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import exclusive, read_json, write_atomically, write_json
+from dopd_vl.common.run_layout import CONFIG_FILE, FINGERPRINT_FILE
+from dopd_vl.run_folder.checkpoints import last_whole_checkpoint, remove_newer
+from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
+from dopd_vl.train_config import TrainConfig
+
+_MAY_CHANGE = ("resume", "output_dir", "health")
+"""Keys that a run may be taken up again with another value of."""
+
+
+@contextmanager
+def opened_together(
+    config: TrainConfig, fingerprint: Callable[[], Fingerprint], rank: int, say: Callable[[str], None]
+) -> Iterator[Path | None]:
+    """`open_folder` by the first process, which holds the folder for itself while this lasts, however it ends.
+
+    The other processes hear what came of it, and do not take its new run for an old one.
+
+    Raises:
+        UserError: as `open_folder`, on every rank; or another run is writing to the folder.
+    """
+    folder = Path(config.output_dir)
+    with ExitStack() as stack:
+        outcome: Path | UserError | None = None
+        if rank == 0:
+            try:
+                _make(folder)
+                stack.enter_context(exclusive(folder, "run"))
+                outcome = open_folder(folder, config, fingerprint(), say)
+            except UserError as error:
+                outcome = UserError(str(error))
+            except OSError as error:
+                outcome = UserError(f"{error.filename}: {error.strerror}")
+        outcome = broadcast_object_list([outcome])[0]
+        if isinstance(outcome, UserError):
+            raise outcome
+        yield outcome
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
+
+
+def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say: Callable[[str], None]) -> Path | None:
+    """Prepare the run folder; with `resume`, the checkpoint to go on from, if there is one.
+
+    Raises:
+        UserError: the folder cannot be written, holds a run that is not to go on, or one that began otherwise.
+    """
+    if (folder / CONFIG_FILE).exists():
+        if not config.resume:
+            raise UserError(f"output_dir: {folder} already holds a run; give --resume true to go on, or another folder")
+        _check_config(folder, config)
+        _check_content(folder, fingerprint)
+        checkpoint = last_whole_checkpoint(folder)
+        try:
+            removed = remove_newer(folder, checkpoint)
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
+        if removed:
+            say(f"{folder}: not whole, and removed: {', '.join(removed)}")
+        say(
+            f"{folder}: "
+            + ("no checkpoint yet, begins anew" if checkpoint is None else f"goes on from {checkpoint.name}")
+        )
+        return checkpoint
+    try:
+        write_json(folder / FINGERPRINT_FILE, fingerprint)
+        # Last: a folder without it holds no run yet.
+        write_atomically(folder / CONFIG_FILE, as_yaml(config))
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
+    return None
+
+
+def _check_config(folder: Path, config: TrainConfig) -> None:
+    file = folder / CONFIG_FILE
+    try:
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"resume: {file} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    before, now = _flat(saved), _flat(yaml.safe_load(as_yaml(config)))
+    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k.split(".")[0] not in _MAY_CHANGE]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"resume: {key} was {before.get(key)!r} in {file} and is {now.get(key)!r} now; a run goes "
+            "on with the settings that it began with"
+        )
+
+
+def _check_content(folder: Path, fingerprint: Fingerprint) -> None:
+    file = folder / FINGERPRINT_FILE
+    saved = read_json(file)
+    if saved is None or saved.get("format") != FORMAT:
+        raise UserError(
+            f"resume: {file} does not say what the run began with (missing, damaged, or of another version of this "
+            "toolkit); begin anew in another folder"
+        )
+    # As it would be read again, so that what differs is the content and not the types of JSON.
+    changed = difference(saved, json.loads(json.dumps(fingerprint)))
+    if changed is not None:
+        raise UserError(f"resume: {changed}; a run goes on with what it began with ({file})")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()}

@@ -1,0 +1,161 @@
+"""The rollouts of one optimizer step on one rank: what every policy sees, and which examples are passed over."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd_vl.core import Source
+from dopd_vl.objectives.common import PLAIN_STUDENT
+from dopd_vl.train_config import DEFAULT_VARIANT
+from dopd_vl.views import Request, View, ViewProcessor
+from privileged import VARIANTS
+
+SIBLING_VIEW = "sibling"
+SOLUTION = "A correct solution to this problem:\n{response}"
+"""How a right rollout of the same prompt is shown."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An example that was passed over, and why."""
+
+    id: str
+    reason: str
+
+
+def resolve_variant(example: Mapping[str, Any], variant: str) -> str:
+    """The named variant, or, for "default", the one that fits the example."""
+    if variant != DEFAULT_VARIANT:
+        return variant
+    return "hints" if VARIANTS["box_label"].missing(example) else "box_label"
+
+
+class ViewRenderer:
+    """Renders what each source sees; siblings of one prompt share their views."""
+
+    def __init__(self, views: ViewProcessor, variants: Mapping[str, str], learner_variant: str = "none"):
+        """`variants` maps a policy to the variant that its privileged view shows; the student that learns sees
+        `learner_variant`."""
+        unknown = [
+            name for name in (*variants.values(), learner_variant) if name != DEFAULT_VARIANT and name not in VARIANTS
+        ]
+        if unknown:
+            raise ValueError(
+                f"unknown variant {unknown[0]!r}, expected one of {', '.join([DEFAULT_VARIANT, *VARIANTS])}"
+            )
+        self.views = views
+        self.variants = variants
+        self.learner_variant = learner_variant
+
+    def render(
+        self, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+    ) -> list[dict[Source, View] | ValueError]:
+        """One view per source for each example, or why the example cannot be shown to one of them."""
+        variants = [{source: self.variant_of(example, source) for source in sources} for example in examples]
+        requests = {
+            (number, variant): Request(example, variant)
+            for number, (example, shown) in enumerate(zip(examples, variants, strict=True))
+            for variant in shown.values()
+        }
+        views = dict(zip(requests, self.views.view_all(list(requests.values())), strict=True))
+        rendered: list[dict[Source, View] | ValueError] = []
+        for number, shown in enumerate(variants):
+            found = {source: views[number, variant] for source, variant in shown.items()}
+            error = next((view for view in found.values() if isinstance(view, ValueError)), None)
+            rendered.append(error or {s: view for s, view in found.items() if not isinstance(view, ValueError)})
+        return rendered
+
+    def variant_of(self, example: Mapping[str, Any], source: Source) -> str:
+        """The variant that this source sees of the example, or "sibling"."""
+        if source.view == "privileged":
+            return resolve_variant(example, self.variants[source.policy])
+        if source == PLAIN_STUDENT:
+            return resolve_variant(example, self.learner_variant)
+        return "none" if source.view == "plain" else source.view
+
+
+@dataclass(frozen=True)
+class RenderedBatch:
+    """Views per source, one entry a rollout."""
+
+    views: dict[Source, list[View]]
+    usable: Tensor
+    """`[B]` bool: false for a rollout whose example was refused; another example's views stand in its place"""
+    refusals: list[Refusal]
+
+
+def render_batch(
+    renderer: ViewRenderer, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source], siblings: int
+) -> RenderedBatch:
+    """Render a generation batch in which every run of `siblings` examples is one prompt.
+
+    An example that cannot be shown keeps its place, so that ranks stay in step, but is filled with another's views and
+    marked unusable: it is generated for and then neither scored nor taught.
+
+    Raises:
+        ValueError: no example of the batch can be shown; the message holds the first reason.
+    """
+    prompts = examples[::siblings]
+    rendered = renderer.render(prompts, sources)
+    refusals = [
+        Refusal(str(example.get("id")), str(error))
+        for example, error in zip(prompts, rendered, strict=True)
+        if isinstance(error, ValueError)
+    ]
+    filler = next((views for views in rendered if not isinstance(views, ValueError)), None)
+    if filler is None:
+        raise ValueError(f"no example of the batch can be used; the first: {refusals[0].reason}")
+    refused = [isinstance(views, ValueError) for views in rendered]
+    filled = [filler if isinstance(views, ValueError) else views for views in rendered for _ in range(siblings)]
+    return RenderedBatch(
+        views={source: [views[source] for views in filled] for source in sources},
+        usable=~torch.tensor(refused).repeat_interleave(siblings),
+        refusals=refusals,
+    )
+
+
+def pad_responses(responses: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Right-padded ids `[B, N]` int64 and mask `[B, N]` bool."""
+    length = max(len(ids) for ids in responses)
+    ids = torch.tensor([list(r) + [fill] * (length - len(r)) for r in responses], dtype=torch.long).reshape(-1, length)
+    mask = torch.arange(length)[None] < torch.tensor([len(r) for r in responses])[:, None]
+    return ids, mask
+
+
+def siblings_shown(verdicts: Sequence[bool | None], siblings: int) -> list[int | None]:
+    """For each rollout the next right one of the same prompt, going round, or None where there is no other."""
+    shown: list[int | None] = []
+    for b in range(len(verdicts)):
+        first = b - b % siblings
+        others = [first + (b - first + step) % siblings for step in range(1, siblings)]
+        shown.append(next((other for other in others if verdicts[other]), None))
+    return shown
+
+
+def render_siblings(
+    renderer: ViewRenderer,
+    examples: Sequence[Mapping[str, Any]],
+    plain: Sequence[View],
+    responses: Sequence[str],
+    shown: Sequence[int | None],
+) -> tuple[list[View], list[int | None]]:
+    """Views of each prompt with a right rollout of it, and which rollout that is.
+
+    Where there is none, or its view cannot be made (too long, a control token), the plain view stands in its place.
+    """
+    requests = {
+        row: Request(example, addition=SOLUTION.format(response=responses[other]))
+        for row, (example, other) in enumerate(zip(examples, shown, strict=True))
+        if other is not None
+    }
+    made = dict(zip(requests, renderer.views.view_all(list(requests.values())), strict=True))
+    views, used = list(plain), list(shown)
+    for row, view in made.items():
+        if isinstance(view, ValueError):
+            used[row] = None
+        else:
+            views[row] = view
+    return views, used

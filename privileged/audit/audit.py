@@ -1,0 +1,305 @@
+"""The audit: what is wrong with a record, how grave that is, and the counts of a whole dataset."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dopd_vl.common.errors import ConfigurationError, nearest
+from privileged.audit.code_leaks import code_leak
+from privileged.audit.contamination import EvaluationQuestions, file_digest
+from privileged.audit.leaks import answer_leaks, executed_step, same_answer
+from privileged.records.fields import Finding
+from privileged.records.records import Record, message_texts, user_text
+from privileged.rendering.boxes import is_empty
+
+Severity = Literal["reject", "warn", "ignore"]
+
+SEVERITIES: dict[str, Severity] = {
+    "duplicate_record": "reject",
+    "near_duplicate": "warn",
+    "evaluation_overlap": "reject",
+    "box_empty": "reject",
+    "box_out_of_range": "warn",
+    "box_whole_image": "warn",
+    "box_duplicated": "warn",
+    "box_unlabelled": "warn",
+    "label_language": "warn",
+    "answer_in_hint": "reject",
+    "code_in_hint": "reject",
+    "answer_in_hint_summary": "warn",
+    "answer_in_wrong_hint": "warn",
+    "executed_step_in_hint": "warn",
+    "hint_too_long": "warn",
+    "final_answer_differs": "warn",
+    "no_privilege": "warn",
+}
+"""Every finding and what it leads to by default: the record is set aside, kept and counted, or not looked at."""
+
+DESCRIPTIONS: dict[str, str] = {
+    "duplicate_record": "the same prompt and pixels as an earlier record",
+    "near_duplicate": "nearly the words of an earlier record's prompt, with the same numbers and pixels",
+    "evaluation_overlap": "the prompt shares words with a question of audit.decontaminate",
+    "box_empty": "a box has no area, or lies outside its image (when kept, the box is dropped)",
+    "box_out_of_range": "a box sticks out of its image by more than a pixel (it is clipped)",
+    "box_whole_image": "a box covers nearly all of its image, and so points at nothing",
+    "box_duplicated": "two boxes of a record have the same label and nearly the same place",
+    "box_unlabelled": "a box has no label: variants with labels cannot be rendered",
+    "label_language": "a box label is in a script that neither question nor answer uses",
+    "answer_in_hint": "an unexecuted hint gives the answer away",
+    "code_in_hint": "an unexecuted hint for a coding task holds the program or an output that its tests expect",
+    "answer_in_hint_summary": "the summarised hint gives the answer away",
+    "answer_in_wrong_hint": "the wrong hint states the right answer",
+    "executed_step_in_hint": "an unexecuted hint holds a worked-out step",
+    "hint_too_long": "a hint has more words than audit.max_hint_words",
+    "final_answer_differs": "privileged.final_answer is not the answer",
+    "no_privilege": "no privileged information beyond the final answer",
+}
+
+WHOLE_IMAGE_SHARE = 0.98
+SAME_BOX = 0.95
+EXAMPLES_KEPT = 5
+
+
+@dataclass
+class AuditConfig:
+    """What the audit does with what it finds.
+
+    Args:
+        severity: For any finding, "reject" (set the record aside), "warn" (keep and count it) or "ignore". What is not
+            named keeps its default, see `SEVERITIES`.
+        max_hint_words: Longest hint, in words.
+        near_duplicate: Share of a prompt's word triples, from which on an earlier record is a near-duplicate.
+        decontaminate: A file of evaluation questions (.jsonl, .parquet, or text with one a line) that no prompt may
+            overlap.
+        decontaminate_ngram: Words in a row that make an overlap.
+    """
+
+    severity: dict[str, str] = field(default_factory=dict)
+    max_hint_words: int = 200
+    near_duplicate: float = 0.9
+    decontaminate: str | None = None
+    decontaminate_ngram: int = 13
+
+    def check(self) -> None:
+        """Raise ConfigurationError, naming the key, when a value cannot be used."""
+        self.resolved()
+        for key in ("max_hint_words", "decontaminate_ngram"):
+            if getattr(self, key) < 1:
+                raise ConfigurationError(f"audit.{key}: {getattr(self, key)} is less than 1")
+        if not 0.5 <= self.near_duplicate <= 1:
+            raise ConfigurationError(f"audit.near_duplicate: {self.near_duplicate} is not between 0.5 and 1")
+        if self.decontaminate is not None:
+            file_digest(self.decontaminate)
+
+    def fingerprint(self) -> dict[str, object]:
+        """All that decides what becomes of a record; of the evaluation questions their content, not their path."""
+        questions = None if self.decontaminate is None else file_digest(self.decontaminate)
+        return {
+            "severity": self.resolved(),
+            "max_hint_words": self.max_hint_words,
+            "near_duplicate": self.near_duplicate,
+            "decontaminate": questions,
+            "decontaminate_ngram": self.decontaminate_ngram,
+        }
+
+    def resolved(self) -> dict[str, Severity]:
+        """The severity of every finding; ConfigurationError for an unknown name or value."""
+        table = dict(SEVERITIES)
+        for code, severity in self.severity.items():
+            if code not in SEVERITIES:
+                raise ConfigurationError(f"audit.severity: unknown finding {code!r}; {nearest(code, SEVERITIES)}")
+            if severity not in ("reject", "warn", "ignore"):
+                raise ConfigurationError(f"audit.severity.{code}: {severity!r} is none of reject, warn, ignore")
+            table[code] = severity  # type: ignore[assignment]
+        return table
+
+
+def check_record(
+    record: Record, config: AuditConfig | None = None, questions: EvaluationQuestions | None = None
+) -> list[Finding]:
+    """Everything noticed about one record, what parsing noticed included. Duplicates are for `prepare` to see.
+
+    Args:
+        questions: The evaluation questions of `config.decontaminate`, if it names any.
+    """
+    config = config or AuditConfig()
+    findings = [*record.findings, *_check_boxes(record), *_check_labels(record), *_check_text(record)]
+    findings += _check_lengths(record, config.max_hint_words)
+    if questions is not None and (shared := questions.overlap(user_text(record.prompt))):
+        findings.append(Finding("evaluation_overlap", f"an evaluation question holds {shared!r} too"))
+    return findings
+
+
+def judge(findings: Iterable[Finding], severity: Mapping[str, Severity]) -> tuple[str | None, list[Finding]]:
+    """The reason to set a record aside (None to keep it), and the findings to count."""
+    counted = [finding for finding in findings if severity[finding.code] != "ignore"]
+    reasons = [f"{finding.code}: {finding.detail}" for finding in counted if severity[finding.code] == "reject"]
+    return ("; ".join(reasons) or None), counted
+
+
+def _check_boxes(record: Record) -> Iterable[Finding]:
+    seen: dict[tuple[Any, ...], list[int]] = {}
+    boxes = record.privileged["boxes"]
+    for number, box in enumerate(boxes):
+        assert not is_empty(box["bbox"]), "parsing drops empty boxes"
+        width, height = record.images[box["image"]].size
+        x1, y1, x2, y2 = box["bbox"]
+        if (x2 - x1) * (y2 - y1) >= WHOLE_IMAGE_SHARE * width * height:
+            yield Finding("box_whole_image", f"box {number} covers all of its {width} x {height} image")
+        if not box["label"]:
+            yield Finding("box_unlabelled", f"box {number} has no label")
+        earlier = seen.setdefault((box["image"], box["label"]), [])
+        same = next((other for other in earlier if overlap(box["bbox"], boxes[other]["bbox"]) >= SAME_BOX), None)
+        if same is not None:
+            yield Finding("box_duplicated", f"box {number} repeats box {same} ({box['label']!r})")
+        else:
+            earlier.append(number)
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes [x1, y1, x2, y2].
+
+    >>> overlap([0, 0, 10, 10], [0, 0, 10, 5])
+    0.5
+    """
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = ((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one, other))
+    return width * height / (sum(areas) - width * height)
+
+
+def _check_labels(record: Record) -> Iterable[Finding]:
+    question = user_text(record.prompt)
+    for number, box in enumerate(record.privileged["boxes"]):
+        if other_script(box["label"], question, record.answer):
+            yield Finding("label_language", f"box {number} is labelled {box['label']!r}")
+
+
+def _check_lengths(record: Record, limit: int) -> Iterable[Finding]:
+    privileged = record.privileged
+    for hint in (*privileged["hints"], privileged["hint_summary"], privileged["wrong_hint"]):
+        if hint and (count := len(hint.split())) > limit:
+            yield Finding("hint_too_long", f"a hint has {count} words, more than {limit}")
+
+
+def _check_text(record: Record) -> Iterable[Finding]:
+    privileged, prompt = record.privileged, message_texts(record.prompt)
+    # The answer of a coding task is its tests, which no hint quotes whole: what leaks there is a program or an output.
+    is_code = record.task == "code"
+    if is_code and (hint := code_leak(privileged["hints"], record.answer, prompt)):
+        yield Finding("code_in_hint", f"the hint {hint!r} holds a program or an expected output")
+    if not is_code and (hint := answer_leaks(record.answer, privileged["hints"], prompt)):
+        yield Finding("answer_in_hint", f"the answer {record.answer!r} is in the hint {hint!r}")
+    if hint := executed_step(privileged["hints"], prompt):
+        yield Finding("executed_step_in_hint", f"the hint {hint!r} holds a worked-out step")
+    summary = privileged["hint_summary"]
+    if summary and answer_leaks(record.answer, [summary], prompt):
+        yield Finding("answer_in_hint_summary", f"the answer {record.answer!r} is in the summary {summary!r}")
+    wrong = privileged["wrong_hint"]
+    if wrong and answer_leaks(record.answer, [wrong], prompt):
+        yield Finding("answer_in_wrong_hint", f"the wrong hint {wrong!r} states the right answer")
+    final = privileged["final_answer"]
+    if final is not None and not same_answer(final, record.answer):
+        yield Finding("final_answer_differs", f"final_answer is {final!r}, the answer {record.answer!r}")
+    if not any(privileged[key] for key in ("hints", "hints_executed", "hint_summary", "caption", "boxes")):
+        yield Finding("no_privilege", "it has neither hints, caption nor boxes")
+
+
+@dataclass
+class Tally:
+    """Counts over records, of fixed size however many there are. Tallies of parts add up to that of the whole."""
+
+    numbers: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
+    variants: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
+    annotated: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def records(self) -> int:
+        return self.numbers["records"]
+
+    @property
+    def rejected(self) -> int:
+        return self.numbers["rejected"]
+
+    def keep(self, row: Mapping[str, Any], variants: Iterable[str]) -> None:
+        self.numbers.update(records=1, images=len(row["images"]), boxes=len(row["privileged"]["boxes"]))
+        self.tasks[row["task"]] += 1
+        self.sources[row["source"]] += 1
+        self.variants.update(variants)
+
+    def note(self, record_id: str, findings: Iterable[Finding]) -> None:
+        """Count findings, each once a record."""
+        for code in {finding.code for finding in findings}:
+            self.findings[code] += 1
+            examples = self.examples.setdefault(code, [])
+            if len(examples) < EXAMPLES_KEPT:
+                examples.append(record_id)
+
+    def reject(self, stage: str) -> None:
+        self.numbers["rejected"] += 1
+        self.stages[stage] += 1
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Add a part, as `to_dict` gave it."""
+        for name, counter in self._counters().items():
+            counter.update(other[name])
+        for code, ids in other["examples"].items():
+            kept = self.examples.setdefault(code, [])
+            kept.extend(ids[: EXAMPLES_KEPT - len(kept)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, in an order that depends on nothing but the counts."""
+        counts = {name: dict(sorted(counter.items())) for name, counter in self._counters().items()}
+        return {**counts, "examples": {code: list(ids) for code, ids in sorted(self.examples.items())}}
+
+    def _counters(self) -> dict[str, Counter[str]]:
+        return {
+            "numbers": self.numbers,
+            "tasks": self.tasks,
+            "sources": self.sources,
+            "variants": self.variants,
+            "findings": self.findings,
+            "stages": self.stages,
+            "annotated": self.annotated,
+        }
+
+
+_SHARED = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HALFWIDTH"), "EAST ASIAN")
+
+
+def scripts_of(text: str) -> set[str]:
+    """The scripts of a text's letters, Chinese and Japanese as one.
+
+    >>> sorted(scripts_of("OK, 東京タワー 7"))
+    ['EAST ASIAN', 'LATIN']
+    """
+    names = (unicodedata.name(char, "").partition(" ")[0] for char in text[:2000] if char.isalpha())
+    return {_SHARED.get(name, name) for name in names if name}
+
+
+def other_script(label: str, question: str, answer: str) -> bool:
+    """Whether a label is written in a script that neither the question nor the answer uses.
+
+    Latin labels of other questions count only when they are words: a name, a sign or a unit (STOP, km) is Latin in
+    many languages. What the letters do not show is not seen: a German label for an English question.
+
+    >>> other_script("猫", "Where is the cat?", "left"), other_script("cat", "猫はどこ?", "左")
+    (True, True)
+    >>> other_script("STOP", "标志上写着什么?", "停"), other_script("出口", "What does the sign say?", "出口")
+    (False, False)
+    """
+    found, known = scripts_of(label), scripts_of(question) | scripts_of(answer)
+    if not found or not known or found & known:
+        return False
+    return found != {"LATIN"} or (label.islower() and sum(char.isalpha() for char in label) > 2)

@@ -1,0 +1,60 @@
+"""What a finished dataset folder says about itself: the README card and dataset_info.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from privileged.audit.audit import DESCRIPTIONS
+from privileged.rendering.variants import VARIANTS
+from privileged.schema import features
+
+
+def card(audit: Mapping[str, Any]) -> str:
+    """The README of a dataset; its front matter tells datasets where the data is."""
+    counts = audit["counts"]
+    numbers = counts["numbers"]
+    lines = [
+        "---",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        "    path: data/train-*.parquet",
+        "---",
+        "",
+        "# Privileged dataset",
+        "",
+        f"{audit['records']} records, {numbers.get('images', 0)} images, {numbers.get('boxes', 0)} boxes; "
+        f"{audit['rejected']} records were set aside (`rejected.jsonl`).",
+        "",
+        "`privileged` holds what a teacher may see and the deployed student never will. All raw annotations are kept; "
+        "which of them is shown (the variant) is chosen at training time.",
+        "",
+        *_table("Source", counts["sources"]),
+        *_table("Task (verifier)", counts["tasks"]),
+        *_table("Variant", {name: counts["variants"].get(name, 0) for name in VARIANTS}),
+    ]
+    if counts["findings"]:
+        lines += ["| Audit finding | records | what happens | meaning |", "|---|---|---|---|"]
+        for code, count in counts["findings"].items():
+            lines.append(f"| {code} | {count} | {audit['severity'][code]} | {DESCRIPTIONS[code]} |")
+    else:
+        lines.append("The audit found nothing.")
+    return "\n".join([*lines, "", f"Prepared from `{audit['source']['kind']}`; settings and counts: `audit.json`.", ""])
+
+
+def _table(title: str, counts: Mapping[str, int]) -> list[str]:
+    rows = [f"| {str(name).replace('|', '/')} | {count} |" for name, count in counts.items()]
+    return [f"| {title} | records |", "|---|---|", *rows, ""]
+
+
+def dataset_info(audit: Mapping[str, Any], data_bytes: int) -> str:
+    """dataset_info.json as the datasets library writes it."""
+    info = {
+        "description": "Privileged dataset: prompts, images, answers and privileged information.",
+        "features": features().to_dict(),
+        "splits": {"train": {"name": "train", "num_examples": audit["records"], "num_bytes": data_bytes}},
+    }
+    return json.dumps(info, indent=1) + "\n"

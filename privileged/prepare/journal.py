@@ -1,0 +1,133 @@
+"""The state of a preparation on disk. It can be killed at any point: what is committed stays, the rest is done again.
+
+output/.prepare/state.json          what is being prepared (a fingerprint)
+output/.prepare/seen.sqlite         ids and contents of the kept records, to find duplicates in flat memory
+output/.prepare/shard-00000.json    written last: the shard is committed, with its counts and its rejected records
+output/data/train-00000-of-00012.parquet
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dopd_vl.common.files import commit_file, read_json, write_atomically
+from privileged.dataset import AUDIT_FILE, CARD_FILE, DATA_FOLDER, DROPPED_FILE, INFO_FILE, REJECTED_FILE, WORK_FOLDER
+
+PARTIAL_AUDIT_FILE = "audit-partial.json"
+CACHE_KIB = 64 * 1024
+"""Of the database of seen records: keys are digests, so its pages are met in no order."""
+OUR_FILES = (
+    CARD_FILE,
+    AUDIT_FILE,
+    PARTIAL_AUDIT_FILE,
+    REJECTED_FILE,
+    DROPPED_FILE,
+    INFO_FILE,
+    "sample.html",
+    "sample.png",
+)
+
+
+def dumps(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+class Journal:
+    """The work folder of one output."""
+
+    def __init__(self, output: Path):
+        self._output, self.folder = output, output / WORK_FOLDER
+
+    def fingerprint(self) -> str | None:
+        """Of the preparation that this folder was begun for; None when none was."""
+        state = read_json(self.folder / "state.json")
+        return state["fingerprint"] if state else None
+
+    def has_begun(self) -> bool:
+        """False as well when a kill came while `begin` was clearing the folder."""
+        state = read_json(self.folder / "state.json")
+        return state is not None and not state["clearing"]
+
+    def begin(self, fingerprint: str) -> None:
+        """Start anew: whatever an earlier preparation left here is removed, its sign of completeness first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # From here on the folder is known as ours, so that a run that is killed while it clears it can go on.
+        write_atomically(self.folder / "state.json", dumps({"fingerprint": fingerprint, "clearing": True}))
+        for name in OUR_FILES:
+            (self._output / name).unlink(missing_ok=True)
+        for file in (self._output / DATA_FOLDER).glob("train-*.parquet"):
+            file.unlink()
+        for file in self.folder.iterdir():
+            if file.name != "state.json":
+                file.unlink()
+        (self._output / DATA_FOLDER).mkdir(exist_ok=True)
+        write_atomically(self.folder / "state.json", dumps({"fingerprint": fingerprint, "clearing": False}))
+
+    def committed(self) -> int:
+        """How many shards, from the first, are whole. What lies beyond them is discarded."""
+        count = 0
+        while (note := self.read_shard(count)) is not None:
+            file = self._output / DATA_FOLDER / note["file"]
+            if not file.is_file() or file.stat().st_size != note["bytes"]:
+                break
+            count += 1
+        for path in self.folder.glob("shard-*.json"):
+            if int(path.stem.removeprefix("shard-")) >= count:
+                path.unlink()
+        return count
+
+    def read_shard(self, shard: int) -> dict[str, Any] | None:
+        return read_json(self._note(shard))
+
+    def commit_shard(self, shard: int, temporary: Path, name: str, note: dict[str, Any], seen: Seen) -> None:
+        """The parquet file first, then what it adds to the seen records, then the note that makes it count."""
+        final = self._output / DATA_FOLDER / name
+        commit_file(temporary, final)
+        seen.commit()
+        note = {"file": name, "bytes": final.stat().st_size, **note}
+        write_atomically(self._note(shard), json.dumps(note, ensure_ascii=True))
+
+    def write_lines(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
+        """A JSONL file in the output, whole or not at all."""
+        temporary = self.folder / name
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        commit_file(temporary, self._output / name)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _note(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.json"
+
+
+class Seen:
+    """Ids and contents of kept records, on disk. What belongs to uncommitted shards is forgotten on opening."""
+
+    def __init__(self, path: Path, committed: int):
+        self.database = self._database = sqlite3.connect(path, isolation_level="DEFERRED")
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, id TEXT, shard INTEGER) WITHOUT ROWID"
+        )
+        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._database.execute("DELETE FROM seen WHERE shard >= ?", (committed,))
+        self._database.commit()
+
+    def find(self, key: bytes) -> str | None:
+        """The id of the record that was added under this key."""
+        found = self._database.execute("SELECT id FROM seen WHERE key = ?", (key,)).fetchone()
+        return found[0] if found else None
+
+    def add(self, key: bytes, record_id: str, shard: int) -> None:
+        self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (key, record_id, shard))
+
+    def commit(self) -> None:
+        self._database.commit()
+
+    def close(self) -> None:
+        self._database.close()

@@ -1,0 +1,351 @@
+"""From source records to a privileged dataset: `prepare` reads, checks, audits and writes, and can be killed anywhere.
+
+    source record --read--> raw --annotate, parse--> record --audit--> row --> parquet shard
+                      |                  |                     |
+                      +------------------+---------------------+--> rejected.jsonl (id, index, stage, reason)
+
+Shard k holds the source records [k * shard_size, (k + 1) * shard_size) that were kept, so a rerun goes on at the first
+shard that was not committed, and ends with the very bytes that an undisturbed run writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dopd_vl.common.errors import ConfigurationError, PrepareError
+from dopd_vl.common.files import disk_told_of, exclusive, write_atomically
+from dopd_vl.common.progress import Progress
+from privileged.annotators.estimate import Estimate, estimate
+from privileged.audit.audit import Tally
+from privileged.dataset import (
+    AUDIT_FILE,
+    CARD_FILE,
+    DATA_FOLDER,
+    DROPPED_FILE,
+    FORMAT,
+    INFO_FILE,
+    REJECTED_FILE,
+    WORK_FOLDER,
+    load_privileged,
+    read_audit,
+)
+from privileged.prepare.card import card, dataset_info
+from privileged.prepare.config import PrepareConfig, SourceConfig
+from privileged.prepare.duplicates import Duplicates
+from privileged.prepare.journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps
+from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, SourceFactory, counted, outcome_stream
+from privileged.prepare.partition import merged_outcomes, part_folder, prepare_part
+from privileged.prepare.sample import sample_note, sample_places, write_sample
+from privileged.prepare.shards import ShardWriter
+from privileged.sources.sources import Source
+
+if TYPE_CHECKING:
+    from rich.console import Console
+import hashlib
+import json
+
+from dopd_vl.common.errors import UserError
+from privileged.annotators.ahead import annotation_fingerprint
+from privileged.audit.contamination import EvaluationQuestions
+from privileged.records.annotations import OwnAnnotator
+from privileged.sources.cards import resolve_source
+from privileged.sources.sources import SOURCES
+
+__all__ = ["PrepareConfig", "PrepareResult", "SourceConfig", "load_privileged", "prepare"]
+
+
+WHAT_STAYS = "what is committed stays, make room and run the same command again"
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What a preparation made: the folder, and its audit (the content of audit.json)."""
+
+    output: Path
+    records: int
+    rejected: int
+    audit: dict[str, Any]
+    was_complete: bool
+    """Whether the folder was finished before, so that nothing was done."""
+
+
+def prepare(
+    config: PrepareConfig,
+    extra_sources: Mapping[str, SourceFactory] | None = None,
+    console: Console | None = None,
+) -> PrepareResult:
+    """Make a privileged dataset, or finish one that an earlier run was stopped in.
+
+    Args:
+        extra_sources: More kinds of sources, each a factory from options to a Source. With workers they must be
+            importable functions or classes.
+        console: Where progress goes; standard error by default.
+
+    Raises:
+        ConfigurationError: a setting is wrong; nothing was written.
+        PrepareError: the preparation cannot go on; what was done is kept.
+    """
+    config.check()
+    if console is None:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+    config, source, factory = with_source(config, extra_sources)
+    output = _output_folder(config)
+    with exclusive(output, "preparation"), disk_told_of(output, WHAT_STAYS):
+        preparation = _Preparation(config, source, factory, output, console)
+        return preparation.run() if config.part is None else preparation.run_part()
+
+
+def estimate_annotation(config: PrepareConfig, extra_sources: Mapping[str, SourceFactory] | None = None) -> Estimate:
+    """What the annotation of a preparation will cost. Nothing is asked and nothing is written."""
+    config.check()
+    if config.annotate is None:
+        raise ConfigurationError("annotate: is not set, there is nothing to estimate")
+    config, source, _ = with_source(config, extra_sources)
+    assert config.annotate is not None
+    indices = order(len(source), config)
+    first, last = config.part_range(len(indices))
+    return estimate(config.annotate, RecordProcessor(config, source).to_annotate, indices[first:last])
+
+
+def _output_folder(config: PrepareConfig) -> Path:
+    output = Path(config.output) if config.part is None else part_folder(Path(config.output), config.part)
+    if output.exists() and not output.is_dir():
+        raise ConfigurationError(f"output: {output} is a file")
+    if config.part is None and output.is_dir() and read_audit(output) is None and Journal(output).fingerprint() is None:
+        foreign = sorted(path.name for path in output.iterdir() if path.name != WORK_FOLDER)
+        if foreign:
+            raise ConfigurationError(
+                f"output: {output} holds other files ({foreign[0]}, ...); name an empty or new folder"
+            )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"output: the folder {output} cannot be made ({error.strerror})") from error
+    return output
+
+
+class _Preparation:
+    def __init__(self, config: PrepareConfig, source: Source, factory: SourceFactory, output: Path, console: Console):
+        self.config, self.source, self.factory, self.output, self.console = config, source, factory, output, console
+        self.severity = config.audit.resolved()
+        self.journal = Journal(output)
+        self.fingerprint = fingerprint(config, source)
+        self.order = order(len(source), config)
+        self.total = len(self.order)
+        self.shard_count = -(-self.total // config.shard_size)
+        self.places = sample_places(self.total, config.sample, config.seed)
+        self.allowed = int(config.max_rejected_share * self.total + 1e-9)
+
+    def run(self) -> PrepareResult:
+        audit = read_audit(self.output)
+        started_for = audit["fingerprint"] if audit is not None else self.journal.fingerprint()
+        if started_for is not None and started_for != self.fingerprint:
+            if not self.config.overwrite:
+                raise PrepareError(
+                    f"{self.output}: was prepared from other settings or another source; set overwrite: true to "
+                    "replace it, or name another output"
+                )
+            audit, started_for = None, None
+        if audit is not None:
+            self.journal.remove()
+            self.console.print(
+                f"{self.output}: already prepared, {audit['records']} records", highlight=False, soft_wrap=True
+            )
+            return PrepareResult(self.output, audit["records"], audit["rejected"], audit, was_complete=True)
+        if started_for is None or not self.journal.has_begun():
+            self.journal.begin(self.fingerprint)
+        tally = self._shards()
+        return self._finish(tally)
+
+    def _shards(self) -> Tally:
+        """Write every shard that is not committed, in order; the counts of all."""
+        committed = self.journal.committed()
+        tally = Tally()
+        for shard in range(committed):
+            note = self.journal.read_shard(shard)
+            assert note is not None
+            tally.add(note["tally"])
+        if tally.rejected > self.allowed:
+            self._give_up(tally, committed, [])
+        done = min(committed * self.config.shard_size, self.total)
+        seen = Seen(self.journal.folder / "seen.sqlite", committed)
+        duplicates = Duplicates(seen, self.severity, self.config.audit.near_duplicate, committed)
+        try:
+            with (
+                self._stream(done) as (stream, spent),
+                Progress(self.console, "preparing", self.total, "records", done) as progress,
+            ):
+                for shard in range(committed, self.shard_count):
+                    some = islice(stream, self.config.shard_size)
+                    outcomes = counted(some, progress, tally.rejected, spent)
+                    note, temporary = self._shard(shard, outcomes, duplicates, tally)
+                    name = f"train-{shard:05d}-of-{self.shard_count:05d}.parquet"
+                    self.journal.commit_shard(shard, temporary, name, note, seen)
+                    tally.add(note["tally"])
+        finally:
+            seen.close()
+        return tally
+
+    def run_part(self) -> PrepareResult:
+        """Prepare one part, for a merge to come."""
+        done, was_complete = prepare_part(
+            self.config, self.fingerprint, self.total, self.output, self.console, self._outcomes
+        )
+        return PrepareResult(self.output, done["records"], done["rejected"], {}, was_complete)
+
+    def _stream(self, first: int) -> AbstractContextManager[OutcomeStream]:
+        if self.config.merge:
+            return nullcontext((merged_outcomes(self.output, self.fingerprint, self.total, first), None))
+        return self._outcomes(first, self.total, self.journal.folder)
+
+    def _outcomes(self, first: int, last: int, work: Path) -> AbstractContextManager[OutcomeStream]:
+        indices = self.order[first:last]
+        return outcome_stream(self.config, self.source, self.factory, indices, self.output, work, self.console)
+
+    def _shard(
+        self, shard: int, stream: Iterator[Outcome], duplicates: Duplicates, tally: Tally
+    ) -> tuple[dict[str, Any], Path]:
+        """Write one shard; its note for the journal, and the file that is to be committed."""
+        part, rejected, dropped, sample = Tally(), [], [], []
+        temporary = self.journal.folder / f"shard-{shard:05d}.parquet"
+        with ShardWriter(temporary) as writer:
+            for place, outcome in enumerate(stream, start=shard * self.config.shard_size):
+                duplicates.judge(outcome, shard)
+                part.note(outcome.id, outcome.findings)
+                part.annotated.update(outcome.annotated)
+                dropped += [{"id": outcome.id, "index": outcome.index, **drop} for drop in outcome.dropped]
+                if outcome.row is not None:
+                    if place in self.places:
+                        sample.append(sample_note(part.records, outcome.findings))
+                    part.keep(outcome.row, outcome.variants)
+                    writer.add(outcome.row)
+                else:
+                    part.reject(str(outcome.stage))
+                    rejected.append(
+                        {"id": outcome.id, "index": outcome.index, "stage": outcome.stage, "reason": outcome.reason}
+                    )
+                if tally.rejected + part.rejected > self.allowed:
+                    tally.add(part.to_dict())
+                    self._give_up(tally, shard, rejected)
+        return {"tally": part.to_dict(), "rejected": rejected, "dropped": dropped, "sample": sample}, temporary
+
+    def _give_up(self, tally: Tally, shard: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
+        """Too many records were rejected: keep what was seen, and say which reason was the most frequent."""
+        self._write_rejected(shard, unfinished)
+        write_atomically(self.output / PARTIAL_AUDIT_FILE, dumps(self._audit(tally)))
+        stages = ", ".join(f"{count} at stage {stage}" for stage, count in tally.stages.most_common())
+        first = next(self._rejected(shard, unfinished))
+        raise PrepareError(
+            f"{self.output}: {tally.rejected} of the first {tally.records + tally.rejected} records were rejected "
+            f"({stages}), more than the share of {self.config.max_rejected_share:g} of all {self.total} allows; the "
+            f"first was {first['id']}: {first['reason']}. All are in {REJECTED_FILE} there; mend the source or raise "
+            "max_rejected_share, and run again"
+        )
+
+    def _finish(self, tally: Tally) -> PrepareResult:
+        self._write_rejected(self.shard_count, [])
+        if tally.records == 0:
+            raise PrepareError(f"{self.output}: every record was rejected; see {REJECTED_FILE} there")
+        files, size, sampled = [], 0, []
+        for note in self._notes(self.shard_count):  # one at a time: with what was dropped they may be large
+            files.append(note["file"])
+            size += note["bytes"]
+            sampled.append((self.output / DATA_FOLDER / note["file"], note["sample"]))
+        audit = {**self._audit(tally), "files": files}
+        if self.config.annotate is not None:
+            dropped = (drop for note in self._notes(self.shard_count) for drop in note["dropped"])
+            self.journal.write_lines(DROPPED_FILE, dropped)
+        write_atomically(self.output / INFO_FILE, dataset_info(audit, size))
+        (self.output / PARTIAL_AUDIT_FILE).unlink(missing_ok=True)
+        if self.config.sample:
+            write_sample(self.output, sampled, self._rejected(self.shard_count, []), self.source.name)
+        write_atomically(self.output / AUDIT_FILE, dumps(audit))
+        write_atomically(self.output / CARD_FILE, card(audit))
+        self.journal.remove()
+        self._report(audit)
+        return PrepareResult(self.output, tally.records, tally.rejected, audit, was_complete=False)
+
+    def _audit(self, tally: Tally) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "records": tally.records,
+            "rejected": tally.rejected,
+            "source": {**dataclasses.asdict(self.config.source), "fingerprint": self.source.fingerprint()},
+            "severity": self.severity,
+            "counts": tally.to_dict(),
+        }
+
+    def _rejected(self, shards: int, unfinished: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        for note in self._notes(shards):
+            yield from note["rejected"]
+        yield from unfinished
+
+    def _notes(self, shards: int) -> Iterator[dict[str, Any]]:
+        notes = (self.journal.read_shard(shard) for shard in range(shards))
+        return (note for note in notes if note is not None)
+
+    def _write_rejected(self, shards: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
+        self.journal.write_lines(REJECTED_FILE, self._rejected(shards, unfinished))
+
+    def _report(self, audit: Mapping[str, Any]) -> None:
+        findings = ", ".join(f"{count} {code}" for code, count in audit["counts"]["findings"].items())
+        self.console.print(
+            f"{self.output}: {audit['records']} records prepared, {audit['rejected']} rejected; "
+            f"audit: {findings or 'nothing found'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def with_source(
+    config: PrepareConfig, extra_sources: Mapping[str, SourceFactory] | None
+) -> tuple[PrepareConfig, Source, SourceFactory]:
+    """The source, opened, and the configuration with its card's settings filled in."""
+    if config.audit.decontaminate is not None:  # a file that cannot be used is told of here, and not by a worker
+        EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
+    settings, factory = resolve_source(config.source, {**SOURCES, **(extra_sources or {})})
+    config = dataclasses.replace(config, source=settings)
+    source = _open_source(config.source, factory)
+    if len(source) == 0:
+        raise ConfigurationError(f"source.options: the source {source.name!r} holds no records")
+    return config, source, factory
+
+
+def _open_source(settings: SourceConfig, factory: SourceFactory) -> Source:
+    try:
+        return factory(settings.options)
+    except UserError:
+        raise
+    except ValueError as error:  # a factory from outside need not know our errors
+        raise ConfigurationError(f"source.options: {error}") from error
+
+
+def fingerprint(config: PrepareConfig, source: Source) -> str:
+    """Of everything that decides what the dataset holds; not of how it is made (workers) or judged (the share)."""
+    settings = dataclasses.asdict(config)
+    for key in ("output", "workers", "max_rejected_share", "overwrite", "annotate", "part", "merge", "sample"):
+        del settings[key]
+    settings["audit"] = config.audit.fingerprint()
+    parts = [FORMAT, source.name, source.fingerprint(), OwnAnnotator().fingerprint(), settings]
+    if config.annotate is not None:
+        parts.append(annotation_fingerprint(config.annotate))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def order(count: int, config: PrepareConfig) -> Sequence[int]:
+    """The records to prepare, by their numbers in the source."""
+    indices: Sequence[int] = range(count)
+    if config.shuffle:
+        import numpy as np
+
+        indices = np.random.default_rng(config.seed).permutation(count).tolist()
+    return indices[: config.limit]

@@ -1,0 +1,1 @@
+"""One record: read from what a source gives, checked, and made sound or refused."""

@@ -1,0 +1,225 @@
+"""One raw record, checked: `parse_record` turns what a source gave into a `Record`, or says why it cannot.
+
+Input is never trusted. Whatever it is, the outcome is a sound record or a `RecordError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dopd_vl.common.errors import ImageError, RecordError, nearest
+from privileged.records.annotations import answer_text, privileged_part
+from privileged.records.code_tests import MAX_TESTS, parse_tests
+from privileged.records.fields import (
+    MAX_ID,
+    Finding,
+    chat_message,
+    item_list,
+    number_list,
+    number_text,
+    optional_text,
+    required_text,
+)
+from privileged.records.grounding import grounded_boxes
+from privileged.records.images import ImageLimits, StoredImage, load_image
+from privileged.rendering.boxes import BOX_FORMATS, GRID
+from privileged.schema import IMAGE_MARKER, TASKS, Example, Message, Privileged, empty_privileged
+
+
+@dataclass
+class Record:
+    """A sound record. `findings` holds what parsing put right, for the audit to judge."""
+
+    id: str
+    prompt: list[Message]
+    images: list[StoredImage]
+    answer: str
+    task: str
+    source: str
+    privileged: Privileged
+    findings: list[Finding] = field(default_factory=list)
+
+    def example(self) -> Example:
+        """The record as variants and processors take it, with PIL images."""
+        return Example(
+            id=self.id,
+            prompt=self.prompt,
+            images=[stored.image for stored in self.images],
+            answer=self.answer,
+            task=self.task,
+            source=self.source,
+            privileged=self.privileged,
+        )
+
+    def row(self) -> dict[str, Any]:
+        """The record as it is written to parquet, with encoded images."""
+        return {**self.example(), "images": [{"bytes": stored.data, "path": None} for stored in self.images]}
+
+    def content_digest(self) -> bytes:
+        """Equal for two records with the same prompt and the same pixels."""
+        return self._digest(json.dumps(self.prompt, ensure_ascii=False).encode())
+
+    def image_digest(self) -> bytes:
+        """Equal for two records with the same pixels."""
+        return self._digest(b"")
+
+    def _digest(self, start: bytes) -> bytes:
+        digest = hashlib.blake2b(start, digest_size=16)
+        for stored in self.images:
+            digest.update(repr(stored.size).encode())
+            digest.update(stored.image.tobytes())
+        return digest.digest()
+
+
+def parse_record(
+    raw: Any,
+    *,
+    index: int = 0,
+    source: str = "unnamed",
+    image_root: Path | None = None,
+    default_task: str | None = None,
+    box_format: str = "xyxy",
+    limits: ImageLimits | None = None,
+    tasks: Collection[str] = TASKS,
+) -> Record:
+    """Check one raw record and give it its final form.
+
+    Args:
+        raw: A mapping with the dataset's columns. `prompt` may be a string, a message's content may be a list of text
+            and image parts, `images` may hold paths, bytes or PIL images, and `image_sizes` may say which (width,
+            height) the boxes were drawn on. A `box_format` of its own goes before the argument.
+            Unknown columns are ignored, unknown keys of `privileged` are errors.
+        index: Position in the source; makes the id when the record has none.
+        source: The value of the column `source` when the record has none.
+        image_root: The folder that image paths are relative to and may not leave.
+        default_task: The verifier for records that name none.
+        box_format: How boxes are given, see `boxes.BOX_FORMATS`.
+
+    Raises:
+        RecordError: with the reason.
+    """
+    if not isinstance(raw, Mapping):
+        raise RecordError(f"a record must be a mapping, not {type(raw).__name__}")
+    findings: list[Finding] = []
+    images = _images(raw.get("images"), image_root, limits)
+    _check_sizes(raw.get("image_sizes"), images)
+    task = _task(raw.get("task"), default_task, tasks)
+    record = Record(
+        id=_id(raw.get("id"), source, index),
+        prompt=_prompt(raw.get("prompt"), len(images)),
+        images=images,
+        answer=_READ_ANSWER.get(task, answer_text)(raw.get("answer")),
+        task=task,
+        source=optional_text(raw.get("source"), "source") or source,
+        privileged=empty_privileged(),
+        findings=findings,
+    )
+    own_format = raw.get("box_format")
+    if own_format is not None and own_format not in BOX_FORMATS:
+        raise RecordError(f"box_format {reprlib.repr(own_format)} is unknown; known: {', '.join(BOX_FORMATS)}")
+    record.privileged = privileged_part(raw.get("privileged"), images, own_format or box_format, findings)
+    if record.privileged["final_answer"] is None and task != "code":  # tests are no answer to show
+        record.privileged["final_answer"] = record.answer
+    return record
+
+
+def default_id(source: str, index: int) -> str:
+    """The id of a record that has none."""
+    return f"{source}-{index:08d}"
+
+
+def _id(value: Any, source: str, index: int) -> str:
+    if value is None:
+        return default_id(source, index)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = number_text(value)
+    text = required_text(value, "id").strip()
+    if not text or len(text) > MAX_ID or not text.isprintable():
+        raise RecordError(f"id {reprlib.repr(text)} must be 1 to {MAX_ID} printable characters")
+    return text
+
+
+def _prompt(value: Any, image_count: int) -> list[Message]:
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    messages = [chat_message(item, number) for number, item in enumerate(item_list(value, "prompt"))]
+    if not messages or messages[-1]["role"] != "user":
+        raise RecordError("the prompt must end with a user message")
+    if not messages[-1]["content"].replace(IMAGE_MARKER, "").strip():
+        raise RecordError("the last user message has no text")
+    markers = sum(message["content"].count(IMAGE_MARKER) for message in messages)
+    if markers and markers != image_count:
+        raise RecordError(f"the prompt has {markers} {IMAGE_MARKER} markers, but the record has {image_count} images")
+    return messages
+
+
+def _images(value: Any, root: Path | None, limits: ImageLimits | None) -> list[StoredImage]:
+    if value is None:
+        return []
+    single = not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray)
+    images = []
+    for number, item in enumerate([value] if single else item_list(value, "images")):
+        try:
+            images.append(load_image(item, root, limits))
+        except ImageError as error:
+            raise ImageError(f"image {number}: {error}") from error
+    return images
+
+
+def _check_sizes(value: Any, images: Sequence[StoredImage]) -> None:
+    if value is None:
+        return
+    for number, (size, stored) in enumerate(zip(item_list(value, "image_sizes"), images, strict=False)):
+        expected = tuple(number_list(size, 2, f"image_sizes[{number}]"))
+        if expected != stored.size:
+            raise RecordError(
+                f"image {number} is {stored.size[0]} x {stored.size[1]}, but was annotated as "
+                f"{expected[0]:g} x {expected[1]:g}: its boxes would be misplaced"
+            )
+
+
+def _tests(value: Any) -> str:
+    """The answer of a programming problem: its tests."""
+    text = required_text(value, "answer", MAX_TESTS)
+    parse_tests(text)
+    return text
+
+
+def _box_list(value: Any) -> str:
+    """The answer of a grounding problem: its boxes, in thousandths."""
+    text = answer_text(value)
+    try:
+        grounded_boxes(text, (GRID, GRID))
+    except RecordError as error:
+        raise RecordError(f"answer: {str(error).replace('the reply', 'it', 1)}") from error
+    return text
+
+
+_READ_ANSWER = {"code": _tests, "boxes": _box_list}
+
+
+def _task(value: Any, default: str | None, tasks: Collection[str]) -> str:
+    if value is None:
+        value = default
+    if value is None:
+        raise RecordError(f"task is missing; set the source's default_task ({', '.join(tasks)})")
+    text = required_text(value, "task")
+    if text not in tasks:
+        raise RecordError(f"task {reprlib.repr(text)} is unknown; {nearest(text[:MAX_ID], tasks)}")
+    return text
+
+
+def message_texts(prompt: Sequence[Message]) -> str:
+    """All text of a prompt, for checks that compare annotations with it."""
+    return "\n".join(message["content"] for message in prompt)
+
+
+def user_text(prompt: Sequence[Message]) -> str:
+    """What the user says: the text that makes two records the same question."""
+    return "\n".join(message["content"].replace(IMAGE_MARKER, " ") for message in prompt if message["role"] == "user")

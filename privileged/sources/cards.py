@@ -1,0 +1,195 @@
+"""Source cards: how a known data set is read, in one YAML file, so that a config need only name it.
+
+    source: {card: dapo-math-17k, options: {path: downloads/DAPO-Math-17k}}
+
+A card says where the set comes from and under which licence, which of its columns fills which of ours, which small
+repairs they need (`transforms.TRANSFORMS`), and which verifier scores the answers. docs/sources.md shows how to
+write one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dopd_vl.common.configuration import check_choice, settings_of
+from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
+from privileged.prepare.config import SourceConfig
+from privileged.rendering.boxes import BOX_FORMATS
+from privileged.schema import TASKS
+from privileged.sources.sources import MAPPABLE, ImageFolderSource, Source, check_columns
+from privileged.sources.transforms import read_transform
+
+SourceFactory = Callable[[Mapping[str, Any]], Source]
+
+COLUMN_KINDS = ("jsonl", "dataset", "hub")
+"""Kinds of sources that take columns, and so can read one and the same set."""
+
+
+@dataclass
+class SourceCard:
+    """One data set.
+
+    Args:
+        title: Its name in full.
+        homepage: Where it is described.
+        licence: Its licence, or "unknown".
+        found_in: Where licence and revision were found.
+        schema_checked: What the columns were checked against, and what could not be checked.
+        kind: The kind of source that reads it.
+        revision: The commit that the columns are of, and that the kind `hub` loads; null when unknown.
+        hub: What the kind `hub` loads: id and, where there are several, config and split.
+        options: Options of `kind` that a config need not repeat.
+        columns: Ours: theirs, as for the option `columns`. A config's own `columns` go before.
+        transforms: What is done to a column's values, in order, e.g. `{column: prompt, do: strip_prefix, text: "Q:"}`.
+        prompt_template: What is put around the prompt at last; `{value}` stands for it.
+        task: The verifier of records that name none.
+        box_format: How boxes are given.
+    """
+
+    title: str
+    homepage: str
+    licence: str
+    found_in: str
+    schema_checked: str
+    kind: str
+    revision: str | None = None
+    hub: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    transforms: list[Any] = field(default_factory=list)
+    prompt_template: str | None = None
+    task: str | None = None
+    box_format: str | None = None
+
+    def steps(self, where: str) -> list[tuple[str, Callable[[Any], Any]]]:
+        """The transforms as functions, the prompt's template last."""
+        entries = list(self.transforms)
+        if self.prompt_template is not None:
+            entries.append({"column": "prompt", "do": "template", "text": self.prompt_template})
+        steps = [read_transform(entry, f"{where}: transforms[{number}]") for number, entry in enumerate(entries)]
+        for column, _ in steps:
+            check_choice(column, MAPPABLE, f"{where}: transforms: the column")
+        return steps
+
+
+def cards_folder() -> Path:
+    """Where the cards that ship are: beside the package in a checkout, in `dopd_vl` in an installed copy."""
+    root = Path(__file__).resolve().parents[1]
+    installed = root / "dopd_vl" / "data" / "sources"
+    return installed if installed.is_dir() else root / "data" / "sources"
+
+
+def find_card(name: str) -> Path:
+    """A card by its name among those that ship, or by its path (which ends in .yaml)."""
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ConfigurationError(f"source.card: no file {name!r} (relative paths start from {Path.cwd()})")
+        return Path(name)
+    shipped = {path.stem: path for path in sorted(cards_folder().glob("*.yaml"))}
+    if name not in shipped:
+        raise ConfigurationError(
+            f"source.card: {name!r} is unknown (one of your own is named by its path, which ends in .yaml); "
+            f"{nearest(name, shipped)}"
+        )
+    return shipped[name]
+
+
+def read_card(path: Path) -> SourceCard:
+    """A card, checked; ConfigurationError names the file and the key."""
+    where = f"source.card: {path}"
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date with a 13th month
+        raise ConfigurationError(f"{where} is no YAML ({' '.join(str(error).split())})") from error
+    card = settings_of(settings, SourceCard, where)
+    if card.task is not None:
+        check_choice(card.task, TASKS, f"{where}.task")
+    if card.box_format is not None:
+        check_choice(card.box_format, BOX_FORMATS, f"{where}.box_format")
+    check_columns(card.columns, f"{where}.columns")
+    for key in card.hub:
+        check_choice(key, ("id", "config", "split"), f"{where}.hub: the key")
+    card.steps(where)
+    return card
+
+
+def resolve_source(
+    settings: SourceConfig, factories: Mapping[str, SourceFactory]
+) -> tuple[SourceConfig, SourceFactory]:
+    """The settings with what their card adds, and the factory that makes the source from their options."""
+    card, path = None, None
+    if settings.card is not None:
+        path = find_card(settings.card)
+        card = read_card(path)
+        settings = _with_card(settings, card, path)
+    kind = settings.kind or ""
+    if kind not in factories:
+        raise ConfigurationError(f"source.kind: {kind!r} is unknown; {nearest(kind, factories)}")
+    if card is None or path is None:
+        return settings, factories[kind]
+    return settings, partial(CardSource, card=card, name=path.stem, factory=factories[kind])
+
+
+def _with_card(settings: SourceConfig, card: SourceCard, path: Path) -> SourceConfig:
+    kind = settings.kind or card.kind
+    if kind != card.kind and not (kind in COLUMN_KINDS and card.kind in COLUMN_KINDS):
+        raise ConfigurationError(f"source.kind: the card {path.stem} is read as {card.kind!r}, and not as {kind!r}")
+    options: dict[str, Any] = dict(card.options) if kind == card.kind else {}
+    if kind == "hub":
+        if card.kind != "hub" and not card.hub:
+            raise ConfigurationError(f"source.kind: the card {path.stem} names no data set on the hub")
+        options |= card.hub | ({"revision": card.revision} if card.revision is not None else {})
+    if not isinstance(settings.options, Mapping):
+        raise ConfigurationError(f"source.options: must be a mapping, not {type(settings.options).__name__}")
+    options |= settings.options
+    if kind in COLUMN_KINDS:
+        own = settings.options.get("columns", {})
+        if not isinstance(own, Mapping):
+            raise ConfigurationError(f"source.options.columns: must be dict, not {own!r}")
+        options["columns"] = {**card.columns, **own}
+    return dataclasses.replace(
+        settings,
+        kind=kind,
+        options=options,
+        name=settings.name or path.stem,
+        default_task=settings.default_task or card.task,
+        box_format=card.box_format or settings.box_format,
+    )
+
+
+class CardSource:
+    """The records of a source, repaired as its card says."""
+
+    def __init__(self, options: Mapping[str, Any], *, card: SourceCard, name: str, factory: SourceFactory):
+        self.name = name
+        self._inner = factory(options)
+        self._steps = card.steps(f"source.card: {name}")
+        declared = json.dumps([card.transforms, card.prompt_template], sort_keys=True)
+        self._digest = hashlib.sha256(declared.encode()).hexdigest()
+        self.image_root: Path | None = None
+        if isinstance(self._inner, ImageFolderSource):
+            self.image_root = self._inner.image_root
+
+    def fingerprint(self) -> str:
+        return f"card:{self._digest}:{self._inner.fingerprint()}"
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        raw = dict(self._inner[index])
+        for column, apply in self._steps:
+            try:
+                raw[column] = apply(raw.get(column))
+            except RecordError as error:
+                raise RecordError(f"{column}: {error}") from error
+        return raw

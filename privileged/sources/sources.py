@@ -1,0 +1,265 @@
+"""Where raw records come from. `SOURCES` maps a kind to a factory that takes the options of a config.
+
+A raw record is whatever `records.parse_record` can judge; a source neither checks nor repairs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from dopd_vl.common.configuration import settings_of
+from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
+from privileged.schema import COLUMNS, PRIVILEGED_KEYS
+from privileged.sources.coco import CocoSource
+from privileged.sources.detection import VocSource, YoloSource
+from privileged.sources.tables import HubRows
+
+MAX_LINE = 64 * 1024 * 1024
+PIECE = 1024 * 1024
+
+MAPPABLE = (*COLUMNS, "image_sizes", *(f"privileged.{key}" for key in PRIVILEGED_KEYS))
+"""What the option `columns` may fill."""
+
+NEEDED = ("prompt", "answer")
+INCIDENTAL = ("id", "source", "task", "image_sizes")
+"""What a table may lack although its card, written for another revision, names it."""
+
+_MISSING = object()
+
+
+class Source(Protocol):
+    """Records by number."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """Changes whenever any record would."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """One raw record. RecordError when it cannot be read: it is set aside and the run goes on."""
+        ...
+
+
+@runtime_checkable
+class ImageFolderSource(Protocol):
+    """A source whose image paths are relative to a folder, which they may not leave."""
+
+    image_root: Path | None
+
+
+@dataclass
+class JsonlOptions:
+    """One JSON object a line.
+
+    Args:
+        path: The file.
+        images: The folder that image paths are relative to. Default: the file's folder.
+        columns: Which of the file's columns fills which of ours, e.g. {prompt: question, answer: solution,
+            privileged.hints: steps}; a dot walks into a nested mapping.
+    """
+
+    path: str
+    images: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+class JsonlSource:
+    """A JSONL file. Only where its lines begin is held in memory."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self._options = settings_of(options, JsonlOptions)
+        self._path = existing(self._options.path, "source.options.path", "file")
+        self.name = self._path.stem
+        self.image_root: Path | None = self._path.parent
+        if self._options.images is not None:
+            self.image_root = existing(self._options.images, "source.options.images", "folder")
+        self._columns = check_columns(self._options.columns)
+        self._starts, self._line_numbers, self._digest = _index_lines(self._path)
+
+    def fingerprint(self) -> str:
+        return f"jsonl:{self._digest}"
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        where = f"line {self._line_numbers[index]} of {self._path.name}"
+        with self._path.open("rb") as file:
+            file.seek(self._starts[index])
+            line = file.readline(MAX_LINE + 1)
+        if len(line) > MAX_LINE:
+            raise RecordError(f"{where} is longer than {MAX_LINE} bytes")
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{where} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise RecordError(f"{where} is a {type(row).__name__}, no JSON object")
+        return map_columns(row, self._columns)
+
+
+def _index_lines(path: Path) -> tuple[array[int], array[int], str]:
+    starts, numbers = array("Q"), array("Q")
+    digest = hashlib.sha256()
+    position = 0
+    with path.open("rb") as file:
+        number, at_start = 1, True
+        # A line may be longer than memory allows: it is read in pieces, of which only the first begins a record.
+        while piece := file.readline(PIECE):
+            digest.update(piece)
+            if at_start and (piece.strip(b"\xef\xbb\xbf \t\r\n") or len(piece) == PIECE):
+                starts.append(position)
+                numbers.append(number)
+            position += len(piece)
+            at_start = piece.endswith(b"\n")
+            number += at_start
+    return starts, numbers, digest.hexdigest()
+
+
+class _TableSource:
+    """Rows of a table, with our columns filled from its own."""
+
+    def _read(self, name: str, options: DatasetOptions | HubOptions, rows: Callable[[], Any]) -> None:
+        self.name = name
+        self.image_root: Path | None = None
+        if options.images is not None:
+            self.image_root = existing(options.images, "source.options.images", "folder")
+        self._columns = check_columns(options.columns)
+        self._rows = rows()  # last: a wrong option is told of before anything is read or downloaded
+        for target, column in self._columns.items():
+            if target not in INCIDENTAL and not {column, column.partition(".")[0]} & set(self._rows.columns):
+                raise ConfigurationError(
+                    f"source.options.columns.{target}: the data has no column {column!r}; "
+                    f"{nearest(column, self._rows.columns)}"
+                )
+
+    def fingerprint(self) -> str:
+        return self._rows.fingerprint()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return map_columns(self._rows[index], self._columns)
+
+
+@dataclass
+class DatasetOptions:
+    """A Hugging Face dataset on this machine.
+
+    Args:
+        path: A folder written by `save_to_disk`, a parquet file, or a folder of parquet files.
+        split: Which split, where there are several.
+        images: The folder that image paths are relative to, for datasets that hold paths and not the images.
+        columns: As for jsonl.
+    """
+
+    path: str
+    split: str | None = None
+    images: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+class DatasetSource(_TableSource):
+    """A dataset saved on disk, or parquet files read one row group at a time."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        from privileged.sources.tables import ParquetRows, SavedRows
+
+        given = settings_of(options, DatasetOptions)
+        path = existing(given.path, "source.options.path", "file or folder")
+        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        self._read(path.stem, given, lambda: (SavedRows if saved else ParquetRows)(path, given.split))
+
+
+@dataclass
+class HubOptions:
+    """A Hugging Face dataset by its id, downloaded into the Hugging Face cache.
+
+    Args:
+        id: "owner/name". Only ids that you write here are ever downloaded, and no code of theirs is run.
+        revision: A commit or tag; without one, whatever is newest.
+        config: The configuration, where the dataset has several.
+        split: Which split, where there are several.
+        images: As for dataset.
+        columns: As for jsonl.
+    """
+
+    id: str
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+    images: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+class HubSource(_TableSource):
+    """A dataset of the Hugging Face hub, memory-mapped from the cache."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        given = settings_of(options, HubOptions)
+        self._read(given.id, given, lambda: HubRows(given.id, given.revision, given.config, given.split))
+
+
+def existing(path: str, key: str, what: str) -> Path:
+    """The path, if it is there: what is "file", "folder" or "file or folder"."""
+    found = Path(path)
+    good = {"file": found.is_file(), "folder": found.is_dir()}.get(what, found.exists())
+    if not good:
+        raise ConfigurationError(f"{key}: no {what} {path!r} (relative paths start from {Path.cwd()})")
+    return found
+
+
+def check_columns(columns: Mapping[str, Any], where: str = "source.options.columns") -> dict[str, str]:
+    for target, column in columns.items():
+        if target not in MAPPABLE:
+            raise ConfigurationError(f"{where}.{target}: unknown; {nearest(str(target), MAPPABLE)}")
+        if not isinstance(column, str):
+            raise ConfigurationError(f"{where}.{target}: must name a column, not {column!r}")
+    return dict(columns)
+
+
+def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with our columns filled from the source's. What a record can do without may be missing.
+
+    >>> map_columns({"question": "2+2?", "meta": {"key": 4}}, {"prompt": "question", "answer": "meta.key"})["answer"]
+    4
+    >>> map_columns({"question": "2+2?"}, {"prompt": "qestion"})
+    Traceback (most recent call last):
+    privileged.errors.RecordError: prompt: there is no column 'qestion'; did you mean 'question'?
+    """
+    filled = {target: _look_up(row, column) for target, column in columns.items()}
+    for target in NEEDED:
+        if filled.get(target) is _MISSING:
+            column = columns[target]
+            raise RecordError(f"{target}: there is no column {column!r}; {nearest(column, map(str, row))}")
+    return {**row, **{target: None if value is _MISSING else value for target, value in filled.items()}}
+
+
+def _look_up(row: Any, column: str) -> Any:
+    if not isinstance(row, Mapping):
+        return _MISSING
+    if column in row:
+        return row[column]
+    head, dot, rest = column.partition(".")
+    return _look_up(row.get(head), rest) if dot else _MISSING
+
+
+SOURCES: dict[str, Callable[[Mapping[str, Any]], Source]] = {
+    "jsonl": JsonlSource,
+    "dataset": DatasetSource,
+    "hub": HubSource,
+    "coco": CocoSource,
+    "yolo": YoloSource,
+    "voc": VocSource,
+}
+"""Every kind of source that needs nothing from outside; `prepare` takes more as `extra_sources`."""

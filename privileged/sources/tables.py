@@ -1,0 +1,170 @@
+"""Rows of tables on disk, by number: datasets written by `save_to_disk`, and parquet files. Images stay encoded."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dopd_vl.common.errors import ConfigurationError, RecordError, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, DatasetDict
+
+
+FOOTER_BYTES = 64 * 1024
+
+
+class SavedRows:
+    """A dataset written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, memory-mapped."""
+
+    def __init__(self, path: Path, split: str | None):
+        from datasets import DatasetDict, load_from_disk
+
+        try:
+            loaded = load_from_disk(str(path))
+        except Exception as error:  # whatever datasets, arrow or the file system make of a damaged folder
+            raise ConfigurationError(
+                f"source.options.path: {path} is no readable saved dataset ({one_line(error)})"
+            ) from error
+        if isinstance(loaded, DatasetDict):
+            loaded = pick_split(loaded, split)
+        elif split is not None:
+            raise ConfigurationError(f"source.options.split: {path} has no splits; leave it out")
+        self._fingerprint = loaded._fingerprint
+        # The arrow format hands out what is stored: images as bytes and path, not decoded.
+        self._rows = loaded.with_format("arrow")
+        self.columns = list(loaded.column_names)
+
+    def fingerprint(self) -> str:
+        return f"saved:{self._fingerprint}:{len(self)}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _only_row(lambda: self._rows[index : index + 1], f"row {index} of the saved dataset")
+
+
+def pick_split(splits: DatasetDict, split: str | None) -> Dataset:
+    """The split of that name, or the only one; ConfigurationError names those that there are."""
+    names = [str(name) for name in splits]
+    if split is None and len(names) == 1:
+        split = names[0]
+    if split not in names:
+        raise ConfigurationError(f"source.options.split: {split!r} is not among the splits {', '.join(names)}")
+    return splits[split]
+
+
+class ParquetRows:
+    """Parquet files in the order of their names. One row group is held in memory."""
+
+    def __init__(self, path: Path, split: str | None):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        paths = [path] if path.is_file() else sorted(path.rglob("[!.]*.parquet"))
+        if split is not None:
+            paths = [p for p in paths if p.stem == split or p.name.startswith(f"{split}-") or p.parent.name == split]
+        if not paths:
+            raise ConfigurationError(
+                f"source.options.path: {path} holds no parquet file{f' of split {split!r}' if split else ''}"
+            )
+        self.columns: list[str] = []
+        self._files: list[pq.ParquetFile] = []
+        self._groups: list[tuple[int, int]] = []  # (file, row group) in order
+        self._starts: list[int] = []  # first row of each group
+        self._count = 0
+        digest = hashlib.sha256()
+        for number, file_path in enumerate(paths):
+            try:
+                file = pq.ParquetFile(file_path)
+            except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name is no UTF-8
+                raise ConfigurationError(
+                    f"source.options.path: {file_path} is no readable parquet file ({one_line(error)})"
+                ) from error
+            self._files.append(file)
+            self.columns += [name for name in file.schema_arrow.names if name not in self.columns]
+            for group in range(file.num_row_groups):
+                self._groups.append((number, group))
+                self._starts.append(self._count)
+                self._count += file.metadata.row_group(group).num_rows
+            digest.update(f"{file_path.name}:{file_path.stat().st_size}:".encode() + _footer(file_path))
+        self._digest = digest.hexdigest()
+        self._loaded: tuple[int, Any] = (-1, None)
+
+    def fingerprint(self) -> str:
+        return f"parquet:{self._digest}"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = bisect_right(self._starts, index) - 1
+        offset = index - self._starts[number]
+        return _only_row(lambda: self._group(number).slice(offset, 1), f"row {index} of the parquet files")
+
+    def _group(self, number: int) -> pa.Table:
+        if self._loaded[0] != number:
+            file, group = self._groups[number]
+            self._loaded = (number, self._files[file].read_row_group(group))
+        return self._loaded[1]
+
+
+def _only_row(read: Callable[[], pa.Table], where: str) -> dict[str, Any]:
+    """The row that `read` gives; a damaged one is one bad record."""
+    import pyarrow as pa
+
+    try:
+        [row] = read().to_pylist()
+    # ValueError: text that is no UTF-8, a date that Python has not, or no row where the file's index says that one is.
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise RecordError(f"{where} cannot be read: {one_line(error)}") from error
+    found: dict[str, Any] = row
+    return found
+
+
+def _footer(path: Path) -> bytes:
+    """The end of the file, where parquet keeps sizes, offsets and statistics: it changes with the content."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
+        return file.read()
+
+
+class HubRows:
+    """A dataset loaded by `datasets.load_dataset`, memory-mapped from its cache. No code of it is run."""
+
+    def __init__(self, dataset_id: str, revision: str | None, config: str | None, split: str | None):
+        from datasets import DatasetDict, load_dataset
+
+        where = f"source.options.id: {dataset_id!r}"
+        if dataset_id.count("/") != 1:  # load_dataset would take a local folder, or a builder such as "json"
+            raise ConfigurationError(
+                f"{where} is no hub id (owner/name); for files on this machine use the kind dataset"
+            )
+        try:
+            loaded = load_dataset(dataset_id, name=config, revision=revision)
+        except Exception as error:  # no network, no such dataset or revision, files that do not fit together, ...
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ConfigurationError(
+                f"{where} could not be loaded ({reason}); without a network, download it elsewhere and use the kind "
+                "dataset with its path"
+            ) from error
+        if isinstance(loaded, DatasetDict):
+            loaded = pick_split(loaded, split)
+        self._fingerprint = loaded._fingerprint
+        self._rows = loaded.with_format("arrow")
+        self.columns = list(loaded.column_names)
+
+    def fingerprint(self) -> str:
+        return f"hub:{self._fingerprint}:{len(self)}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self._rows[index : index + 1].to_pylist()[0]
+        return row
