@@ -31,9 +31,9 @@ TABLES = ("in_flight", "annotated", "speed", "memory")
 CHILD = """
 import io, json, sys, time
 from rich.console import Console
-from privileged.config import PrepareConfig, SourceConfig
+from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.annotators.settings import AnnotateConfig
-from privileged.prepare import prepare
+from privileged.prepare.prepare import prepare
 import datasets, pyarrow.parquet
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])

@@ -1,6 +1,6 @@
 """Where each regime of DOPD pulls the student: its gradient beside the one that right answers would give.
 
-    python -m dopd_vl.studies.regime_gradients --config runs/x/config.yaml --students runs/x/checkpoint-25 ...
+    python benchmarks/regime_gradients.py --config runs/x/config.yaml --students runs/x/checkpoint-25 ...
 
 For every student given, one batch of rollouts is made, scored and routed as in training. Then, without any update, the
 gradient of each regime's share of the loss is compared with two supervised gradients of the nano world, whose records

@@ -3,7 +3,7 @@
     python benchmarks/stability.py --studies runs/studies --causes runs/causes --write
 
 Reads what `dopd-vl study --config study/map/WORLD-world --config study/map/QUESTION` left, and the gradients that
-`python -m dopd_vl.studies.regime_gradients` measured. Keeps the figures' numbers in benchmarks/results/stability.json,
+`python benchmarks/regime_gradients.py` measured. Keeps the figures' numbers in benchmarks/results/stability.json,
 draws docs/stability-*.svg, and with `--write` puts the tables between the page's markers.
 """
 

@@ -225,7 +225,7 @@ def test_the_wheel_carries_configs_data_and_prompts(tmp_path: Path) -> None:
     assert {"privileged/prompts/hints.md", "privileged/prompts/check_hints.md"} <= names
     # An installed copy finds them there, from any folder.
     code = (
-        "from dopd_vl.resources import find_config, find_model;"
+        "from dopd_vl.common.resources import find_config, find_model;"
         "from privileged.source_cards import find_card;"
         "print(find_config('configs/quickstart.yaml')); print(find_model('nano:vision-student'));"
         "print(find_card('virl39k'))"

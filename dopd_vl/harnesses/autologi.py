@@ -14,7 +14,7 @@ def _steps(job: Job) -> list[Step]:
     steps = []
     for part in job.route.scores:
         responses = job.folder / f"responses_{part.task}.jsonl"
-        ask = [sys.executable, "-m", "dopd_vl.evaluation.benchmarks.autologi_responses"]
+        ask = [sys.executable, "-m", "dopd_vl.harnesses.autologi_responses"]
         ask += ["--questions", str(job.source / "testing-data" / f"AutoLogi_{part.task}.jsonl")]
         ask += ["--output", str(responses), "--api_url", job.settings.api_url, "--model", job.served_name]
         ask += ["--sampling", json.dumps(job.sampling()), "--concurrency", str(job.settings.batch_size)]

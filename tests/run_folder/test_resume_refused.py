@@ -193,7 +193,7 @@ def test_an_images_length_and_both_ends_are_looked_at(position: int) -> None:
 
 
 def test_in_a_large_file_of_weights_no_tensor_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dopd_vl.digests, "READ_WHOLE", 1000)
+    monkeypatch.setattr(dopd_vl.common.digests, "READ_WHOLE", 1000)
     generator = torch.Generator().manual_seed(0)
     sizes = {"embedding": 200_000, "norm": 8, "layer": 30_000, "bias": 1}
     weights = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
