@@ -1,18 +1,28 @@
 """dopd-vl: on-policy distillation of Qwen3 and Qwen3-VL students with privileged information (arXiv 2606.30626)."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dopd_vl.training.trainer import DopdConfig, DopdTrainer
+    from dopd_vl.objectives.dopd import DopdSettings
+    from dopd_vl.objectives.dopd_loss import dopd_loss, fused_dopd_loss
+    from dopd_vl.training.arguments import DopdConfig
+    from dopd_vl.training.trainer import DopdTrainer
 
 __version__ = "0.1.0"
-__all__ = ["DopdConfig", "DopdTrainer", "__version__"]
+__all__ = ["DopdConfig", "DopdSettings", "DopdTrainer", "__version__", "dopd_loss", "fused_dopd_loss"]
+
+_HOMES = {
+    "DopdConfig": "dopd_vl.training.arguments",
+    "DopdSettings": "dopd_vl.objectives.dopd",
+    "DopdTrainer": "dopd_vl.training.trainer",
+    "dopd_loss": "dopd_vl.objectives.dopd_loss",
+    "fused_dopd_loss": "dopd_vl.objectives.dopd_loss",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # The trainer brings in torch, transformers and TRL; the command line's help must not wait for them.
-    if name in ("DopdConfig", "DopdTrainer"):
-        from dopd_vl.training import trainer
-
-        return getattr(trainer, name)
-    raise AttributeError(f"module 'dopd_vl' has no attribute {name!r}")
+    # All of them bring in torch, the trainer TRL too; the command line's help must not wait for them.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dopd_vl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,10 +1,9 @@
-"""The `dopd-vl` command. Heavy imports live inside the commands, so that help answers at once."""
+"""The `dopd-vl` command. Each command's module is imported when it is called for, so that help answers at once."""
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-
-Command = Callable[[Sequence[str]], int]
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dopd_vl.common.errors import UserError
 
     try:
-        return COMMANDS[name][0](rest)
+        return int(importlib.import_module(COMMANDS[name][0]).main(rest))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -39,64 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _prepare(argv: Sequence[str]) -> int:
-    from dopd_vl.commands.prepare import main
-
-    return main(argv)
-
-
-def _train(argv: Sequence[str]) -> int:
-    from dopd_vl.commands.train import main
-
-    return main(argv)
-
-
-def _evaluate(argv: Sequence[str]) -> int:
-    from dopd_vl.commands.evaluate import main
-
-    return main(argv)
-
-
-def _study(argv: Sequence[str]) -> int:
-    from dopd_vl.commands.study import main
-
-    return main(argv)
-
-
-def _quickstart(argv: Sequence[str]) -> int:
-    from dopd_vl.commands.quickstart import main
-
-    return main(argv)
-
-
-def _report(argv: Sequence[str]) -> int:
-    from dopd_vl.commands.report import main
-
-    return main(argv)
-
-
-def _plan(argv: Sequence[str]) -> int:
-    from dopd_vl.commands.plan import main
-
-    return main(argv)
-
-
-def _nano(argv: Sequence[str]) -> int:
-    from dopd_vl.nano.cli import main
-
-    return main(argv)
-
-
-COMMANDS: dict[str, tuple[Command, str]] = {
-    "prepare": (_prepare, "turn source records into a checked privileged data set"),
-    "train": (_train, "distil a teacher into a student"),
-    "evaluate": (_evaluate, "score a model on a privileged data set, or on the paper's benchmarks"),
-    "study": (_study, "run a grid of methods, variants, settings and seeds, and compare"),
-    "quickstart": (_quickstart, "the whole job on a laptop, in minutes"),
-    "report": (_report, "runs as one HTML page: curves and a token inspector"),
-    "plan": (_plan, "whether a run fits in memory, and what it takes, before it starts"),
-    "nano": (_nano, "build the CPU-size world's models"),
+COMMANDS: dict[str, tuple[str, str]] = {
+    "prepare": ("dopd_vl.commands.prepare", "turn source records into a checked privileged data set"),
+    "train": ("dopd_vl.commands.train", "distil a teacher into a student"),
+    "evaluate": ("dopd_vl.commands.evaluate", "score a model on a privileged data set, or on the paper's benchmarks"),
+    "study": ("dopd_vl.commands.study", "run a grid of methods, variants, settings and seeds, and compare"),
+    "quickstart": ("dopd_vl.commands.quickstart", "the whole job on a laptop, in minutes"),
+    "report": ("dopd_vl.commands.report", "runs as one HTML page: curves and a token inspector"),
+    "plan": ("dopd_vl.commands.plan", "whether a run fits in memory, and what it takes, before it starts"),
+    "nano": ("dopd_vl.nano.cli", "build the CPU-size world's models"),
 }
+"""name -> (the module whose `main(argv)` is the command, what it does)"""
 
 
 def _help() -> str:
