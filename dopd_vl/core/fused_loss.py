@@ -13,7 +13,7 @@ divergence D of the student from it has the gradient, in the student's logits z,
 
 With a Top-K or sampled support, a_v is the same for all v of the tail: the gradient is the student's distribution times
 a number per row, corrected at K entries. What such a term needs of its policy has been kept by `score_tokens`, so only
-a term of full support (in DOPD: the HT tokens') projects its policy once more.
+a term of full support projects its policy once more.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +30,8 @@ from dopd_vl.core.plan import Plan, PolicyGradient, Source, Term, item_count, to
 from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE, Projection, TokenScores, chunks, mass_of, top_k_of
 
 Index = tuple[Tensor, ...]
-Look = Callable[[Index, Tensor], None]
-"""Is shown the student's logits `[R, V]` of some response tokens, by their places; must leave them as they are."""
+OnLogits = Callable[[Index, Tensor], None]
+"""Called with the places of R response tokens and the student's logits `[R, V]` of them, which it must not change."""
 
 DENSE_DIVISOR = 2
 """Rows with a term of full support need several `[rows, V]` at once: a chunk of them is this many times smaller."""
@@ -59,7 +59,7 @@ def fused_plan_loss(
     scores: Mapping[Source, TokenScores] | None = None,
     scale: Tensor | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
-    look: Look | None = None,
+    on_logits: OnLogits | None = None,
 ) -> FusedLoss:
     """The same token losses as `execute_plan`; differentiable in the student's hidden states, head and bias alone.
 
@@ -68,7 +68,7 @@ def fused_plan_loss(
             Top-K of the policy itself, may be left out where `scores` has it.
         scores: what `score_tokens` kept of the policies; whatever a term needs beyond that is projected here.
         scale: `[B, N]`, each token's factor in `loss`; default: as `reduce` of the plan's reduction.
-        look: is shown each chunk of the student's logits; tokens that no term applies to are in none.
+        on_logits: called with each chunk of the student's logits; tokens that no term applies to are in none.
 
     Gradients of the head and of the bias add up in fp32 over the chunks, whatever the dtype of the weights.
     """
@@ -77,8 +77,25 @@ def fused_plan_loss(
         count = item_count(mask, plan.reduction).clamp(min=1)
         scale = token_scale(mask, plan.reduction, torch.promote_types(student.hidden.dtype, torch.float32)) / count
     constants = {source: projection.constant() for source, projection in sources.items()}
-    sweep = partial(_sweep, plan, constants, scores or {}, response_ids, mask, chunk_size, look)
+    sweep = partial(_sweep, plan, constants, scores or {}, response_ids, mask, chunk_size, on_logits)
     return FusedLoss(*_PlanLoss.apply(*student, scale.detach(), sweep))
+
+
+def rows_to_keep(plan: Plan, scores: Mapping[Source, TokenScores]) -> dict[Source, Tensor]:
+    """The tokens, bool `[B, N]`, at which a plan needs a policy's hidden states beyond its scores."""
+    needed: dict[Source, Tensor] = {}
+    for term in plan.terms:
+        if isinstance(term, Term) and not (term.source in scores and scores_suffice(term, scores[term.source])):
+            rows = term.weight != 0
+            needed[term.source] = needed[term.source] | rows if term.source in needed else rows
+    return needed
+
+
+def scores_suffice(term: Term, scores: TokenScores) -> bool:
+    """Whether a term finds in the scores of its policy all it needs of it."""
+    if term.support == "sampled":
+        return True
+    return term.support == "top_k" and term.top_k_source == "target" and term.top_k <= scores.top_k_ids.shape[-1]
 
 
 class _PlanLoss(torch.autograd.Function):
@@ -123,7 +140,7 @@ def _sweep(
     response_ids: Tensor,
     mask: Tensor,
     chunk_size: int,
-    look: Look | None,
+    on_logits: OnLogits | None,
     student: Projection,
     factor: Tensor,
     needs: Sequence[bool],
@@ -144,38 +161,13 @@ def _sweep(
         for rows in chunks(where, size):
             logits = student.logits(rows)
             chunk = Chunk(logits.to(torch.promote_types(logits.dtype, torch.float32)), rows, response_ids[rows])
-            if look is not None:
-                look(rows, chunk.logits)  # before the work overwrites them
+            if on_logits is not None:
+                on_logits(rows, chunk.logits)  # before the work overwrites them
             taught_rows = chunk.teach(plan, sources, scores, factor[rows])
             into.add(rows, taught_rows.gradient.to(student.compute_dtype))
             for column, values in zip(columns, taught_rows[1:], strict=True):
                 column[rows] = values.to(dtype)
     return columns, into.result()
-
-
-def rows_to_keep(plan: Plan, scores: Mapping[Source, TokenScores]) -> dict[Source, Tensor]:
-    """The tokens, bool `[B, N]`, at which a plan needs a policy's hidden states beyond its scores."""
-    needed: dict[Source, Tensor] = {}
-    for term in plan.terms:
-        if isinstance(term, Term) and not (term.source in scores and scores_suffice(term, scores[term.source])):
-            rows = term.weight != 0
-            needed[term.source] = needed[term.source] | rows if term.source in needed else rows
-    return needed
-
-
-class Sparse(NamedTuple):
-    """A term of sampled or Top-K support at r of a chunk's rows."""
-
-    term: Term | PolicyGradient
-    rows: Tensor
-    """`[r]`"""
-    weight: Tensor
-    """`[r]`"""
-    ids: Tensor
-    """`[r, K]`, the support"""
-    at: Tensor
-    """`[r, K]`, the student's logits there, -inf for an entry that does not count"""
-    target: Support
 
 
 class TaughtRows(NamedTuple):
@@ -208,7 +200,7 @@ class Chunk:
         z = self.logits
         values = z.new_zeros(len(z))
         kept_mass = z.new_full((len(z),), torch.nan)
-        sparse: list[Sparse] = []
+        sparse: list[SparseTerm] = []
         dense: list[tuple[Term, Tensor, Tensor]] = []
         for term in plan.terms:
             weight = term.weight[self.rows].to(z.dtype)
@@ -218,13 +210,13 @@ class Chunk:
             if isinstance(term, Term) and term.support == "full":
                 dense.append((term, chosen, weight[chosen]))
             else:
-                sparse.append(self._look_up(term, chosen, weight[chosen], sources, scores))
+                sparse.append(self._sparse_term(term, chosen, weight[chosen], sources, scores))
 
         largest = z.amax(-1, keepdim=True)
         gradient: Tensor | None = None
         if dense:
             total, weighted = mass_of(z, largest)
-            gradient = self._dense(dense, largest + total.log(), sources, factor, values, last=not sparse)
+            gradient = self._dense_gradient(dense, largest + total.log(), sources, factor, values, last=not sparse)
         if sparse or gradient is None:
             total, weighted = mass_of(z, largest, keep=True)
         log_z = largest + total.log()
@@ -236,7 +228,7 @@ class Chunk:
         terms_of_row = torch.zeros_like(values, dtype=torch.long)
         parts = []
         for item in sparse:
-            result = self._sparse(item, mass, total, log_z)
+            result = self._sparse_result(item, mass, total, log_z)
             values[item.rows] += item.weight * result.value
             scaled = item.weight * factor[item.rows].to(z.dtype)
             part = scaled * result.outside, scaled.unsqueeze(-1) * result.there
@@ -257,7 +249,7 @@ class Chunk:
             mass.index_put_(place, added, accumulate=True)
         return TaughtRows(mass if gradient is None else mass.add_(gradient), values, entropy, kept_mass)
 
-    def _dense(
+    def _dense_gradient(
         self,
         terms: Sequence[tuple[Term, Tensor, Tensor]],
         log_z: Tensor,
@@ -288,7 +280,7 @@ class Chunk:
         assert gradient is not None
         return gradient
 
-    def _sparse(self, item: "Sparse", mass: Tensor, total: Tensor, log_z: Tensor) -> SparseResult:
+    def _sparse_result(self, item: "SparseTerm", mass: Tensor, total: Tensor, log_z: Tensor) -> SparseResult:
         logp = item.at - log_z[item.rows]
         if isinstance(item.term, PolicyGradient):
             ones = torch.ones_like(item.weight)
@@ -303,25 +295,25 @@ class Chunk:
             mass[place] = kept
         return sparse_divergence(item.term.divergence, item.term.tail, Support(logp, tail), item.target)
 
-    def _look_up(
+    def _sparse_term(
         self,
         term: Term | PolicyGradient,
         chosen: Tensor,
         weight: Tensor,
         sources: Mapping[Source, Projection],
         scores: Mapping[Source, TokenScores],
-    ) -> "Sparse":
+    ) -> "SparseTerm":
         if isinstance(term, PolicyGradient):
             ids = self.ids[chosen].unsqueeze(-1)
             target = Support(torch.zeros_like(weight).unsqueeze(-1), weight)  # there is none
-            return Sparse(term, chosen, weight, ids, self.logits[chosen.unsqueeze(-1), ids], target)
+            return SparseTerm(term, chosen, weight, ids, self.logits[chosen.unsqueeze(-1), ids], target)
         known = scores.get(term.source)
         if known is not None and scores_suffice(term, known):
             ids, target = self._known_support(term, chosen, known)
-            return Sparse(term, chosen, weight, ids, self.logits[chosen.unsqueeze(-1), ids], target)
+            return SparseTerm(term, chosen, weight, ids, self.logits[chosen.unsqueeze(-1), ids], target)
         ids, counts, target = self._support(term, chosen, sources)
         at = self.logits[chosen.unsqueeze(-1), ids].masked_fill(~counts, -torch.inf)
-        return Sparse(term, chosen, weight, ids, at, target)
+        return SparseTerm(term, chosen, weight, ids, at, target)
 
     def _known_support(self, term: Term, chosen: Tensor, known: TokenScores) -> tuple[Tensor, Support]:
         there = self._index(chosen)
@@ -363,6 +355,21 @@ class Chunk:
         return tuple(index[chosen] for index in self.rows)
 
 
+class SparseTerm(NamedTuple):
+    """A term of sampled or Top-K support at r of a chunk's rows."""
+
+    term: Term | PolicyGradient
+    rows: Tensor
+    """`[r]`"""
+    weight: Tensor
+    """`[r]`"""
+    ids: Tensor
+    """`[r, K]`, the support"""
+    at: Tensor
+    """`[r, K]`, the student's logits there, -inf for an entry that does not count"""
+    target: Support
+
+
 class Gradients:
     """Sums, over chunks, the gradients of hidden states `[B, N, H]`, head `[V, H]` and bias `[V]`; the latter two in
     fp32 at least: in bf16 their sum would be biased towards the first chunks."""
@@ -393,13 +400,6 @@ class Gradients:
         """In the dtypes of the tensors that they are of."""
         pairs = zip((self.hidden, self.weight, self.bias), self.student, strict=True)
         return [None if g is None or of is None else g.to(of.dtype) for g, of in pairs]
-
-
-def scores_suffice(term: Term, scores: TokenScores) -> bool:
-    """Whether a term finds in the scores of its policy all it needs of it."""
-    if term.support == "sampled":
-        return True
-    return term.support == "top_k" and term.top_k_source == "target" and term.top_k <= scores.top_k_ids.shape[-1]
 
 
 def _projection(sources: Mapping[Source, Projection], source: Source) -> Projection:
