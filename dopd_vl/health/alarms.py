@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from dopd_vl.health.collapse import cause, collapse, teacher_is_lost
 from dopd_vl.health.rows import Row, RunFacts, is_number, mean, per_cent, rows_of_training, values
-from dopd_vl.objectives import Dopd, DopdAnchored, Objective
+from dopd_vl.objectives.base import Advice
 from dopd_vl.train_config import HealthSettings
 
 FEWEST_ROLLOUTS = 200
@@ -102,7 +102,7 @@ def regime(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> st
     patience = facts.rows(settings.patience)
     if len(rows) < patience:
         return None
-    for part, (none, every) in _parts_and_causes(facts.objective).items():
+    for part, stuck in Advice.of(facts.objective).stuck_parts.items():
         shares = values(rows[-patience:], f"token_share/{part}")
         if len(shares) < patience:
             continue
@@ -111,9 +111,9 @@ def regime(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> st
             before = mean(values(rows, f"token_share/{part}")[:patience])
             if before > 10 * STUCK:
                 return f"no token was {part} in {steps} steps, {per_cent(before)} were at the start. {cause(facts, [])}"
-            return f"no token was {part} in {steps} steps: {none}"
+            return f"no token was {part} in {steps} steps: {stuck.at_none}"
         if min(shares) >= 1 - STUCK:
-            return f"every token was {part} for {steps} steps: {every}"
+            return f"every token was {part} for {steps} steps: {stuck.at_every}"
     return None
 
 
@@ -165,18 +165,3 @@ RULES: dict[str, Rule] = {
     "length": length,
     "no_correct": no_correct,
 }
-
-
-def _parts_and_causes(objective: Objective) -> dict[str, tuple[str, str]]:
-    """Part -> what it means that no token is of it, and that every token is. Empty where nothing is routed."""
-    if isinstance(objective, Dopd) and objective.routing:
-        alike = "teacher and the student's copy never differ; look at model.teacher and privilege.teacher_variant"
-        weak = "the teacher is never the surer one; model.teacher or privilege.teacher_variant is too weak"
-        scope = "all tokens are alike to it; try objective.settings.threshold_scope or trim_fraction"
-        copy = "the student's copy is never the surer one; look at privilege.student_variant"
-        return {"HT": (weak, scope), "HS": (copy, scope), "LH": (scope, alike), "LL": (scope, alike)}
-    if isinstance(objective, DopdAnchored) and objective.copy_teaches != "never":
-        none = "the copy teaches nothing; look at privilege.student_variant"
-        every = "the teacher teaches nothing; model.teacher or privilege.teacher_variant is too weak"
-        return {"copy": (none, every)}
-    return {}

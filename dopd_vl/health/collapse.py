@@ -22,13 +22,11 @@ from statistics import NormalDist, variance
 from typing import NamedTuple
 
 from dopd_vl.health.rows import Row, RunFacts, mean, moving_means, per_cent, values
-from dopd_vl.objectives import Dopd, DopdAnchored, Objective, Opsd
+from dopd_vl.objectives.base import Advice
 from dopd_vl.train_config import HealthSettings
 
 GAP_ERRORS = 5.0
 """Standard errors that the gap must have grown by: the gap of a student that is nearly right is small and scatters."""
-COPY_PARTS = ("HS", "copy")
-"""Tokens that a copy of the student teaches because it is surer than the teacher: of DOPD, of DOPD-anchored."""
 
 
 class Fall(NamedTuple):
@@ -58,7 +56,7 @@ def collapse(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> 
         return _fallen(rows, facts, settings, window)
     if len(rows) < 2 * window:
         return None
-    signs = signs_between(rows[:window], rows[-window:])
+    signs = signs_between(rows[:window], rows[-window:], Advice.of(facts.objective).copy_part)
     grown = gap_has_grown(rows, window, settings.gap_growth)
     strong = _strong_signs(rows, window, settings)
     if grown is None and len(strong) < 2:
@@ -74,7 +72,7 @@ def _fallen(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings, wind
     if fall is None:
         return None
     best, last = judged[fall.best_start : fall.best_start + window], judged[-window:]
-    signs = signs_between(best, last)
+    signs = signs_between(best, last, Advice.of(facts.objective).copy_part)
     if gap_has_grown(rows, window, settings.gap_growth):
         least, needed = settings.min_fall / 2, quantile(0.95)
     elif any(sign.name != "entropy" for sign in signs):
@@ -117,18 +115,17 @@ def quantile(share: float) -> float:
     return NormalDist().inv_cdf(share)
 
 
-def signs_between(before: Sequence[Row], now: Sequence[Row]) -> list[Sign]:
-    """What moved between two windows as it does in a collapse."""
+def signs_between(before: Sequence[Row], now: Sequence[Row], copy_part: str | None) -> list[Sign]:
+    """What moved between two windows as it does in a collapse; `copy_part` as `Advice` has it."""
     signs = []
 
     def pair(name: str) -> tuple[float, float] | None:
         a, b = values(before, name), values(now, name)
         return (mean(a), mean(b)) if a and b else None
 
-    for part in COPY_PARTS:
-        shares = pair(f"token_share/{part}")
-        if shares and shares[1] >= 1.2 * shares[0] and shares[1] - shares[0] >= 0.01:
-            signs.append(Sign("copy", f"{part} share {per_cent(shares[0])} -> {per_cent(shares[1])}"))
+    shares = pair(f"token_share/{copy_part}")
+    if shares and shares[1] >= 1.2 * shares[0] and shares[1] - shares[0] >= 0.01:
+        signs.append(Sign("copy", f"{copy_part} share {per_cent(shares[0])} -> {per_cent(shares[1])}"))
     gap = pair("gap/mean")
     if gap and gap[1] >= 1.2 * gap[0]:
         signs.append(Sign("gap", f"mean gap between teacher and copy {gap[0]:.2f} -> {gap[1]:.2f} nats"))
@@ -173,25 +170,12 @@ def teacher_is_lost(rows: Sequence[Row], window: int) -> bool:
 def cause(facts: RunFacts, signs: Sequence[Sign]) -> str:
     """One sentence with the setting to change."""
     learning_rate = f"training.learning_rate (now {facts.learning_rate:g})"
-    remedy = live_copy_remedy(facts.objective)
-    if remedy is not None:
+    if any(source.policy == "student" and source.view != "plain" for source in facts.objective.sources()):
+        remedy = Advice.of(facts.objective).live_copy_remedy
         return f"Likely cause: the student's live copy teaches its own decay; {remedy}"
     if any(sign.name in ("length", "clipped") for sign in signs):
         return f"Likely cause: steps too large, responses come apart; lower {learning_rate}"
     return f"Likely cause: steps too large; lower {learning_rate} or raise training.warmup_steps"
-
-
-def live_copy_remedy(objective: Objective) -> str | None:
-    """What to set where the student's current weights, shown more than the student sees, teach; None elsewhere."""
-    if not any(source.policy == "student" and source.view != "plain" for source in objective.sources()):
-        return None
-    if isinstance(objective, Dopd):
-        return "set objective.settings.student_policy: start, or objective.name: dopd-anchored"
-    if isinstance(objective, DopdAnchored):
-        return "set objective.settings.student_policy: start"
-    if isinstance(objective, Opsd):
-        return "set objective.settings.teacher_policy: start"
-    return "let its copy have the weights of the start (policy 'start' in the objective's sources)"
 
 
 def _strong_signs(rows: Sequence[Row], window: int, settings: HealthSettings) -> list[Sign]:
@@ -203,5 +187,5 @@ def _strong_signs(rows: Sequence[Row], window: int, settings: HealthSettings) ->
         strong.append(Sign("entropy", f"entropy {mean(entropy[0]):.2f} -> {mean(entropy[1]):.3f} nats"))
     if teacher_is_lost(rows, window):
         strong.append(Sign("teacher", "the teacher's entropy over the responses has doubled"))
-    strong += [sign for sign in signs_between(start, now) if sign.name in ("length", "clipped")][:1]
+    strong += [sign for sign in signs_between(start, now, None) if sign.name in ("length", "clipped")][:1]
     return strong

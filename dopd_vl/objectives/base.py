@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -94,6 +95,31 @@ class Requirements(NamedTuple):
 
     @classmethod
     def of(cls, objective: Objective) -> "Requirements":
+        """Attributes of the objective, the defaults above for those that it lacks."""
+        return cls._make(getattr(objective, name, default) for name, default in cls._field_defaults.items())
+
+
+class Stuck(NamedTuple):
+    """What it means that a part of the tokens has come to a stop."""
+
+    at_none: str
+    """no token is of the part"""
+    at_every: str
+    """every token is"""
+
+
+class Advice(NamedTuple):
+    """What to say where a run of the objective goes wrong; the attributes of the same names, where it has them."""
+
+    copy_part: str | None = None
+    """the part of the tokens that a copy of the student teaches, because it is surer than the teacher"""
+    live_copy_remedy: str = "let its copy have the weights of the start (policy 'start' in the objective's sources)"
+    """what to set where the student's current weights teach, shown more than the student sees"""
+    stuck_parts: Mapping[str, Stuck] = MappingProxyType({})
+    """of the parts that should hold some tokens, and not all"""
+
+    @classmethod
+    def of(cls, objective: Objective) -> "Advice":
         """Attributes of the objective, the defaults above for those that it lacks."""
         return cls._make(getattr(objective, name, default) for name, default in cls._field_defaults.items())
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from dopd_vl.core import REGIMES, Plan, Regime, Source, Term, Thresholds, advantage_gap, compute_thresholds, route
 from dopd_vl.core.divergences import TAILS, TOP_K_SOURCES, DivergenceName, SupportName, TailName, TopKSource
 from dopd_vl.core.routing import THRESHOLD_SCOPES, ThresholdScope
-from dopd_vl.objectives.base import Decision, Scores
+from dopd_vl.objectives.base import Decision, Scores, Stuck
 from dopd_vl.objectives.common import (
     PRIVILEGED_STUDENT,
     PRIVILEGED_TEACHER,
@@ -150,6 +150,8 @@ class Dopd(DopdSettings):
     """Dual on-policy distillation: as published by default, its ablations by settings."""
 
     name: ClassVar[str] = "dopd"
+    copy_part: ClassVar[str] = "HS"
+    live_copy_remedy: ClassVar[str] = "set objective.settings.student_policy: start, or objective.name: dopd-anchored"
 
     regimes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """what else a regime is taught, e.g. `{"HS": {"source": "teacher", "weight": 1.0}}`: regimes LH, LL, HT, HS; keys
@@ -181,6 +183,21 @@ class Dopd(DopdSettings):
         for name in self.regimes:
             check_choice("regime in regimes", name, [regime.name for regime in REGIMES])
         self._plan(torch.zeros(0, dtype=torch.long))  # names what cannot be taught
+
+    @property
+    def stuck_parts(self) -> dict[str, Stuck]:
+        if not self.routing:
+            return {}
+        alike = "teacher and the student's copy never differ; look at model.teacher and privilege.teacher_variant"
+        weak = "the teacher is never the surer one; model.teacher or privilege.teacher_variant is too weak"
+        scope = "all tokens are alike to it; try objective.settings.threshold_scope or trim_fraction"
+        copy = "the student's copy is never the surer one; look at privilege.student_variant"
+        return {
+            "HT": Stuck(weak, scope),
+            "HS": Stuck(copy, scope),
+            "LH": Stuck(scope, alike),
+            "LL": Stuck(scope, alike),
+        }
 
     def sources(self) -> tuple[Source, ...]:
         return (Source("teacher", self.teacher_view), Source(self.student_policy, self.student_view))

@@ -24,7 +24,7 @@ import torch
 from dopd_vl.core import Plan, Source, Term, advantage_gap, compute_thresholds
 from dopd_vl.core.divergences import DIVERGENCES, DivergenceName
 from dopd_vl.core.routing import ThresholdScope
-from dopd_vl.objectives.base import Decision, Scores
+from dopd_vl.objectives.base import Decision, Scores, Stuck
 from dopd_vl.objectives.common import PRIVILEGED_TEACHER, check_choice, check_not_negative, check_share
 from dopd_vl.objectives.dopd import DopdSettings
 
@@ -34,6 +34,8 @@ class DopdAnchored:
     """Dual on-policy distillation with a copy that stays where the student began."""
 
     name: ClassVar[str] = "dopd-anchored"
+    copy_part: ClassVar[str] = "copy"
+    live_copy_remedy: ClassVar[str] = "set objective.settings.student_policy: start"
 
     copy_weight: float = 0.6
     """of the copy's tokens; the teacher's have weight 1"""
@@ -60,6 +62,14 @@ class DopdAnchored:
         check_choice("student_policy", self.student_policy, ("start", "average", "student"))
         check_choice("copy_teaches", self.copy_teaches, ("sure", "surer", "never"))
         check_share("average_rate", self.average_rate)
+
+    @property
+    def stuck_parts(self) -> dict[str, Stuck]:
+        if self.copy_teaches == "never":
+            return {}
+        none = "the copy teaches nothing; look at privilege.student_variant"
+        every = "the teacher teaches nothing; model.teacher or privilege.teacher_variant is too weak"
+        return {"copy": Stuck(none, every)}
 
     def sources(self) -> tuple[Source, ...]:
         return (PRIVILEGED_TEACHER, Source(self.student_policy, "privileged"))

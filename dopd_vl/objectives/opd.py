@@ -10,7 +10,11 @@ q and p are the log-probabilities of the sampled token under the teacher and the
 privileged` the teacher sees the privileged input too: uniform privileged distillation, the baseline that DOPD's routing
 must beat. With `teacher_view: wrong_hint` it is misled: a control (arXiv 2606.11709).
 
-`evidence_gate` weighs each token by what the teacher owes to the evidence, see `counterfactual.py`.
+`evidence_gate` weighs each token by how much of what the teacher says there is owed to the evidence (counterfactual
+evidence, VAD, arXiv 2607.28590). The teacher is scored twice on the same rollout, with the evidence and without it.
+Where the evidence raises the sampled token, the teacher speaks from it; elsewhere from habit:
+
+    g_n = clamp(q_with - q_without, 0, limit)        w_n = g_n / mean(g) over the batch's response tokens
 """
 
 from dataclasses import dataclass

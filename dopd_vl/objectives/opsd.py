@@ -21,6 +21,7 @@ class Opsd:
     """Distillation of a reference solution from the student itself."""
 
     name: ClassVar[str] = "opsd"
+    live_copy_remedy: ClassVar[str] = "set objective.settings.teacher_policy: start"
 
     teacher_policy: Literal["start", "student", "average"] = "start"
     """"start": the student before its first step; "student": its current weights; "average": their slow average"""
