@@ -32,8 +32,8 @@ from typing import Any, Literal
 import yaml
 
 from dopd_vl.common.errors import ConfigurationError, UserError
-from dopd_vl.common.files import read_jsonl, write_json
-from dopd_vl.common.run_layout import METRICS_FILE
+from dopd_vl.common.files import read_rows, write_json
+from dopd_vl.common.run_layout import CONFIG_FILE, METRICS_FILE
 from dopd_vl.health.alarms import Alarm, non_finite, replay
 from dopd_vl.health.rows import Row, RunFacts, moving_means, rows_of_training, values
 from dopd_vl.objectives.build import build_objective
@@ -116,7 +116,7 @@ def evaluate_alarms(
 
 def judge_run(folder: Path, settings: HealthSettings, without_verifier: bool = False) -> JudgedRun | None:
     """One run; None where it was not evaluated at its last step, as of a run that is still going on."""
-    rows = read_jsonl(folder / METRICS_FILE)
+    rows = read_rows(folder / METRICS_FILE)
     config = _read_config(folder)
     evaluated = [row for row in rows if values([row], "eval_accuracy")]
     logged = rows_of_training(rows)
@@ -178,9 +178,9 @@ def _binomial_z(higher: float, lower: float, size: int) -> float:
 
 def _read_config(folder: Path) -> TrainConfig:
     """What `RunFacts` needs of a run's config.yaml."""
-    file = folder / "config.yaml"
+    file = folder / CONFIG_FILE
     if not file.is_file():
-        raise UserError(f"{folder}: no run folder, it has no config.yaml")
+        raise UserError(f"{folder}: no run folder, it has no {CONFIG_FILE}")
     saved: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     config = TrainConfig(objective=ObjectiveSettings(**saved["objective"]))
     config.data.eval_size = saved["data"]["eval_size"]
@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="every run with its verdict and alarms, as JSON")
     options = parser.parse_args()
     found = {Path(name) for pattern in options.folders for name in glob.glob(pattern, recursive=True)}
-    folders = sorted(folder for folder in found if (folder / "config.yaml").is_file())
+    folders = sorted(folder for folder in found if (folder / CONFIG_FILE).is_file())
     scores = evaluate_alarms(folders, without_verifier=options.without_verifier)
     if not scores.runs:
         print("no finished run with evaluations among these folders", file=sys.stderr)

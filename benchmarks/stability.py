@@ -18,6 +18,8 @@ from typing import Any
 
 from stability_figures import REGIMES, SMOOTHED, draw
 
+from dopd_vl.common.run_layout import checkpoint_step
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "stability.md"
 DRAWN = ("rollout_accuracy", "eval_accuracy", "eval_privileged_accuracy", "eval_entropy", *REGIMES)
@@ -127,8 +129,7 @@ def gradients(causes: Path) -> dict[str, Any]:
     means: dict[str, Any] = {}
     for position in range(len(runs[0]) if runs else 0):
         rows = [run[position] for run in runs]
-        name = Path(rows[0]["student"]).name
-        step = int(name.rpartition("-")[2]) if name.startswith("checkpoint-") else 0
+        step = max(0, checkpoint_step(Path(rows[0]["student"])))
         means[str(step)] = {
             "runs": len(rows),
             "loss": {k: statistics.mean(r["supervised_loss"][k] for r in rows) for k in ("plain", "privileged")},

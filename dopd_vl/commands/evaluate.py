@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.resources import NANO_PREFIX
+from dopd_vl.common.run_layout import name_of_model
 from dopd_vl.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -23,9 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
 def default_folder(config: EvaluateConfig) -> Path:
     """`runs/evaluate/MODEL-WHAT`, after the last part of each name."""
-    model = Path(config.model.removeprefix("nano:")).resolve()
-    # runs/NAME/student is called NAME: that all students are called student tells nothing.
-    name = model.parent.name if model.name in ("student", "best") else model.name
+    name = name_of_model(Path(config.model.removeprefix(NANO_PREFIX)).resolve())
     what = config.suite.replace(",", "+") if config.suite else Path(config.data).resolve().name
     return Path("runs/evaluate") / f"{name}-{what}"
 

@@ -203,14 +203,12 @@ def as_table(rows: Sequence[Row], config: QuickstartConfig) -> Table:
 def _same_run(folder: Path, config: QuickstartConfig) -> None:
     """A folder belongs to one set of settings."""
     from dopd_vl.common.configuration import as_yaml
-    from dopd_vl.common.files import write_atomically
+    from dopd_vl.common.files import make_folder, write_atomically, writing_to
 
     file = folder / "quickstart.yaml"
     text = as_yaml(config)
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise UserError(f"output_dir: {folder} holds a quickstart with other settings; give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    with writing_to(folder):
         write_atomically(file, text)
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error

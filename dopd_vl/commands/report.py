@@ -4,14 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dopd_vl.common.errors import UserError
-
 STEPS = 20
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    from dopd_vl.common.files import write_atomically
+    from dopd_vl.common.files import make_folder, write_atomically, writing_to
     from dopd_vl.reporting.figures import draw_figure
     from dopd_vl.reporting.inspector import read_rollouts
     from dopd_vl.reporting.page import report_page
@@ -20,20 +18,16 @@ def main(argv: Sequence[str]) -> int:
 
     runs = read_runs(arguments.runs, arguments.group)
     page = report_page(runs, [read_rollouts(run.folder, arguments.steps or None) for run in runs])
-    try:
+    with writing_to(arguments.output, "--output"):
         write_atomically(arguments.output, page)
-    except OSError as error:
-        raise UserError(f"--output: cannot write {arguments.output} ({error.strerror})") from error
     print(f"report: {arguments.output}")
     if arguments.figures is not None:
-        try:
-            arguments.figures.mkdir(parents=True, exist_ok=True)
+        make_folder(arguments.figures, "--figures")
+        with writing_to(arguments.figures, "--figures"):
             for section in sections(name for run in runs for row in run.metrics for name in row):
                 for name in section.names:
                     if lines := curve(runs, name):
                         draw_figure(lines, title_of(name), arguments.figures / name.replace("/", "-"))
-        except OSError as error:
-            raise UserError(f"--figures: cannot write into {arguments.figures} ({error.strerror})") from error
         print(f"figures: {arguments.figures}")
     return 0
 

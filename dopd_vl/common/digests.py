@@ -4,9 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dopd_vl.common.resources import find_model
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 READ_WHOLE = 64 * 1024 * 1024
 """Bytes: a file up to this size is read whole."""
@@ -57,12 +60,43 @@ def digest_model(name: str, commit: str | None = None) -> str:
     return digest.hexdigest()
 
 
+def model_parts(name: str, config: Any) -> dict[str, str]:
+    """A digest of each file of a model folder; of a hub model its name, commit and `PreTrainedConfig`."""
+    folder = Path(find_model(name))
+    if folder.is_dir():
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (*MODEL_FILES, ".py"))
+        return {f"file {path.name}": digest_file(path) for path in files if path.name != "training_args.bin"}
+    return {"name": name, "commit": str(config._commit_hash), "configuration": digest_json(config.to_dict())}
+
+
 def digest_json(value: Any) -> str:
     """Hex SHA-256 of anything that JSON can hold, whatever the order of its keys; other things as `str` has them."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def digest_value(value: bytes | memoryview) -> bytes:
+def digest_questions(dataset: "Dataset") -> str:
+    """Of the ids, questions, answers and tasks, in their order. Images are not read."""
+    digest = hashlib.sha256()
+    for rows in dataset.select_columns(["id", "prompt", "answer", "task"]).with_format(None).iter(batch_size=10_000):
+        digest.update(json.dumps(rows).encode())
+    return digest.hexdigest()
+
+
+def dataset_parts(dataset: "Dataset") -> dict[str, Any]:
+    """The number of examples, and a digest of each column's content."""
+    digests = {name: hashlib.sha256() for name in dataset.column_names}
+    for batch in dataset.with_format("arrow").iter(batch_size=1000):
+        for name, digest in digests.items():
+            for chunk in batch[name].chunks:
+                if name == "images":
+                    _add_images(digest, chunk)
+                else:
+                    for value in chunk.to_pylist():
+                        digest.update(json.dumps(value, sort_keys=True).encode() + b"\n")
+    return {"number of examples": len(dataset), **{f"column {n}": d.hexdigest() for n, d in digests.items()}}
+
+
+def digest_image(value: bytes | memoryview) -> bytes:
     """Of an image's file: its length and content, of one above 64 KiB its length and both ends.
 
     The end of a PNG holds a checksum of all of its pixels; a JPEG changed in its middle has other lengths and a
@@ -72,6 +106,18 @@ def digest_value(value: bytes | memoryview) -> bytes:
     for part in (value,) if len(value) <= 16 * _BLOCK else (value[: 8 * _BLOCK], value[-8 * _BLOCK :]):
         digest.update(part)
     return digest.digest()
+
+
+def _add_images(digest: Any, lists: Any) -> None:
+    # Through arrow's own buffers: of a large image only the pages that are looked at are read from the disk.
+    for images in lists:
+        digest.update(b"none\n" if not images.is_valid else f"{len(images)}\n".encode())
+        for image in images.values if images.is_valid else ():
+            content, path = image["bytes"], image["path"]
+            if content.is_valid:
+                digest.update(digest_image(memoryview(content.as_buffer())))
+            else:
+                digest.update(f"{path.as_py()}\n".encode())
 
 
 def _positions(start: int, end: int) -> Iterator[int]:

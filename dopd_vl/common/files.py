@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,6 +76,38 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a JSONL file; a last line cut short by a crash is left out. Empty where there is no file."""
+    if not path.exists():
+        return []
+    rows = []
+    # Not splitlines: a model may say U+2028 or U+0085, which JSON leaves in a string as they are.
+    for line in path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """`read_jsonl` of a file of a run folder: each row is an object with the step that it was written at.
+
+    Raises:
+        UserError: a row is something else.
+    """
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UserError(f"{path}: line {number} is no object with a step")
+    return rows
+
+
+def is_number(value: Any) -> bool:
+    """Whether a logged value can be reckoned with: a diverged run logs NaN and infinities too."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file of one JSON object a line."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -92,7 +125,7 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def keep_up_to(path: Path, step: int) -> None:
     """Drop what was logged after the checkpoint that a run goes on from."""
     if path.exists():
-        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
+        write_jsonl(path, [row for row in read_rows(path) if row["step"] <= step])
 
 
 def sync_folder(folder: Path) -> None:
@@ -103,6 +136,31 @@ def sync_folder(folder: Path) -> None:
             os.fsync(opened)
         finally:
             os.close(opened)
+
+
+@contextmanager
+def writing_to(path: Path, key: str = "output_dir") -> Iterator[None]:
+    """What a setting names and cannot be written is told in one line, which begins with the setting's key.
+
+    Raises:
+        UserError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{key}: cannot write to {path} ({error.strerror})") from error
+
+
+def make_folder(folder: Path, key: str = "output_dir") -> None:
+    """Make a folder that a setting names, and those above it.
+
+    Raises:
+        UserError: it is a file, or cannot be made; the message begins with the setting's key.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{key}: {folder} is a file")
+    with writing_to(folder, key):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -145,17 +203,3 @@ def _room(folder: Path) -> str:
     except OSError as error:
         return str(error.strerror)
     return f"{space.f_bavail * space.f_frsize / 1e9:.2f} GB free"
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a JSONL file; a last line cut short by a crash is left out. Empty where there is no file."""
-    if not path.exists():
-        return []
-    rows = []
-    # Not splitlines: a model may say U+2028 or U+0085, which JSON leaves in a string as they are.
-    for line in path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

@@ -1,5 +1,7 @@
 """The names of what lies in a run folder, each of them once."""
 
+from pathlib import Path
+
 CONFIG_FILE = "config.yaml"
 """the resolved configuration, every default written out"""
 FINGERPRINT_FILE = "fingerprint.json"
@@ -20,7 +22,27 @@ STUDENT_FOLDER = "student"
 """the student after the last step"""
 FACTS_FILE = "dopd.json"
 """in a student's folder: the step it is of, and what it scored"""
+CARD_FILE = "README.md"
+"""in a student's folder: what it came from, how it was taught, how it scored"""
 COMPLETE_FILE = "complete.json"
 """in a checkpoint, written last: every file of it, with its digest"""
 AVERAGE_FILE = "average.safetensors"
 """in a checkpoint: the slow average of the student, or its start"""
+
+_CHECKPOINT = "checkpoint-"
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of an optimizer step lies."""
+    return run / f"{_CHECKPOINT}{step}"
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The step of a checkpoint's folder, by its name; -1 for any other name."""
+    step = folder.name.removeprefix(_CHECKPOINT)
+    return int(step) if folder.name.startswith(_CHECKPOINT) and step.isdecimal() else -1
+
+
+def name_of_model(folder: Path) -> str:
+    """What a model's folder is called: a run's student after its run, as all students are called student."""
+    return folder.parent.name if folder.name in (STUDENT_FOLDER, BEST_FOLDER) else folder.name

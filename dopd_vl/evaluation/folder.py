@@ -6,17 +6,23 @@ refused.jsonl       examples that could not be shown to the model
 scores.json         written last: the evaluation is whole
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import append_jsonl, exclusive, read_json, read_jsonl, write_json, write_jsonl
+from dopd_vl.common.files import (
+    append_jsonl,
+    exclusive,
+    make_folder,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    writing_to,
+)
 from dopd_vl.evaluation.accuracy import Batch, Prediction, Refusal, batch_items, count_batches
 from dopd_vl.evaluation.sampling import Sampling
 
@@ -40,8 +46,7 @@ class EvaluationFolder:
 
     def __init__(self, path: Path, identity: Mapping[str, Any], overwrite: bool = False):
         self.path = path
-        if path.exists() and not path.is_dir():
-            raise UserError(f"output_dir: {path} is a file")
+        make_folder(path)
         identity = json.loads(json.dumps(identity))
         saved = read_json(path / IDENTITY_FILE)
         if saved is not None and saved != identity and not overwrite:
@@ -50,14 +55,11 @@ class EvaluationFolder:
                 f"output_dir: {path} holds another evaluation, whose {key} was {_short(saved.get(key))} and not "
                 f"{_short(identity.get(key))}; choose another folder, or give --overwrite true"
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if saved != identity:
+        if saved != identity:
+            with writing_to(path):
                 for name in _OURS:
                     (path / name).unlink(missing_ok=True)
                 write_json(path / IDENTITY_FILE, identity)
-        except OSError as error:
-            raise UserError(f"output_dir: cannot write to {path} ({error.strerror})") from error
 
     def recover(self, count: int, batch_size: int, sampling: Sampling) -> tuple[list[Batch], list[int]]:
         """The batches that are whole, and the numbers of those still to do. Rows of a cut batch are dropped."""
@@ -89,14 +91,6 @@ class EvaluationFolder:
     def lock(self) -> Any:
         """A context in which no other evaluation writes here."""
         return exclusive(self.path, "evaluation")
-
-
-def digest_data(dataset: Dataset) -> str:
-    """Of the ids, questions, answers and tasks, in their order. Images are not read."""
-    digest = hashlib.sha256()
-    for rows in dataset.select_columns(["id", "prompt", "answer", "task"]).with_format(None).iter(batch_size=10_000):
-        digest.update(json.dumps(rows).encode())
-    return digest.hexdigest()
 
 
 def verdicts_of(predictions: Sequence[Prediction]) -> list[list[bool]]:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from dopd_vl.common.digests import digest_model
+from dopd_vl.common.digests import digest_model, digest_questions
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.accuracy import (
@@ -26,7 +26,7 @@ from dopd_vl.evaluation.accuracy import (
 )
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
-from dopd_vl.evaluation.folder import EvaluationFolder, digest_data, verdicts_of
+from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.models import base_of_adapters, load_config
 from dopd_vl.views import VISION_PROCESSORS, ViewProcessor, processor_for
 
@@ -118,7 +118,7 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         **{key: value for key, value in asdict(config).items() if key in _IDENTIFYING},
         "dtype": resolve_dtype(config.dtype),
         "model": digest_model(config.model, commit),
-        "data": digest_data(dataset),
+        "data": digest_questions(dataset),
         **({} if base is None else {"base": digest_model(base, commit)}),
     }
     folder = EvaluationFolder(path, identity, config.overwrite)

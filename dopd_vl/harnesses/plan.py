@@ -10,6 +10,7 @@ from typing import Any
 from dopd_vl.common.digests import digest_model
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest
 from dopd_vl.common.resources import find_model
+from dopd_vl.common.run_layout import name_of_model
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.harnesses.autologi import AUTOLOGI
 from dopd_vl.harnesses.environments import Environment, find_environment
@@ -95,10 +96,8 @@ def plan_suite(config: EvaluateConfig, names: Sequence[str], folder: Path) -> li
 
 
 def model_name(model: str) -> str:
-    """A short name that any harness takes for a folder: a run's student is called after its run."""
-    path = Path(model)
-    name = path.parent.name if path.name in ("student", "best") else path.name
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.").lower() or "model"
+    """A short name that any harness takes for a folder."""
+    return re.sub(r"[^\w.-]+", "-", name_of_model(Path(model))).strip("-.").lower() or "model"
 
 
 def script_of(planned: Sequence[Planned]) -> str:

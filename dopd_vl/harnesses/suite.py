@@ -20,8 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import exclusive, read_json, write_atomically, write_json
+from dopd_vl.common.files import exclusive, make_folder, read_json, write_atomically, write_json, writing_to
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.harnesses.comparison import BASE, TEACHER, as_markdown, gaps, reference
 from dopd_vl.harnesses.job import Job, ResultError, Step
@@ -41,11 +40,9 @@ def run_suite(config: EvaluateConfig, folder: Path, console: Console) -> int:
     paper = paper_table(pair_of(names))
     base, teacher = reference(paper, BASE, settings.base), reference(paper, TEACHER, settings.teacher)
     planned = plan_suite(config, names, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    with writing_to(folder):
         write_atomically(folder / "commands.sh", script_of(planned))
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
     _say_obstacles(planned, console)
     console.print(f"commands: {folder / 'commands.sh'}", highlight=False, soft_wrap=True)
     if config.dry_run:

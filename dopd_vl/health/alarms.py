@@ -15,8 +15,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from dopd_vl.common.files import is_number
 from dopd_vl.health.collapse import cause, collapse, teacher_is_lost
-from dopd_vl.health.rows import Row, RunFacts, is_number, mean, per_cent, rows_of_training, values
+from dopd_vl.health.rows import Row, RunFacts, mean, per_cent, rows_of_training, values
 from dopd_vl.objectives.base import Advice
 from dopd_vl.train_config import HealthSettings
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dopd_vl.common.files import is_number
 from dopd_vl.objectives import Objective
 from dopd_vl.train_config import TrainConfig
 
@@ -63,8 +64,3 @@ def moving_means(numbers: Sequence[float], window: int) -> list[float]:
 def per_cent(share: float) -> str:
     """A share as a person reads it."""
     return f"{100 * share:.0f} %"
-
-
-def is_number(value: Any) -> bool:
-    """Whether it can be drawn: a diverged run logs NaN and infinities too."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

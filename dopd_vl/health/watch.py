@@ -7,7 +7,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dopd_vl.common.files import append_jsonl, keep_up_to, read_jsonl, write_json
+from dopd_vl.common.files import append_jsonl, keep_up_to, read_rows, write_json
 from dopd_vl.common.run_layout import ALARMS_FILE, METRICS_FILE, STOPPED_FILE
 from dopd_vl.health.alarms import Alarm, alarms_at
 from dopd_vl.health.rows import Row, RunFacts, rows_of_training
@@ -36,8 +36,8 @@ class Watch(TrainerCallback):
             return
         keep_up_to(self.folder / ALARMS_FILE, state.global_step)
         (self.folder / STOPPED_FILE).unlink(missing_ok=True)
-        self._told = {row["kind"] for row in read_jsonl(self.folder / ALARMS_FILE)}
-        rows = read_jsonl(self.folder / METRICS_FILE)
+        self._told = {row["kind"] for row in read_rows(self.folder / ALARMS_FILE)}
+        rows = read_rows(self.folder / METRICS_FILE)
         self._rows = rows_of_training([row for row in rows if row["step"] <= state.global_step])
 
     def on_log(

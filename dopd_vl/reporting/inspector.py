@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.run_layout import IMAGES_FOLDER
-from dopd_vl.reporting.runs import read_rows
-from dopd_vl.run_folder.kept_rollouts import read_image
+from dopd_vl.common.files import read_rows
+from dopd_vl.common.run_layout import IMAGES_FOLDER, ROLLOUTS_FILE
+from dopd_vl.run_folder.kept_images import read_image
 
-ROLLOUTS_FILE = "rollouts.jsonl"
 _SEEN = ("images", "boxes", "views")
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-from dopd_vl.health.rows import is_number
+from dopd_vl.common.files import is_number
 from dopd_vl.reporting.figures import PALETTE
 from dopd_vl.reporting.inspector import Rollouts
 from dopd_vl.reporting.quantities import sections, title_of

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import read_jsonl
+from dopd_vl.common.files import read_rows
+from dopd_vl.common.run_layout import ROLLOUTS_FILE
 
 REGIME_NAMES = {0: "LH", 1: "LL", 2: "HT", 3: "HS"}
 SUPERVISION = {
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, default=None, help="default: the last logged step")
     parser.add_argument("--index", type=int, default=0, help="which of the step's kept rollouts")
     arguments = parser.parse_args(argv)
-    records = read_jsonl(arguments.run / "rollouts.jsonl")
+    records = read_rows(arguments.run / ROLLOUTS_FILE)
     if not records:
         raise UserError(f"{arguments.run} holds no rollouts")
     step = records[-1]["step"] if arguments.step is None else arguments.step

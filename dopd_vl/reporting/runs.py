@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import read_jsonl
-from dopd_vl.health.rows import is_number
+from dopd_vl.common.files import is_number, read_rows
+from dopd_vl.common.run_layout import CONFIG_FILE, METRICS_FILE
 from dopd_vl.reporting.figures import Line
 
 
@@ -56,23 +56,10 @@ def curve(runs: Sequence[Run], quantity: str) -> list[Line]:
     return lines
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a run's JSONL file, each an object with the step it was written at; a cut last line is left out.
-
-    Raises:
-        UserError: a row is something else.
-    """
-    rows = read_jsonl(path)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(f"{path}: line {number} is no object with a step")
-    return rows
-
-
 def _read_run(folder: Path, name: str, group: str | None) -> Run:
-    path = folder / "config.yaml"
+    path = folder / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{folder} is no run folder: it holds no config.yaml")
+        raise UserError(f"{folder} is no run folder: it holds no {CONFIG_FILE}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -85,7 +72,7 @@ def _read_run(folder: Path, name: str, group: str | None) -> Run:
         label = str(value)
     _, objective = _look_up(config, "objective.name")
     _, seed = _look_up(config, "seed")
-    return Run(folder, name, label, objective, seed, read_rows(folder / "metrics.jsonl"))
+    return Run(folder, name, label, objective, seed, read_rows(folder / METRICS_FILE))
 
 
 def _look_up(config: Any, key: str) -> tuple[bool, Any]:

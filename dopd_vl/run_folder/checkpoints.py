@@ -12,7 +12,7 @@ from typing import Any
 
 from dopd_vl.common.digests import digest_file
 from dopd_vl.common.files import read_json, sync_folder, write_json
-from dopd_vl.common.run_layout import COMPLETE_FILE
+from dopd_vl.common.run_layout import COMPLETE_FILE, checkpoint_step
 
 
 def mark_whole(checkpoint: Path, facts: Mapping[str, Any]) -> None:
@@ -45,7 +45,8 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 def remove_newer(folder: Path, checkpoint: Path | None) -> list[str]:
     """Remove what a cut-short save left behind, so that the run that goes on writes into fresh folders; their names."""
-    newer = [path for path in _checkpoints(folder) if checkpoint is None or step_of(path) > step_of(checkpoint)]
+    last = -1 if checkpoint is None else checkpoint_step(checkpoint)
+    newer = [path for path in _checkpoints(folder) if checkpoint_step(path) > last]
     for path in newer:
         _remove(path)
     return [path.name for path in newer]
@@ -57,13 +58,9 @@ def keep_newest(folder: Path, count: int) -> None:
         _remove(path)
 
 
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
 def _checkpoints(folder: Path) -> list[Path]:
-    found = (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal() and p.is_dir())
-    return sorted(found, key=step_of)
+    """Whole or not, oldest first."""
+    return sorted((p for p in folder.glob("*") if checkpoint_step(p) >= 0 and p.is_dir()), key=checkpoint_step)
 
 
 def _files(checkpoint: Path) -> list[Path]:

@@ -8,15 +8,18 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
-from dopd_vl.common.files import append_jsonl, keep_up_to, read_jsonl, sync_folder, write_json
+from dopd_vl.common.files import append_jsonl, keep_up_to, read_rows, sync_folder, write_json
 from dopd_vl.common.run_layout import (
     BEST_FOLDER,
     COMPLETE_FILE,
+    FACTS_FILE,
     IMAGES_FOLDER,
     METRICS_FILE,
     REFUSED_FILE,
     ROLLOUTS_FILE,
+    checkpoint_folder,
 )
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole
 from dopd_vl.run_folder.kept_rollouts import rollout_records
@@ -44,13 +47,13 @@ class RunFolder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            take_back(self.folder / BEST_FOLDER)
+            finish_replacement(self.folder / BEST_FOLDER)
             for name in (METRICS_FILE, ROLLOUTS_FILE, REFUSED_FILE):
                 # Without a checkpoint the run begins anew, its evaluation at step 0 included.
                 keep_up_to(self.folder / name, state.global_step if state.global_step else -1)
         self.trainer.accelerator.wait_for_everyone()
         # Every rank must know the best so far: they save the next best together.
-        rows = [row for row in read_jsonl(self.folder / METRICS_FILE) if row["step"] <= state.global_step]
+        rows = [row for row in read_rows(self.folder / METRICS_FILE) if row["step"] <= state.global_step]
         self.best = max((row["eval_accuracy"] for row in rows if "eval_accuracy" in row), default=None)
         if self.trainer.resumed_from is not None:
             mark = json.loads((self.trainer.resumed_from / COMPLETE_FILE).read_text(encoding="utf-8"))
@@ -102,8 +105,10 @@ class RunFolder(TrainerCallback):
         refused: list[int] = gather_object([self.trainer.refused])
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            checkpoint = self.folder / f"checkpoint-{state.global_step}"
-            mark_whole(checkpoint, {"step": state.global_step, "refused": refused})
+            mark_whole(
+                checkpoint_folder(self.folder, state.global_step),
+                {"step": state.global_step, "refused": refused},
+            )
             keep_newest(self.folder, self.save_total_limit)
 
 
@@ -115,10 +120,9 @@ def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(partial))
     if trainer.accelerator.is_main_process:
-        (partial / "training_args.bin").unlink(
-            missing_ok=True
-        )  # a pickle that nothing reads, with paths of this machine
-        write_json(partial / "dopd.json", facts)
+        # A pickle that nothing reads, with paths of this machine.
+        (partial / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        write_json(partial / FACTS_FILE, facts)
         write_card(partial, folder.parent, facts, trainer.views.reads_images)
         sync_folder(partial)
         if folder.exists():
@@ -131,7 +135,7 @@ def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def take_back(folder: Path) -> None:
+def finish_replacement(folder: Path) -> None:
     """Where `save_whole` was killed between taking the old folder away and putting the new one there: the old one."""
     if not folder.exists() and _stale(folder).exists():
         _stale(folder).rename(folder)

@@ -5,24 +5,20 @@ to be kept; when its slices are learned from, each rollout `learned` what its to
 rows of rollouts.jsonl of them.
 """
 
-import hashlib
-import io
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dopd_vl.common.files import write_atomically
 from dopd_vl.core import Source, TokenScores
 from dopd_vl.core.projection import score_logits
 from dopd_vl.objectives import Decision, Scores
 from dopd_vl.objectives.common import PLAIN_STUDENT
+from dopd_vl.run_folder.kept_images import save_image
 from dopd_vl.views import View
 from dopd_vl.views.rollouts import ViewRenderer
 from privileged.records.images import load_image
@@ -35,7 +31,7 @@ ALTERNATIVES = 5
 LEAST_PROBABILITY = 0.001
 """A less likely token is no alternative that a reader would look for."""
 
-_LOOKED_AT = 64
+_TOGETHER = 64
 """Tokens whose logits `[R, V]` are copied at a time: they come on top of the loss's own."""
 
 Likeliest = tuple[list[list[int]], list[list[float]]]
@@ -104,18 +100,18 @@ class KeptSlice:
         self.ids = response_ids
         # Unless the objective had the plain student scored anyway.
         watched = bool(kept) and not any(PLAIN_STUDENT in rollout.alternatives for rollout in kept.values())
-        self.look = self._look if watched else None
-        """shows the student's logits to this slice, see `fused_plan_loss`: it need not be projected once more"""
+        self.look = self._keep_student if watched else None
+        """for `fused_plan_loss`, which has the student's logits: they need not be projected once more"""
         for rollout in kept.values() if watched else ():
             length = len(rollout.response)
             rollout.columns[f"logp/{PLAIN_STUDENT}"] = [None] * length
             rollout.alternatives[PLAIN_STUDENT] = ([[]] * length, [[]] * length)
 
-    def _look(self, places: tuple[Tensor, ...], logits: Tensor) -> None:
+    def _keep_student(self, places: tuple[Tensor, ...], logits: Tensor) -> None:
         kept = torch.isin(places[0], torch.tensor(list(self.kept), device=places[0].device)).nonzero().squeeze(-1)
         if not len(kept):
             return
-        for wanted in kept.split(_LOOKED_AT):
+        for wanted in kept.split(_TOGETHER):
             rows, positions = (place[wanted] for place in places)
             scores = score_logits(logits[wanted], self.ids[rows, positions], min(ALTERNATIVES, logits.shape[-1]))
             said = (rows, positions, scores.logp, scores.top_k_ids, scores.top_k_logp)
@@ -129,15 +125,6 @@ class KeptSlice:
         """Add the weighted loss of each token, from `[b, N]`."""
         for rollout, losses in zip(self.kept.values(), token_loss[list(self.kept)].tolist(), strict=True):
             rollout.columns["loss"] = losses[: len(rollout.response)]
-
-
-def _rows_of(values: Tensor, lengths: Sequence[int]) -> list[list[Any]]:
-    return [row[:length] for row, length in zip(values.tolist(), lengths, strict=True)]
-
-
-def _likeliest(scores: TokenScores, lengths: Sequence[int]) -> list[Likeliest]:
-    few = (scores.top_k_ids[..., :ALTERNATIVES], scores.top_k_logp[..., :ALTERNATIVES])
-    return list(zip(*(_rows_of(tensor, lengths) for tensor in few), strict=True))
 
 
 def rollout_records(
@@ -165,6 +152,15 @@ def rollout_records(
             }
         )
     return records
+
+
+def _rows_of(values: Tensor, lengths: Sequence[int]) -> list[list[Any]]:
+    return [row[:length] for row, length in zip(values.tolist(), lengths, strict=True)]
+
+
+def _likeliest(scores: TokenScores, lengths: Sequence[int]) -> list[Likeliest]:
+    few = (scores.top_k_ids[..., :ALTERNATIVES], scores.top_k_logp[..., :ALTERNATIVES])
+    return list(zip(*(_rows_of(tensor, lengths) for tensor in few), strict=True))
 
 
 def _token_columns(rollout: KeptRollout, tokenizer: Any) -> dict[str, Any]:
@@ -234,35 +230,3 @@ def prompt_text(view: View, tokenizer: Any) -> str:
         ids = [token for token, _ in run]
         parts.append(f"[image: {len(ids)} tokens]" if is_image else tokenizer.decode(ids))
     return "".join(parts)
-
-
-LONGEST_SIDE = 448
-"""Pixels: a larger image is kept at this size, to look at and not to learn from."""
-_NAME = re.compile(r"[0-9a-f]{24}\.png")
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_LARGEST = 4 * LONGEST_SIDE**2
-"""Bytes: no PNG of that many pixels has more."""
-
-
-def save_image(image: Image.Image, folder: Path) -> str:
-    """Keep an image as `folder/NAME` and return the name; the same image is kept once."""
-    picture = image.convert("RGB")
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    name = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:24] + ".png"
-    if not (folder / name).exists():
-        folder.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", optimize=True)
-        write_atomically(folder / name, buffer.getvalue())
-    return name
-
-
-def read_image(name: str, folder: Path) -> bytes | None:
-    """The PNG file of that name; None where it is missing, or is none that `save_image` could have written."""
-    if not _NAME.fullmatch(name):
-        return None
-    path = folder / name
-    if not path.is_file() or path.stat().st_size > _LARGEST:
-        return None
-    data = path.read_bytes()
-    return data if data.startswith(_SIGNATURE) else None

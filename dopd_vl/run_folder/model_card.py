@@ -14,16 +14,15 @@ from typing import Any
 
 import yaml
 
-from dopd_vl import __version__
 from dopd_vl.common.configuration import read_config
-from dopd_vl.common.files import read_jsonl, write_atomically
+from dopd_vl.common.files import read_rows, write_atomically
 from dopd_vl.common.resources import NANO_PREFIX
+from dopd_vl.common.run_layout import CARD_FILE, CONFIG_FILE, METRICS_FILE
 from dopd_vl.objectives.base import needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import TrainConfig
 from privileged.dataset import read_audit
 
-CARD_FILE = "README.md"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
 MAX_NAME = 80
 """Characters of one name in a card."""
@@ -41,8 +40,8 @@ def write_card(student: Path, run: Path, facts: Mapping[str, Any], sees_images: 
         facts: `step` says after how many optimizer steps it was saved.
         sees_images: whether the student is a vision-language model.
     """
-    config = read_config(TrainConfig, ["--config", str(run / "config.yaml")], "model card")
-    rows = [row for row in read_jsonl(run / "metrics.jsonl") if row["step"] <= facts["step"]]
+    config = read_config(TrainConfig, ["--config", str(run / CONFIG_FILE)], "model card")
+    rows = [row for row in read_rows(run / METRICS_FILE) if row["step"] <= facts["step"]]
     write_atomically(student / CARD_FILE, model_card(config, facts["step"], rows, sees_images))
 
 
@@ -116,7 +115,7 @@ def _origin(config: TrainConfig, step: int) -> Iterator[tuple[str, str]]:
         yield "LoRA", f"rank {config.model.lora.r}, alpha {config.model.lora.alpha:g}"
     yield "seed", str(config.seed)
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    yield "made with", shown(f"dopd-vl {__version__}") + f"; Python {platform.python_version()}, {libraries}"
+    yield "made with", shown(f"dopd-vl {version('dopd-vl')}") + f"; Python {platform.python_version()}, {libraries}"
 
 
 def _model_name(name: str) -> str:

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from dopd_vl.common.configuration import as_yaml
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import exclusive, read_json, write_atomically, write_json
+from dopd_vl.common.files import exclusive, make_folder, read_json, write_atomically, write_json, writing_to
 from dopd_vl.common.run_layout import CONFIG_FILE, FINGERPRINT_FILE
 from dopd_vl.run_folder.checkpoints import last_whole_checkpoint, remove_newer
 from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
@@ -37,7 +37,7 @@ def opened_together(
         outcome: Path | UserError | None = None
         if rank == 0:
             try:
-                _make(folder)
+                make_folder(folder)
                 stack.enter_context(exclusive(folder, "run"))
                 outcome = open_folder(folder, config, fingerprint(), say)
             except UserError as error:
@@ -48,15 +48,6 @@ def opened_together(
         if isinstance(outcome, UserError):
             raise outcome
         yield outcome
-
-
-def _make(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
 
 
 def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say: Callable[[str], None]) -> Path | None:
@@ -71,23 +62,17 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
         _check_config(folder, config)
         _check_content(folder, fingerprint)
         checkpoint = last_whole_checkpoint(folder)
-        try:
+        with writing_to(folder):
             removed = remove_newer(folder, checkpoint)
-        except OSError as error:
-            raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
         if removed:
             say(f"{folder}: not whole, and removed: {', '.join(removed)}")
-        say(
-            f"{folder}: "
-            + ("no checkpoint yet, begins anew" if checkpoint is None else f"goes on from {checkpoint.name}")
-        )
+        how = "no checkpoint yet, begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
+        say(f"{folder}: {how}")
         return checkpoint
-    try:
+    with writing_to(folder):
         write_json(folder / FINGERPRINT_FILE, fingerprint)
         # Last: a folder without it holds no run yet.
         write_atomically(folder / CONFIG_FILE, as_yaml(config))
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
     return None
 
 

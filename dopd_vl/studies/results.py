@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from dopd_vl.common.errors import ConfigurationError, nearest
-from dopd_vl.common.files import read_jsonl
+from dopd_vl.common.files import read_rows
 from dopd_vl.common.resources import shipped
+from dopd_vl.common.run_layout import METRICS_FILE
 from dopd_vl.studies.config import Run, StudyConfig, expand, unfold
 from dopd_vl.studies.run import load_scores, reference_folder, score_sets
 from dopd_vl.studies.statistics import Comparison, Summary, compare, holm, rank_correlation, summarise
@@ -165,7 +166,7 @@ def _curves(by_cell: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
         for number, (stage, _) in enumerate(runs[0].stages):
             values: dict[tuple[str, int], list[float]] = {}
             for run in runs:
-                for row in read_jsonl(Path(run.stages[number][1].output_dir) / "metrics.jsonl"):
+                for row in read_rows(Path(run.stages[number][1].output_dir) / METRICS_FILE):
                     for key, value in row.items():
                         if (key in CURVES or key.startswith((SHARES, "eval_"))) and isinstance(value, int | float):
                             values.setdefault((key, row["step"]), []).append(float(value))

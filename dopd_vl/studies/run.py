@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from dopd_vl.common.configuration import as_yaml
-from dopd_vl.common.errors import ConfigurationError, UserError
-from dopd_vl.common.files import exclusive, write_atomically, write_json
+from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.files import exclusive, make_folder, write_atomically, write_json
 from dopd_vl.common.progress import live_bar
+from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
 from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder, unfold
 
 SCORES_FILE = "scores.json"
@@ -73,10 +74,7 @@ def run_study(config: StudyConfig, console: Console) -> list[Failure]:
     """
     check(config)
     folder = study_folder(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
+    make_folder(folder)
     with exclusive(folder, "study"):
         write_atomically(folder / "study.yaml", as_yaml(config))
         prepare_data(config, console)
@@ -121,9 +119,9 @@ def _job(config: StudyConfig, run: Run) -> Job:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, as_yaml(stage))
         files.append(str(file))
-    models = {name or "student": str(Path(stage.output_dir) / "student") for name, stage in run.stages}
+    models = {name or "student": str(Path(stage.output_dir) / STUDENT_FOLDER) for name, stage in run.stages}
     content = {"train": files, "models": models, **_scoring(config, run), "output": str(run.folder / SCORES_FILE)}
-    metrics = tuple(Path(stage.output_dir) / "metrics.jsonl" for _, stage in run.stages)
+    metrics = tuple(Path(stage.output_dir) / METRICS_FILE for _, stage in run.stages)
     return Job(f"{run.cell.name}, seed {run.seed}", run.folder, run.steps, content, metrics)
 
 

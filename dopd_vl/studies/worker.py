@@ -54,7 +54,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
 
     from dopd_vl.common.configuration import read_config
     from dopd_vl.common.quiet import quiet_libraries
-    from dopd_vl.common.run_layout import STUDENT_FOLDER
+    from dopd_vl.common.run_layout import FACTS_FILE, STUDENT_FOLDER
     from dopd_vl.train_config import TrainConfig
     from dopd_vl.training.run import run_training
 
@@ -62,7 +62,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
     console = Console(width=160)
     for file in job["train"]:
         config = read_config(TrainConfig, ["--config", file], "dopd-vl study")
-        if not (Path(config.output_dir) / STUDENT_FOLDER / "dopd.json").exists():
+        if not (Path(config.output_dir) / STUDENT_FOLDER / FACTS_FILE).exists():
             run_training(config, console=console)
     if _is_first_process():
         _score(job, console)

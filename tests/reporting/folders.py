@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dopd_vl.run_folder.kept_rollouts import save_image
+from dopd_vl.run_folder.kept_images import save_image
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--/*SCRIPT*/"
 

@@ -12,13 +12,11 @@ from transformers import AutoModelForImageTextToText
 
 from dopd_vl import DopdTrainer
 from dopd_vl.objectives import Dopd, Objective, Opd
+from dopd_vl.run_folder.kept_images import LONGEST_SIDE, read_image, save_image
 from dopd_vl.run_folder.kept_rollouts import (
     ALTERNATIVES,
     LEAST_PROBABILITY,
-    LONGEST_SIDE,
-    read_image,
     rollout_records,
-    save_image,
 )
 from dopd_vl.training import trainer as trainer_module
 from dopd_vl.training.run import load_examples

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 import dopd_vl.common.digests
 from dopd_vl.common.configuration import as_yaml
-from dopd_vl.common.digests import digest_file, digest_value
+from dopd_vl.common.digests import dataset_parts, digest_file, digest_image
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import exclusive
 from dopd_vl.common.run_layout import COMPLETE_FILE
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole, whole_checkpoints
-from dopd_vl.run_folder.fingerprint import dataset_parts, difference
+from dopd_vl.run_folder.fingerprint import difference
 from dopd_vl.train_config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
 from dopd_vl.training.run import load_examples, run_training
 
@@ -189,7 +189,7 @@ def test_an_images_length_and_both_ends_are_looked_at(position: int) -> None:
     image = b"x" * 40_000 + b"y" * 100_000
     changed = bytearray(image)
     changed[position] ^= 1
-    assert len({digest_value(bytes(content)) for content in (image, changed, image[:-1], image + b"y")}) == 4
+    assert len({digest_image(bytes(content)) for content in (image, changed, image[:-1], image + b"y")}) == 4
 
 
 def test_in_a_large_file_of_weights_no_tensor_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
