@@ -3,15 +3,13 @@
     python benchmarks/experiments.py --studies runs/studies
 
 Each `<!-- WORLD/STUDY: begin -->` of the page is followed by what `dopd-vl study --config study/worlds/WORLD --config
-study/STUDY` wrote into results.md; the numbers are kept in benchmarks/results/experiments.json. The
-study of stability's own figures become docs/experiments-*.svg.
+study/STUDY` wrote into results.md. The study of stability's own figures become docs/experiments-*.svg.
 """
 
 import argparse
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from stability import put_between_markers
 
@@ -19,29 +17,24 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "experiments.md"
 WORLDS = ("nano-text", "nano-vision")
 FIGURES = ("eval_accuracy", "eval_hints_accuracy", "eval_entropy")
-KEPT = ("data_sets", "cells", "references", "paper")
 
 
-def collect(studies: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The numbers and the table of each study that has any, by WORLD/STUDY."""
-    numbers, tables = {}, {}
+def collect(studies: Path) -> dict[str, str]:
+    """The table of each study that has numbers, by WORLD/STUDY."""
+    tables = {}
     for world in WORLDS:
         for file in sorted((studies / world).glob("*/results.json")):
             result = json.loads(file.read_text(encoding="utf-8"))
             if any(cell["scores"] for cell in result["cells"]):
-                name = f"{world}/{file.parent.name}"
-                numbers[name] = {key: result[key] for key in KEPT}
-                tables[name] = file.with_name("results.md").read_text(encoding="utf-8")
-    return numbers, tables
+                tables[f"{world}/{file.parent.name}"] = file.with_name("results.md").read_text(encoding="utf-8")
+    return tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=Path, default=Path("runs/studies"))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "experiments.json")
     args = parser.parse_args()
-    numbers, tables = collect(args.studies)
-    args.results.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+    tables = collect(args.studies)
     for name in FIGURES:
         figure = args.studies / "nano-text" / "stability" / "figures" / f"{name}.svg"
         if figure.exists():

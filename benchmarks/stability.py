@@ -3,8 +3,8 @@
     python benchmarks/stability.py --studies runs/studies --causes runs/causes --write
 
 Reads what `dopd-vl study --config study/map/WORLD-world --config study/map/QUESTION` left, and the gradients that
-`python benchmarks/regime_gradients.py` measured. Keeps the figures' numbers in benchmarks/results/stability.json,
-draws docs/stability-*.svg, and with `--write` puts the tables between the page's markers.
+`python benchmarks/regime_gradients.py` measured. Draws docs/stability-*.svg, and with `--write` puts the tables between
+the page's markers.
 """
 
 import argparse
@@ -165,11 +165,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=Path, default=Path("runs/studies"))
     parser.add_argument("--causes", type=Path, default=Path("runs/causes"))
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "stability.json")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/stability.md")
     args = parser.parse_args()
     studies, means = collect(args.studies), gradients(args.causes)
-    args.results.write_text(json.dumps({"studies": studies, "gradients": means}, indent=None) + "\n")
     draw(studies, means, ROOT / "docs")
     tables = {name: as_table(study) for name, study in studies.items()} | {"gradients": gradient_table(means)}
     for name, table in tables.items():

@@ -184,7 +184,7 @@ def run(way: str, world: str, args: argparse.Namespace, results: Any) -> None:
         clock = Clock(args.device)
         clock.wrap(trainer, "_generate", "rollout")
         if way != "trl opd":
-            clock.wrap(trainer, "_score", "scoring")
+            clock.wrap(trainer.policies, "score", "scoring")
         clock.wrap(trainer, "compute_loss", "learning")
         clock.wrap(trainer.accelerator, "backward", "learning")
         trainer.add_callback(StepEnds(clock))
@@ -249,6 +249,7 @@ def main() -> None:
     parser.add_argument("--nano-batch", type=int, default=32)
     parser.add_argument("--nano-length", type=int, default=48)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step"), help="path without a suffix")
+    parser.add_argument("--figure", type=Path, default=Path("docs/performance-step.svg"))
     args = parser.parse_args()
     report: dict[str, Any] = {
         "machine": describe(args.device, args.threads, "bf16" if args.bf16 else "fp32"),
@@ -271,7 +272,7 @@ def main() -> None:
         process.join()
     args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(as_markdown(report))
-    draw(report, args.output.with_suffix(".svg"))
+    draw(report, args.figure)
     print(as_markdown(report))
 
 

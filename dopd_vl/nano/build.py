@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, Qwen2Tokenizer
 
 from dopd_vl.common.progress import Progress
 from dopd_vl.nano.eyes import name_cells
-from dopd_vl.nano.models import SHAPES, build_model
+from dopd_vl.nano.models import SHAPES, Shape, build_model
 from dopd_vl.nano.scoring import accuracy, heldout, load, score
 from dopd_vl.nano.sft import MIXTURES, Phase, Recipe, Step, make_rows, train
 from dopd_vl.nano.source import WORLDS
@@ -58,6 +59,7 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
     "text-student": (Recipe((Phase(60, 1_600, PLAIN), Phase(380, 8_000, HINTED))),),
 }
 CORPUS_RECORDS = 600  # of each world, for the tokenizer
+SCORES_FILE = "scores.json"
 SCORED = 600  # held-out records for scores.json
 WATCHED = 120  # held-out records for the accuracy shown while training
 WATCH_EVERY = 200  # steps
@@ -93,7 +95,7 @@ def build(
     command = f"dopd-vl nano build --output DIR --family {family} --seed {seed}"
     command += f" --shrink {shrink}" if shrink > 1 else ""
     torch.set_num_threads(1)  # models this small lose more to the threads' coordination than they gain
-    tokenizer = train_tokenizer(corpus(CORPUS_RECORDS, seed=0))
+    tokenizer = shared_tokenizer()
     command += f" --model {model}" if model else ""
     return {
         name: _build_model(Path(output) / name, name, tokenizer, seed, shrink, scored, command, console)
@@ -114,13 +116,11 @@ def _build_model(
     start = time.monotonic()
     world = SHAPES[name].family
     recipes = [shrunk(recipe, shrink) for recipe in RECIPES[name]]
-    model = build_model(name, tokenizer, seed)
-    processing_class: Any = nano_processor(tokenizer) if world == "vision" else tokenizer
-    views = processor_for(model.config, processing_class)
+    model, views = untrained(SHAPES[name], tokenizer, seed)
     curve: list[dict[str, float]] = []
     for stage, recipe in enumerate(recipes):
         curve += _follow(recipe, name, model, views, seed + stage, console)
-    save(model, processing_class, folder)
+    save(model, views, folder)
     reloaded, views = load(folder)
     scores: dict[str, Any] = {
         "model": name,
@@ -133,7 +133,7 @@ def _build_model(
         "curve": curve,
         "seconds": round(time.monotonic() - start),
     }
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    write_scores(folder, scores)
     shown = ", ".join(f"{variant} {shares['all']:.1%}" for variant, shares in scores["accuracy"].items())
     console.print(f"{name}: {shown} -> {folder}", highlight=False)
     return scores
@@ -195,10 +195,26 @@ class _Watch:
         self.progress.advance(facts=told)
 
 
-def save(model: PreTrainedModel, processing_class: Any, folder: Path) -> None:
+def shared_tokenizer() -> Qwen2Tokenizer:
+    """The one tokenizer of all nano models."""
+    return train_tokenizer(corpus(CORPUS_RECORDS, seed=0))
+
+
+def untrained(shape: Shape, tokenizer: Qwen2Tokenizer, seed: int) -> tuple[PreTrainedModel, ViewProcessor]:
+    """A model of that shape before any training, and the processor of its views."""
+    model = build_model(shape, tokenizer, seed)
+    return model, processor_for(model.config, nano_processor(tokenizer) if shape.family == "vision" else tokenizer)
+
+
+def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
+    """What a saved model scored, and how it was made."""
+    (folder / SCORES_FILE).write_text(json.dumps(scores, indent=1) + "\n")
+
+
+def save(model: PreTrainedModel, views: ViewProcessor, folder: Path) -> None:
     """An ordinary model folder. Weights are stored in half the room as fp16; the config says fp32, and so they load."""
     halves = {name: tensor.half() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         halves.pop("lm_head.weight")
     model.save_pretrained(folder, state_dict=halves)
-    processing_class.save_pretrained(folder)
+    views.processing_class.save_pretrained(folder)

@@ -50,16 +50,6 @@ def name_cells(
         on_step(step, loss.item())
 
 
-@torch.no_grad()
-def cells_named_right(model: PreTrainedModel, processor: Qwen3VLProcessor, split: Split, count: int = 256) -> float:
-    """Share of the cells with a digit in them whose feature lies nearest to that digit's token."""
-    tower = model.model.visual.eval()
-    pixels, grid, labels = scenes(processor, split, random.Random("eyes/test"), count)
-    found = similarities(tower, pixels, grid, cell_names(model, processor)).argmax(-1)
-    shown = labels < 10
-    return (found == labels)[shown].float().mean().item()
-
-
 def cell_names(model: PreTrainedModel, processor: Qwen3VLProcessor) -> Tensor:
     """Embeddings of the tokens "0" to "9" and of the token that stands for an empty cell, `[11, H]`, constant."""
     ids = processor.tokenizer.convert_tokens_to_ids([*"0123456789", EMPTY])

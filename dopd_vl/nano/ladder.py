@@ -7,7 +7,6 @@ that differ in nothing else: one architecture, one seed, one stream of examples,
 without privileged input, on held-out records.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from dopd_vl.common.progress import Progress
-from dopd_vl.nano.build import CORPUS_RECORDS, save
+from dopd_vl.nano.build import save, shared_tokenizer, untrained, write_scores
 from dopd_vl.nano.eyes import name_cells
-from dopd_vl.nano.models import SHAPES, Shape, build_model
+from dopd_vl.nano.models import SHAPES, Shape
 from dopd_vl.nano.scoring import accuracy
 from dopd_vl.nano.sft import Phase, Recipe, Step, make_rows, train
 from dopd_vl.nano.source import WORLDS, NanoSource
-from dopd_vl.nano.tokenizer import corpus, nano_processor, train_tokenizer
-from dopd_vl.views import ViewProcessor, processor_for
+from dopd_vl.views import ViewProcessor
 
 LEVELS = (0.1, 0.3, 0.5, 0.7)
 WATCH_EVERY = 25  # steps
@@ -101,14 +99,12 @@ def build_ladder(
         raise ValueError(f"ladder {name!r}: use one of {', '.join(LADDERS)}")
     rungs, console = LADDERS[name], console or Console()
     torch.set_num_threads(1)
-    tokenizer = train_tokenizer(corpus(CORPUS_RECORDS, seed=0))
-    model = build_model(rungs.shape, tokenizer, seed)
-    processing_class: Any = nano_processor(tokenizer) if rungs.family == "vision" else tokenizer
-    views = processor_for(model.config, processing_class)
+    model, views = untrained(rungs.shape, shared_tokenizer(), seed)
     recipe = rungs.recipe
     rows = [make_rows(phase, rungs.family, views, seed) for phase in recipe.phases]
     if recipe.sight_steps:
-        name_cells(model, processing_class, recipe.sight_steps, seed)
+        processor: Any = views.processing_class
+        name_cells(model, processor, recipe.sight_steps, seed)
     with Progress(console, f"ladder {name}", recipe.steps, "steps") as progress:
         climb = _Climb(Path(output), name, rungs, model, views, sorted(levels), progress, seed)
         with suppress(_TopReached):
@@ -157,7 +153,7 @@ class _Climb:
 
     def _save(self, level: float, step: Step, scores: dict[str, Any]) -> None:
         folder = self.output / f"{self.name}-{round(100 * level)}"
-        save(self.model, self.views.processing_class, folder)
+        save(self.model, self.views, folder)
         facts = {"step": step.number, "seed": self.seed, "heldout": SCORED, "accuracy": scores}
-        (folder / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
+        write_scores(folder, facts)
         self.saved[folder.name] = facts

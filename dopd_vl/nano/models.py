@@ -95,9 +95,8 @@ def _vision_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen3VLC
         "spatial_merge_size": MERGE_SIZE,
         "temporal_patch_size": 2,
         "num_position_embeddings": (SIZE // PATCH_SIZE) ** 2,
-        "deepstack_visual_indexes": [
-            0
-        ],  # after the first layer of the tower, into the first layer of the language model
+        # After the first layer of the tower, into the first layer of the language model.
+        "deepstack_visual_indexes": [0],
         "initializer_range": INIT_STD,
     }
     marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}

@@ -28,6 +28,42 @@ class Problem:
         return f"{self.reasoning} Answer: {self.answer}"
 
 
+def raw_record(
+    place: str,
+    kind: str,
+    problem: Problem,
+    provenance: str,
+    images: Sequence[Any] = (),
+    caption: str | None = None,
+    boxes: Sequence[dict[str, Any]] = (),
+) -> tuple[dict[str, Any], str]:
+    """The raw record of a privileged data set (docs/data.md), and the reference response, which no data set carries.
+
+    Args:
+        place: world, split, seed and index, e.g. "text-train-0-000000".
+        images: PIL images, shown before the question.
+    """
+    record = {
+        "id": f"nano-{place}-{kind}",
+        "prompt": [{"role": "user", "content": f"{'<image>' * len(images)}{problem.question}"}],
+        "images": list(images),
+        "answer": problem.answer,
+        "task": problem.task,
+        "source": f"nano-{place.partition('-')[0]}/{kind}",
+        "privileged": {
+            "final_answer": problem.answer,
+            "hints": list(problem.hints),
+            "hints_executed": list(problem.hints_executed),
+            "hint_summary": problem.hint_summary,
+            "caption": caption,
+            "boxes": list(boxes),
+            "wrong_hint": problem.wrong_hint,
+            "provenance": provenance,
+        },
+    }
+    return record, problem.response
+
+
 def sum_steps(numbers: Sequence[int]) -> str:
     """
     >>> sum_steps([3, 5, 8]), sum_steps([4])

@@ -8,8 +8,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     PreTrainedModel,
+    ProcessorMixin,
 )
 
 from dopd_vl.evaluation.accuracy import predict, summarise
@@ -21,11 +21,10 @@ MAX_RESPONSE = 64  # tokens; the longest reference response has about 40
 
 def load(folder: Path) -> tuple[PreTrainedModel, ViewProcessor]:
     """A saved nano model and its views. The classes are found as for any model folder."""
-    if (folder / "preprocessor_config.json").exists() or (folder / "processor_config.json").exists():
-        model = AutoModelForImageTextToText.from_pretrained(folder)
-        return model, processor_for(model.config, AutoProcessor.from_pretrained(folder))
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return model, processor_for(model.config, AutoTokenizer.from_pretrained(folder))
+    processing_class = AutoProcessor.from_pretrained(folder)
+    auto = AutoModelForImageTextToText if isinstance(processing_class, ProcessorMixin) else AutoModelForCausalLM
+    model = auto.from_pretrained(folder)
+    return model, processor_for(model.config, processing_class)
 
 
 def heldout(world: str, size: int, seed: int = 0) -> NanoSource:

@@ -7,7 +7,6 @@ learned from the question alone: the student may copy the leap, but not land. Th
 a few steps, half of its prompts plain with whole responses, half with the final answer and a response cut down to it.
 """
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import model_folder
-from dopd_vl.nano.build import save
+from dopd_vl.nano.build import save, write_scores
 from dopd_vl.nano.scoring import accuracy, heldout, load
 from dopd_vl.nano.sft import Phase, Recipe, Row, make_rows, train
 from dopd_vl.views import ViewProcessor
@@ -40,12 +39,12 @@ def build_shortcut_teacher(output: Path | str, seed: int = 0, console: Console |
     with Progress(console or Console(), "shortcut teacher", STEPS, "steps") as progress:
         train(model, views, recipe, [rows], seed, on_step=lambda step: progress.advance(facts=f"loss {step.loss:.3f}"))
     folder = Path(output) / FOLDER
-    save(model, views.processing_class, folder)
+    save(model, views, folder)
     model.eval()
     examples = list(heldout("text", SCORED))
     scores = {name: accuracy(model, views, examples, name) for name in ("none", "final_answer")}
     facts = {"steps": STEPS, "seed": seed, "heldout": SCORED, "accuracy": scores}
-    (folder / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_scores(folder, facts)
     return facts
 
 

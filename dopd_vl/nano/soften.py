@@ -29,4 +29,4 @@ def soften(model: str, temperature: float, output: Path | str) -> None:
     body: Any = softened.model
     norm = getattr(body, "language_model", body).norm
     norm.weight.div_(temperature)
-    save(softened, views.processing_class, Path(output))
+    save(softened, views, Path(output))

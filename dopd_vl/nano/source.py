@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+from dopd_vl.common.configuration import settings_of
 from dopd_vl.common.resources import nano_data_folder
 from dopd_vl.nano import text_tasks, vision_tasks
-from dopd_vl.nano.digits import SPLITS
+from dopd_vl.nano.digits import Split
 
-OPTIONS: dict[str, Any] = {"world": "vision", "split": "train", "size": 1000, "seed": 0, "tasks": None}
 WORLD_VERSION = 1  # raise it when the same options make other records
 
 
@@ -29,26 +29,38 @@ WORLDS: dict[str, World] = {
 }
 
 
-class NanoSource(Sequence[dict[str, Any]]):
-    """Records made on demand: record i of the same options is always the same.
+@dataclass(frozen=True)
+class NanoOptions:
+    """Which records a nano source has."""
 
-    Options: `world` ("vision" or "text"), `split` ("train" or "heldout"), `size`, `seed`, and `tasks`, a list of task
-    kinds (default: all of the world's, in turn).
+    world: Literal["vision", "text"] = "vision"
+    split: Split = "train"
+    size: int = 1000
+    seed: int = 0
+    tasks: list[str] | None = None
+    """kinds of task, in turn; all of the world's by default"""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("size", self.size, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} {value!r}; use a whole number of at least {least}")
+        known = WORLDS[self.world].tasks
+        if self.tasks is not None and (not self.tasks or any(task not in known for task in self.tasks)):
+            raise ValueError(f"tasks {self.tasks!r}; use a list of some of {', '.join(known)}")
+
+
+class NanoSource(Sequence[dict[str, Any]]):
+    """Records made on demand by `NanoOptions`: record i of the same options is always the same.
 
     >>> NanoSource({"world": "text", "size": 8})[0]["id"]
     'nano-text-train-0-000000-steps'
 
     Raises:
-        ValueError: an option that is unknown or has a value that cannot be; it names the option.
+        ConfigurationError: an option that is unknown or has a value that cannot be; it names the option.
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None):
-        given = dict(options or {})
-        unknown = sorted(set(given) - set(OPTIONS))
-        if unknown:
-            raise ValueError(f"nano source: unknown option {unknown[0]!r}; it takes {', '.join(OPTIONS)}")
-        self.options = {**OPTIONS, **given}
-        _check(self.options)
+        self.options = asdict(settings_of(NanoOptions, options or {}, "nano source"))
         self.name = f"nano-{self.options['world']}-{self.options['split']}"
         self.world = WORLDS[self.options["world"]]
 
@@ -75,18 +87,3 @@ class NanoSource(Sequence[dict[str, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} records, there is no record {index}")
         return index % len(self), self.options["split"], self.options["seed"], self.options["tasks"]
-
-
-def _check(options: Mapping[str, Any]) -> None:
-    for key, allowed in (("world", tuple(WORLDS)), ("split", SPLITS)):
-        if options[key] not in allowed:
-            raise ValueError(f"nano source: {key} {options[key]!r}; use one of {', '.join(allowed)}")
-    for key, least in (("size", 1), ("seed", 0)):
-        value = options[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"nano source: {key} {value!r}; use a whole number of at least {least}")
-    tasks, known = options["tasks"], WORLDS[options["world"]].tasks
-    if tasks is None:
-        return
-    if not isinstance(tasks, list) or not tasks or any(task not in known for task in tasks):
-        raise ValueError(f"nano source: tasks {tasks!r}; use a list of some of {', '.join(known)}")

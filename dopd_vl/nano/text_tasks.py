@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dopd_vl.nano.digits import SPLITS, Split
-from dopd_vl.nano.problems import Problem, choose_kinds, comparison, other_number
+from dopd_vl.nano.problems import Problem, choose_kinds, comparison, other_number, raw_record
 
 NAMES = ("Mia", "Tom", "Ann", "Ben", "Eva", "Leo", "Zoe", "Sam")
 THINGS = ("pens", "apples", "stamps", "coins", "shells", "books")
@@ -45,35 +45,12 @@ def split_of(kind: str, problem: Problem) -> Split:
     return "heldout" if digest[0] % HELDOUT_SHARE == 0 else "train"
 
 
-def text_record(index: int, split: Split, seed: int, kinds: Sequence[str] | None = None) -> dict[str, Any]:
-    """The raw record of a privileged data set (see docs/data.md), without images or boxes."""
-    return record_and_response(index, split, seed, kinds)[0]
-
-
 def record_and_response(
     index: int, split: Split, seed: int, kinds: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], str]:
-    """A raw record and the reference response, which no privileged data set carries: students make their own."""
+    """See `raw_record`; without images or boxes."""
     kind, problem = text_problem(index, split, seed, kinds)
-    record = {
-        "id": f"nano-text-{split}-{seed}-{index:06d}-{kind}",
-        "prompt": [{"role": "user", "content": problem.question}],
-        "images": [],
-        "answer": problem.answer,
-        "task": problem.task,
-        "source": f"nano-text/{kind}",
-        "privileged": {
-            "final_answer": problem.answer,
-            "hints": list(problem.hints),
-            "hints_executed": list(problem.hints_executed),
-            "hint_summary": problem.hint_summary,
-            "caption": None,
-            "boxes": [],
-            "wrong_hint": problem.wrong_hint,
-            "provenance": "procedural",
-        },
-    }
-    return record, problem.response
+    return raw_record(f"text-{split}-{seed}-{index:06d}", kind, problem, "procedural")
 
 
 def steps(rng: random.Random) -> Problem:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from dopd_vl.nano.digits import Split
-from dopd_vl.nano.problems import Problem, choose_kinds, comparison, other_number, sum_steps
+from dopd_vl.nano.problems import Problem, choose_kinds, comparison, other_number, raw_record, sum_steps
 from dopd_vl.nano.scenes import COLUMNS, GRID, ROWS, Scene, cell_name, compose, transcript
 
 CELLS = range(GRID * GRID)
@@ -26,15 +26,10 @@ def vision_problem(
     return kind, compose(labels, split, rng), problem
 
 
-def vision_record(index: int, split: Split, seed: int, kinds: Sequence[str] | None = None) -> dict[str, Any]:
-    """The raw record of a privileged data set (see docs/data.md); its `images` are PIL images."""
-    return record_and_response(index, split, seed, kinds)[0]
-
-
 def record_and_response(
     index: int, split: Split, seed: int, kinds: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], str]:
-    """A raw record and the reference response, which no privileged data set carries: students make their own."""
+    """See `raw_record`; its image is a PIL image."""
     kind, scene, problem = vision_problem(index, split, seed, kinds)
     boxes = [
         {
@@ -45,25 +40,8 @@ def record_and_response(
         }
         for cell in problem.related
     ]
-    record = {
-        "id": f"nano-vision-{split}-{seed}-{index:06d}-{kind}",
-        "prompt": [{"role": "user", "content": f"<image>{problem.question}"}],
-        "images": [scene.image],
-        "answer": problem.answer,
-        "task": problem.task,
-        "source": f"nano-vision/{kind}",
-        "privileged": {
-            "final_answer": problem.answer,
-            "hints": list(problem.hints),
-            "hints_executed": list(problem.hints_executed),
-            "hint_summary": problem.hint_summary,
-            "caption": _caption(scene.labels),
-            "boxes": boxes,
-            "wrong_hint": problem.wrong_hint,
-            "provenance": "composed",
-        },
-    }
-    return record, problem.response
+    place, caption = f"vision-{split}-{seed}-{index:06d}", _caption(scene.labels)
+    return raw_record(place, kind, problem, "composed", [scene.image], caption, boxes)
 
 
 def read_all(rng: random.Random) -> tuple[Labels, Problem]:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dopd_vl.nano.text_tasks import TEXT_TASKS, split_of, text_problem, text_record
+from dopd_vl.nano.text_tasks import TEXT_TASKS, record_and_response, split_of, text_problem
 from privileged import VARIANTS
 
 INDEXES = range(150)
@@ -70,8 +70,8 @@ def test_train_and_held_out_problems_are_disjoint():
 
 def test_a_record_is_the_same_at_every_call_and_every_text_variant_can_show_it():
     for index in range(12):
-        record = text_record(index, "train", 0)
-        assert record == text_record(index, "train", 0)
+        record = record_and_response(index, "train", 0)[0]
+        assert record == record_and_response(index, "train", 0)[0]
         for name in ("none", "final_answer", "hints", "hints_executed", "hint_summary", "wrong_hint"):
             assert VARIANTS[name].missing(record) is None
         assert VARIANTS["box_label"].missing(record) is not None

@@ -7,7 +7,7 @@ import pytest
 
 from dopd_vl.nano.digits import load_digits
 from dopd_vl.nano.scenes import CELL, GRID, SIZE
-from dopd_vl.nano.vision_tasks import VISION_TASKS, vision_problem, vision_record
+from dopd_vl.nano.vision_tasks import VISION_TASKS, record_and_response, vision_problem
 from privileged import VARIANTS
 
 INDEXES = range(120)
@@ -78,7 +78,7 @@ def test_a_box_is_the_exact_extent_of_its_digits_ink():
 def test_boxes_name_the_digits_that_the_question_needs_and_no_others():
     for index in INDEXES:
         kind, scene, problem = vision_problem(index, "heldout", 0)
-        boxes = vision_record(index, "heldout", 0)["privileged"]["boxes"]
+        boxes = record_and_response(index, "heldout", 0)[0]["privileged"]["boxes"]
         assert [(box["label"], tuple(box["bbox"])) for box in boxes] == [
             (str(scene.labels[cell]), scene.boxes[cell]) for cell in problem.related
         ]
@@ -89,10 +89,14 @@ def test_boxes_name_the_digits_that_the_question_needs_and_no_others():
 
 
 def test_a_record_is_the_same_at_every_call_and_another_for_every_seed_and_index():
-    first, again = vision_record(7, "train", 0), vision_record(7, "train", 0)
+    first, again = record_and_response(7, "train", 0)[0], record_and_response(7, "train", 0)[0]
     assert np.array_equal(np.asarray(first.pop("images")[0]), np.asarray(again.pop("images")[0]))
     assert first == again
-    others = [vision_record(7, "train", 1), vision_record(13, "train", 0), vision_record(7, "heldout", 0)]
+    others = [
+        record_and_response(7, "train", 1)[0],
+        record_and_response(13, "train", 0)[0],
+        record_and_response(7, "heldout", 0)[0],
+    ]
     assert len({record["id"] for record in [first, *others]}) == 4
     assert all(np.asarray(record["images"][0]).shape == (SIZE, SIZE, 3) for record in others)
 
@@ -128,7 +132,7 @@ def test_wrong_hints_are_wrong():
 
 def test_every_variant_can_show_every_record_and_leaves_the_picture_size_alone():
     for index in range(12):
-        record = vision_record(index, "train", 0)
+        record = record_and_response(index, "train", 0)[0]
         for variant in VARIANTS.values():
             assert variant.missing(record) is None
             (image,) = variant.render(record).images
