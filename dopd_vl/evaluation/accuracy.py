@@ -14,7 +14,7 @@ from dopd_vl.evaluation.generation import PresencePenalty, seeded
 from dopd_vl.evaluation.sampling import GREEDY, Sampling
 from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, verifier_for
 from dopd_vl.models import backbone_of, end_token_ids, forget_image_positions, image_token_ids, to_device
-from dopd_vl.views import Request, View, ViewProcessor
+from dopd_vl.views import Refusal, Request, View, ViewProcessor
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,6 @@ class Prediction:
     """position of its question in the data"""
     sample: int = 0
     """which of the responses to its question, from 0"""
-
-
-class Refusal(NamedTuple):
-    """An example that could not be shown to the model."""
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -120,22 +113,21 @@ def predict(
     variant: str = "none",
     max_new_tokens: int = 512,
     batch_size: int = 32,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[Batch], None] = lambda batch: None,
 ) -> tuple[list[Prediction], list[Refusal]]:
     """Greedy responses of `model`, in the order of `examples`, and the examples it could not be shown.
 
     Args:
         examples: rows of a privileged data set, read one at a time.
         variant: what of the privileged input the model sees.
-        on_batch: called with the number of examples done since the last call.
+        on_batch: called with each batch when it is done.
     """
     predictions: list[Prediction] = []
     refused: list[Refusal] = []
     for batch in predict_batches(model, views, examples, Asking(variant, max_new_tokens), batch_size):
         predictions += batch.predictions
         refused += [refusal for _, refusal in batch.refused]
-        if on_batch is not None:
-            on_batch(len(batch.predictions) + len(batch.refused))
+        on_batch(batch)
     return predictions, refused
 
 

@@ -1,7 +1,6 @@
 """Are the boxes of a response right? Both sides are lists in the form that Qwen3-VL grounds with."""
 
-import warnings
-
+from dopd_vl.common.quiet import import_supervision
 from privileged.records.grounding import ReplyError, grounded_boxes
 from privileged.rendering.boxes import GRID
 
@@ -33,11 +32,8 @@ def verify_boxes(response: str, answer: str, least_iou: float = 0.5) -> bool:
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # supervision says at its import which optional package it lacks
-        from supervision import box_iou_batch
     corners = [np.array([box["bbox"] for box in boxes], dtype=float) for boxes in (wanted, given)]
-    overlap = box_iou_batch(corners[0], corners[1])
+    overlap = import_supervision().box_iou_batch(corners[0], corners[1])
     labels = [[str(box["label"]).strip().lower() for box in boxes] for boxes in (wanted, given)]
     matches = (overlap >= least_iou) & np.array([[one == other for other in labels[1]] for one in labels[0]])
     rows, columns = linear_sum_assignment(matches, maximize=True)

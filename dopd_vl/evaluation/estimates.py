@@ -1,4 +1,4 @@
-"""What a score is worth: avg@k, the unbiased pass@k, and 95 % confidence intervals.
+"""What a score is worth: avg@k, the unbiased pass@k, 95 % confidence intervals, and the gap that was recovered.
 
 The questions are the sample: an interval says how far the score would move with other questions of the same kind.
 """
@@ -64,6 +64,15 @@ def ks_up_to(samples: int) -> list[int]:
     [1, 2, 4, 8, 12]
     """
     return sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
+
+
+def gap_recovered(ours: float, base: float, teacher: float) -> float | None:
+    """(student - base student) / (teacher - base student); None where teacher and base are equal.
+
+    >>> gap_recovered(60.0, 50.0, 70.0)
+    0.5
+    """
+    return None if teacher == base else (ours - base) / (teacher - base)
 
 
 def _check(verdicts: Sequence[Sequence[bool]]) -> None:

@@ -23,8 +23,9 @@ from dopd_vl.common.files import (
     write_jsonl,
     writing_to,
 )
-from dopd_vl.evaluation.accuracy import Batch, Prediction, Refusal, batch_items, count_batches
+from dopd_vl.evaluation.accuracy import Batch, Prediction, batch_items, count_batches
 from dopd_vl.evaluation.sampling import Sampling
+from dopd_vl.views import Refusal
 
 IDENTITY_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.jsonl"

@@ -19,8 +19,8 @@ from dopd_vl.evaluation.accuracy import (
     Asking,
     Batch,
     Prediction,
-    Refusal,
     batch_items,
+    predict,
     predict_batches,
     summarise,
 )
@@ -28,7 +28,7 @@ from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.models import base_of_adapters, load_config
-from dopd_vl.views import VISION_PROCESSORS, ViewProcessor, processor_for
+from dopd_vl.views import VISION_PROCESSORS, Refusal, ViewProcessor, processor_for
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,14 @@ def evaluate_model(
 ) -> tuple[Accuracy, list[Prediction], list[Refusal]]:
     """Scores and predictions of greedy responses, and the examples that could not be shown, with a progress bar."""
     model, views = load_model(name, dtype, trust_remote_code)
-    predictions: list[Prediction] = []
-    refused: list[Refusal] = []
-    right = _Right()
+    right = RightSoFar()
     title = title or f"evaluate {Path(name).name}"
     with Progress(console or Console(), title, len(dataset), "responses") as progress:
-        for batch in predict_batches(model, views, dataset, Asking(variant, max_new_tokens), batch_size):
-            predictions += batch.predictions
-            refused += [refusal for _, refusal in batch.refused]
+
+        def show(batch: Batch) -> None:
             progress.advance(len(batch.predictions) + len(batch.refused), right.with_batch(batch))
+
+        predictions, refused = predict(model, views, dataset, variant, max_new_tokens, batch_size, on_batch=show)
     return summarise(predictions, len(refused)), predictions, refused
 
 
@@ -123,7 +122,7 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     }
     folder = EvaluationFolder(path, identity, config.overwrite)
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
-    count, title, right = len(dataset), f"evaluate {Path(config.model).name}", _Right()
+    count, title, right = len(dataset), f"evaluate {Path(config.model).name}", RightSoFar()
     with folder.lock(), Progress(console, title, count * config.sampling.samples, "responses") as progress:
         batches, left = folder.recover(count, config.batch_size, config.sampling)
         for batch in batches:
@@ -144,7 +143,7 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     return evaluation
 
 
-class _Right:
+class RightSoFar:
     """Counts right responses among those that were judged."""
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 from dopd_vl.evaluation.boxes import verify_boxes
 from dopd_vl.evaluation.code import code_allowed, verify_code
@@ -64,7 +64,8 @@ def verify_choice(response: str, answer: str) -> bool:
 
 def verify_math(response: str, answer: str) -> bool:
     """Mathematically equal, judged by math-verify. Its time limits need the main thread's signals, so they are off."""
-    parse, verify = _math_verify()
+    from math_verify import parse, verify  # brings in sympy: only where mathematics is scored
+
     gold = parse(f"${answer}$", parsing_timeout=None)
     return bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None))
 
@@ -128,13 +129,6 @@ def verifier_for(task: str, verifiers: Mapping[str, Verifier] = VERIFIERS) -> Ve
     if task not in verifiers:
         raise ValueError(f"no verifier for task {task!r}, known: {', '.join(verifiers)}")
     return verifiers[task]
-
-
-@lru_cache(maxsize=1)
-def _math_verify() -> tuple[Callable[..., list], Callable[..., bool]]:
-    from math_verify import parse, verify  # brings in sympy: only where mathematics is scored
-
-    return parse, verify
 
 
 def _normalise(text: str) -> str:

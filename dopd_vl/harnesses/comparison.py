@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.errors import UserError
+from dopd_vl.evaluation.estimates import gap_recovered
 from dopd_vl.harnesses.table import PaperTable
 
 BASE, TEACHER = "student", "teacher"
@@ -45,15 +46,6 @@ def read_scores(file: Path, key: str) -> dict[str, float]:
     if not scores:
         raise UserError(f"{key}: {file} holds no score of a whole benchmark")
     return scores
-
-
-def gap_recovered(ours: float, base: float, teacher: float) -> float | None:
-    """(student - base student) / (teacher - base student); None where teacher and base are equal.
-
-    >>> gap_recovered(60.0, 50.0, 70.0)
-    0.5
-    """
-    return None if teacher == base else (ours - base) / (teacher - base)
 
 
 def gaps(scores: Mapping[str, float], base: Reference, teacher: Reference) -> dict[str, float]:

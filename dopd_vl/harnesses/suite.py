@@ -9,7 +9,6 @@ OUTPUT/scores.json, results.md    gathered from the results that there are
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from dopd_vl.common.files import exclusive, make_folder, read_json, write_atomically, write_json, writing_to
+from dopd_vl.common.processes import end_group
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.harnesses.comparison import BASE, TEACHER, as_markdown, gaps, reference
 from dopd_vl.harnesses.job import Job, ResultError, Step
@@ -181,7 +181,7 @@ def _run_step(job: Job, step: Step, lock: int, tick: Any) -> None:
                 except subprocess.TimeoutExpired:
                     tick()
         except BaseException:
-            _end(process)
+            end_group(process, _SECONDS_TO_END)
             raise
     if code != 0:
         raise ResultError(f"{job.harness.name} ended with code {code}: {_last_lines(job)} ({job.folder / LOG_FILE})")
@@ -191,20 +191,6 @@ def _variables(step: Step) -> dict[str, str]:
     if step.programs is None:
         return dict(os.environ)
     return {**os.environ, "PATH": f"{step.programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ask the harness and what it started to stop, as Ctrl-C would, and make sure of it."""
-    for sign in (signal.SIGINT, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(_SECONDS_TO_END)
-            return
-        except ProcessLookupError:
-            process.wait()
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _under_way(job: Job, started: float) -> str:

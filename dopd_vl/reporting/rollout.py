@@ -13,13 +13,15 @@ from typing import Any
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import read_rows
 from dopd_vl.common.run_layout import ROLLOUTS_FILE
+from dopd_vl.core import Regime
+from dopd_vl.objectives.dopd import PUBLISHED, published_lessons
 
-REGIME_NAMES = {0: "LH", 1: "LL", 2: "HT", 3: "HS"}
-SUPERVISION = {
-    0: "teacher, reverse KL, Top-K",
-    1: "itself with p, reverse KL, Top-K",
-    2: "teacher, JS, full vocabulary",
-    3: "itself with p, reverse KL, Top-K",
+_WORDS = {
+    "student": "itself with p",
+    "reverse_kl": "reverse KL",
+    "js": "JS",
+    "top_k": "Top-K",
+    "full": "full vocabulary",
 }
 _TEACHER, _STUDENT = "logp/teacher/privileged", "logp/student/privileged"
 
@@ -32,6 +34,10 @@ def rollout_table(record: Mapping[str, Any]) -> str:
     """
     if "regime" not in record:
         raise UserError(f"rollout {record['id']!r} holds no regimes: only dopd routes its tokens")
+    taught_by = {
+        regime: ", ".join(_WORDS.get(word, word) for word in (lesson.source, lesson.divergence, lesson.support))
+        for regime, lesson in published_lessons(PUBLISHED).items()
+    }
     columns = ("tokens", _TEACHER, _STUDENT, "gap", "regime", "weight")
     rows = [
         "| token | q_T | q_S | gap (nats) | regime | taught by | weight |",
@@ -43,8 +49,8 @@ def rollout_table(record: Mapping[str, Any]) -> str:
             f"{math.exp(teacher):.3f}",
             f"{math.exp(student):.3f}",
             f"{gap:.2f}",
-            REGIME_NAMES[regime],
-            SUPERVISION[regime],
+            Regime(regime).name,
+            taught_by[regime],
             f"{weight:.1f}",
         )
         rows.append(f"| {' | '.join(cells)} |")

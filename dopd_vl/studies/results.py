@@ -11,6 +11,7 @@ from dopd_vl.common.errors import ConfigurationError, nearest
 from dopd_vl.common.files import read_rows
 from dopd_vl.common.resources import shipped
 from dopd_vl.common.run_layout import METRICS_FILE
+from dopd_vl.evaluation.estimates import gap_recovered
 from dopd_vl.studies.config import Run, StudyConfig, expand, unfold
 from dopd_vl.studies.run import load_scores, reference_folder, score_sets
 from dopd_vl.studies.statistics import Comparison, Summary, compare, holm, rank_correlation, summarise
@@ -130,7 +131,7 @@ def _gap_recovered(config: StudyConfig, run: Run, data: str, variant: str, after
     if scores[0] is None or scores[1] is None:
         return None
     before, teacher = (score["model"][data][variant]["accuracy"] for score in scores if score is not None)
-    return (after - before) / (teacher - before) if teacher != before else None
+    return gap_recovered(after, before, teacher)
 
 
 def _add_stages(

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from rich.progress import TaskID
 from dopd_vl.common.configuration import as_yaml
 from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.common.files import exclusive, make_folder, write_atomically, write_json
+from dopd_vl.common.processes import end_group
 from dopd_vl.common.progress import live_bar
 from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
 from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder, unfold
@@ -219,17 +219,8 @@ class _Worker:
 
     def stop(self) -> None:
         """End it now; its job goes on later from its last whole checkpoint."""
-        if self.process is None:
-            return
-        for kind in (signal.SIGINT, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, kind)
-                self.process.wait(STOP_SECONDS)
-                return
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
+        if self.process is not None:
+            end_group(self.process, STOP_SECONDS)
 
 
 def _run_all(jobs: list[Job], config: StudyConfig, console: Console) -> list[Failure]:

@@ -5,13 +5,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from dopd_vl.views.base import Request, View, ViewError, ViewProcessor
+from dopd_vl.views.base import Refusal, Request, View, ViewError, ViewProcessor
 from dopd_vl.views.qwen_vl import QwenVLViewProcessor
 from dopd_vl.views.text import TextViewProcessor
 
 __all__ = [
     "VISION_PROCESSORS",
     "QwenVLViewProcessor",
+    "Refusal",
     "Request",
     "TextViewProcessor",
     "View",

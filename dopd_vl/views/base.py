@@ -24,6 +24,13 @@ class ViewError(ValueError):
     """An example cannot be shown to a model; the message names the example and the reason."""
 
 
+class Refusal(NamedTuple):
+    """An example that could not be shown to a model and was passed over."""
+
+    id: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class View:
     """One rendered prompt, on the CPU, not padded."""

@@ -10,20 +10,12 @@ from torch import Tensor
 from dopd_vl.core import Source
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.train_config import DEFAULT_VARIANT
-from dopd_vl.views import Request, View, ViewProcessor
+from dopd_vl.views.base import Refusal, Request, View, ViewProcessor
 from privileged import VARIANTS
 
 SIBLING_VIEW = "sibling"
 SOLUTION = "A correct solution to this problem:\n{response}"
 """How a right rollout of the same prompt is shown."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """An example that was passed over, and why."""
-
-    id: str
-    reason: str
 
 
 def resolve_variant(example: Mapping[str, Any], variant: str) -> str:

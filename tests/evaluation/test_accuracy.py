@@ -65,7 +65,14 @@ def test_an_example_that_cannot_be_shown_is_passed_over(loaded: tuple[Any, Any],
     rows = [dict(row) for row in load_examples(str(vision_data), 3)]
     rows[1]["images"] = [{"bytes": b"no image", "path": None}]
     seen: list[int] = []
-    predictions, refused = predict(model, views, rows, max_new_tokens=2, batch_size=2, on_batch=seen.append)
+    predictions, refused = predict(
+        model,
+        views,
+        rows,
+        max_new_tokens=2,
+        batch_size=2,
+        on_batch=lambda batch: seen.append(len(batch.predictions) + len(batch.refused)),
+    )
     assert [p.id for p in predictions] == [rows[0]["id"], rows[2]["id"]]
     assert [identifier for identifier, _ in refused] == [rows[1]["id"]]
     assert seen == [2, 1]

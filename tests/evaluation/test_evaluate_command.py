@@ -11,6 +11,7 @@ from dopd_vl.cli import main
 from dopd_vl.common import progress as progress_module
 from dopd_vl.common.progress import Progress
 from dopd_vl.evaluation.accuracy import Batch, Prediction
+from dopd_vl.evaluation.run import RightSoFar
 
 
 @pytest.mark.parametrize(
@@ -81,12 +82,14 @@ def test_progress_tells_rate_accuracy_and_time_left_of_this_run(monkeypatch: pyt
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
     said = StringIO()
     right = [Prediction(f"q{i}", "s", "", "", i == 0, 1, False, 0.0, 0.9, i) for i in range(4)]
-    with Progress(Console(file=said, width=200), "evaluate m", 20) as progress:
-        progress.restore(Batch(0, right, []), 4)
+    so_far = RightSoFar()
+    with Progress(Console(file=said, width=200), "evaluate m", 20, "responses") as progress:
+        so_far.with_batch(Batch(0, right, []))
+        progress.restore(4)
         now = 102.0
-        progress.advance(Batch(1, right, []), 4)
+        progress.advance(4, so_far.with_batch(Batch(1, right, [])))
         assert said.getvalue() == ""  # one line every ten seconds
         now = 120.0
-        progress.advance(Batch(2, right, []), 4)
+        progress.advance(4, so_far.with_batch(Batch(2, right, [])))
     # 8 responses of this run in 20 s, 3 of 12 right, 8 left at 0.4/s.
-    assert said.getvalue() == "evaluate m: 12/20, 0.4/s, 25.0% right, 20 s left\n"
+    assert said.getvalue() == "evaluate m: 12/20 responses, 0.4 responses/s, 25.0% right, 20 s left\n"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.evaluation.accuracy import Batch, Prediction, Refusal
+from dopd_vl.evaluation.accuracy import Batch, Prediction
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.evaluation.sampling import Sampling
+from dopd_vl.views import Refusal
 
 TWO = Sampling(samples=2, temperature=1.0)
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.evaluation.config import EvaluateConfig
-from dopd_vl.harnesses.comparison import Reference, as_markdown, gap_recovered, gaps, reference
+from dopd_vl.evaluation.estimates import gap_recovered
+from dopd_vl.harnesses.comparison import Reference, as_markdown, gaps, reference
 from dopd_vl.harnesses.plan import ADAPTERS, model_name
 from dopd_vl.harnesses.suite import run_suite
 from dopd_vl.harnesses.table import PAIRS, benchmarks, benchmarks_of, harnesses, paper_table

@@ -144,7 +144,7 @@ def test_a_damaged_configuration_is_named(resumed: TrainConfig, content: str) ->
 
 
 def test_a_second_run_in_the_same_folder_is_refused(resumed: TrainConfig) -> None:
-    with exclusive(Path(resumed.output_dir)), pytest.raises(UserError, match="another run is writing here"):
+    with exclusive(Path(resumed.output_dir), "run"), pytest.raises(UserError, match="another run is writing here"):
         run(resumed)
 
 
