@@ -6,7 +6,7 @@ the student by each method, and compare. Stopped at any point, the same command 
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,45 +140,31 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
     privileged = loop.eval_variants[1] if len(loop.eval_variants) > 1 else None
     rows: list[Row] = []
     for method in config.methods:
-        began = time.monotonic()
-        result = run_training(train_config(method), title=TITLES.get(method, method), console=console)
+        began, title = time.monotonic(), TITLES.get(method, method)
+        result = run_training(train_config(method), title=title, console=console)
         scored = [row for row in result.metrics if "eval_accuracy" in row]
+        before, after = scored[0], scored[-1]
         if not rows:
-            rows.append(_row("student before", scored[0], privileged, teacher, None, scored[0]))
-        rows.append(
-            _row(TITLES.get(method, method), scored[-1], privileged, teacher, time.monotonic() - began, scored[0])
-        )
-    rows.append(
-        Row(
-            "teacher",
-            teacher["none"]["accuracy"],
-            teacher[privileged]["accuracy"] if privileged else None,
-            teacher["none"]["entropy"],
-            None,
-            None,
-        )
-    )
-    return rows
+            rows.append(_row("student before", before, privileged))
+        gap = teacher["none"]["accuracy"] - before["eval_accuracy"]
+        recovered = (after["eval_accuracy"] - before["eval_accuracy"]) / gap if gap > 0 else None
+        rows.append(_row(title, after, privileged, recovered, time.monotonic() - began))
+    of_teacher = {"eval_accuracy": teacher["none"]["accuracy"], "eval_entropy": teacher["none"]["entropy"]}
+    if privileged:
+        of_teacher[f"eval_{privileged}_accuracy"] = teacher[privileged]["accuracy"]
+    return [*rows, _row("teacher", of_teacher, privileged)]
 
 
 def _row(
     name: str,
-    scored: dict[str, Any],
+    scored: Mapping[str, float],
     privileged: str | None,
-    teacher: dict[str, Any],
-    seconds: float | None,
-    before: dict[str, Any],
+    gap_recovered: float | None = None,
+    seconds: float | None = None,
 ) -> Row:
-    gap = teacher["none"]["accuracy"] - before["eval_accuracy"]
-    recovered = (scored["eval_accuracy"] - before["eval_accuracy"]) / gap if gap > 0 else None
-    return Row(
-        name,
-        scored["eval_accuracy"],
-        scored[f"eval_{privileged}_accuracy"] if privileged else None,
-        scored["eval_entropy"],
-        recovered if seconds is not None else None,
-        seconds,
-    )
+    """`scored`: as a row of metrics.jsonl."""
+    with_input = scored[f"eval_{privileged}_accuracy"] if privileged else None
+    return Row(name, scored["eval_accuracy"], with_input, scored["eval_entropy"], gap_recovered, seconds)
 
 
 def as_table(rows: Sequence[Row], config: QuickstartConfig) -> Table:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
+from dopd_vl.common.configuration import check_choice
 from dopd_vl.common.progress import Progress
 from dopd_vl.nano.eyes import name_cells
 from dopd_vl.nano.models import SHAPES, Shape, build_model
@@ -86,10 +87,9 @@ def build(
     Returns:
         the contents of each model's scores.json, by model name.
     """
-    if family not in (*FAMILIES, "all"):
-        raise ValueError(f"family {family!r}: use one of vision, text, all")
-    if model is not None and model not in SHAPES:
-        raise ValueError(f"model {model!r}: use one of {', '.join(SHAPES)}")
+    check_choice(family, (*FAMILIES, "all"), "family")
+    if model is not None:
+        check_choice(model, SHAPES, "model")
     names = [name for name, shape in SHAPES.items() if family in ("all", shape.family) and model in (None, name)]
     console = console or Console()
     command = f"dopd-vl nano build --output DIR --family {family} --seed {seed}"

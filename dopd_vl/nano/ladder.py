@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from dopd_vl.common.configuration import check_choice
 from dopd_vl.common.progress import Progress
 from dopd_vl.nano.build import save, shared_tokenizer, untrained, write_scores
 from dopd_vl.nano.eyes import name_cells
@@ -95,8 +96,7 @@ def build_ladder(
     Returns:
         the contents of each rung's scores.json, by folder name. A level that was never passed is missing.
     """
-    if name not in LADDERS:
-        raise ValueError(f"ladder {name!r}: use one of {', '.join(LADDERS)}")
+    check_choice(name, LADDERS, "family")
     rungs, console = LADDERS[name], console or Console()
     torch.set_num_threads(1)
     model, views = untrained(rungs.shape, shared_tokenizer(), seed)

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from dopd_vl.common.errors import UserError
 from dopd_vl.common.resources import model_folder
 from dopd_vl.nano import cli, ladder, shortcut
 from dopd_vl.nano.scoring import load
@@ -42,12 +43,8 @@ def test_a_rung_is_saved_when_its_level_is_passed_and_the_climb_ends_at_the_top(
 
 
 def test_a_ladder_that_is_not_known_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="ladder 'words'"):
-        ladder.build_ladder(tmp_path, "words")
-
-
-def test_the_command_offers_every_ladder() -> None:
-    assert tuple(ladder.LADDERS) == cli.LADDERS
+    with pytest.raises(UserError, match="'words' is unknown; known: text, text-even"):
+        cli.main(["ladder", "--output", str(tmp_path), "--family", "words"])
 
 
 def test_the_tempted_teacher_learns_from_responses_cut_down_to_their_answer() -> None:

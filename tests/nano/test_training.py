@@ -122,5 +122,5 @@ def test_a_wrong_argument_exits_with_status_2(argv, capsys):
 
 
 def test_an_unknown_family_is_named(tmp_path):
-    with pytest.raises(ValueError, match="family 'audio'"):
+    with pytest.raises(ValueError, match="family: 'audio' is unknown"):
         build(tmp_path, family="audio")
