@@ -28,7 +28,7 @@ GIB = 2**30
 
 def measure(models: str, length: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run: what its process held at most, in bytes, what the plan says of it, and how long it took."""
-    numbers = {"batch": args.siblings, "siblings": args.siblings, "length": length, "threads": args.threads}
+    numbers = {"batch": args.group, "group": args.group, "length": length, "threads": args.threads}
     started = time.perf_counter()
     seen = memory.child(models, "--ways", WAY, *[f"--{name}={number}" for name, number in numbers.items()])
     seconds = time.perf_counter() - started
@@ -60,7 +60,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         line = report["line"]
         lines += [
             "",
-            f"A straight line of {line['slope'] / 1e6:.2f} MB a response token ({report['siblings']} rollouts) from "
+            f"A straight line of {line['slope'] / 1e6:.2f} MB a response token ({report['group']} rollouts) from "
             f"{line['start'] / GIB:.2f} GiB on misses no row by more than {line['worst_miss']:.1%}.",
         ]
     return "\n".join([*lines, ""])
@@ -69,7 +69,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="response tokens")
-    parser.add_argument("--siblings", type=int, default=2, help="rollouts of the one prompt of a step")
+    parser.add_argument("--group", type=int, default=2, help="rollouts of the one prompt of a step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/long-rollouts"), help="without a suffix"
@@ -79,13 +79,13 @@ def main() -> None:
     report = {
         "machine": describe("cpu", args.threads, "float32"),
         "versions": VERSIONS,
-        "siblings": args.siblings,
+        "group": args.group,
         "rows": [],
     }
     if file.exists():
         before = json.loads(file.read_text())
-        if before["siblings"] != args.siblings:
-            raise SystemExit(f"{file} was measured with --siblings {before['siblings']}")
+        if before["group"] != args.group:
+            raise SystemExit(f"{file} was measured with --group {before['group']}")
         report["rows"] = [row for row in before["rows"] if row["response_tokens"] not in args.lengths]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -134,7 +134,7 @@ def loop_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "per_device_train_batch_size": args.batch,
         "gradient_accumulation_steps": 1,
-        "num_generations": args.siblings,
+        "num_generations": args.group,
         "max_completion_length": args.length,
         "gradient_checkpointing": False,
     }
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--batch", type=int, default=8, help="rollouts a step")
-    parser.add_argument("--siblings", type=int, default=4, help="rollouts of a prompt")
+    parser.add_argument("--group", type=int, default=4, help="rollouts of a prompt")
     parser.add_argument("--length", type=int, default=48, help="response tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory"), help="path without a suffix")
@@ -207,7 +207,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             build_models(size, Path(folder))
             for way in args.ways:
-                numbers = [f"--{name}={getattr(args, name)}" for name in ("batch", "siblings", "length", "threads")]
+                numbers = [f"--{name}={getattr(args, name)}" for name in ("batch", "group", "length", "threads")]
                 measured[size, way] = child(folder, "--ways", way, *numbers)
                 print(size, way, measured[size, way], flush=True)
     for (size, way), seen in measured.items():

@@ -6,7 +6,7 @@
 `nano`: the shipped vision models. `qwen3`: untrained models of the shapes of Qwen3-1.7B and Qwen3-0.6B, cut to two
 layers, with the whole vocabulary of 151,936. Each trainer runs in a process of its own; the first steps do not count.
 The rollouts of a trained nano student are the same for all; an untrained student's are all of the longest length.
-A prompt has `--siblings` rollouts, as in every run of the paper; TRL is given it as often.
+A prompt has `--group` rollouts, as in every run of the paper; TRL is given it as often.
 """
 
 import argparse
@@ -168,18 +168,18 @@ def run(way: str, world: str, args: argparse.Namespace, results: Any) -> None:
             "bf16": args.bf16,
             "shuffle_dataset": False,
         }
-        examples = examples_of(world, batch // args.siblings * STEPS)
+        examples = examples_of(world, batch // args.group * STEPS)
         trainer: Any
         if way == "trl opd":
             from datasets import Dataset
 
-            rows = [row for example in examples for row in [trl_row(example)] * args.siblings]
+            rows = [row for example in examples for row in [trl_row(example)] * args.group]
             config = DistillationConfig(**settings, beta=1.0)
             trainer = DistillationTrainer(student, teacher, config, train_dataset=Dataset.from_list(rows))
         else:
             objective = Opd() if way == "opd" else Dopd()
             # Of the paper's 128 rollouts a step the default keeps 8 for a person to look at: a sixteenth here too.
-            ours = DopdConfig(**settings, num_generations=args.siblings, rollouts_to_keep=max(batch // 16, 1))
+            ours = DopdConfig(**settings, num_generations=args.group, rollouts_to_keep=max(batch // 16, 1))
             trainer = DopdTrainer(student, teacher, ours, train_dataset=examples, objective=objective)
         clock = Clock(args.device)
         clock.wrap(trainer, "_generate", "rollout")
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=8, help="rollouts a step, qwen3")
     parser.add_argument("--length", type=int, default=32, help="response tokens, qwen3")
-    parser.add_argument("--siblings", type=int, default=4, help="rollouts of a prompt")
+    parser.add_argument("--group", type=int, default=4, help="rollouts of a prompt")
     parser.add_argument("--nano-batch", type=int, default=32)
     parser.add_argument("--nano-length", type=int, default=48)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step"), help="path without a suffix")

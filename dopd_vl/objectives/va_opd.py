@@ -4,12 +4,12 @@ The teacher is a larger, frozen model on x, scored a second time on a degraded i
 q are its log-probabilities of the sampled token:
 
     a = max(q(image) - q(degraded), 0)                  the visual advantage of a token
-    rollouts: M softmax over the M siblings of z-scored mean a, so that the mean weight of a prompt's rollouts is 1
+    rollouts: M softmax over a prompt's M rollouts of z-scored mean a, so that their mean weight is 1
     tokens:   half of a response's weight on its top 20 % by a, half on the rest
     loss:     KL(S(.|x) || T(.|x)) over the whole vocabulary
 
-The top 20 % are rounded up; of equal a the earlier token counts as larger. Siblings whose mean a are all equal weigh 1
-each. A response of one token, or whose a are all equal, has no top, and its tokens weigh 1 each.
+The top 20 % are rounded up; of equal a the earlier token counts as larger. Rollouts of a prompt whose mean a are all
+equal weigh 1 each. A response of one token, or whose a are all equal, has no top, and its tokens weigh 1 each.
 """
 
 from dataclasses import dataclass
@@ -77,11 +77,11 @@ def rollout_weights(advantage: Tensor, mask: Tensor, group: Tensor) -> Tensor:
     weight = torch.zeros_like(mean)
     answered = mask.any(dim=-1)
     for number in group[answered].unique():
-        siblings = (group == number) & answered
-        values = mean[siblings]
+        rollouts = (group == number) & answered
+        values = mean[rollouts]
         spread = values.std(correction=0)
         # Equal means differ by rounding at most, which a z-score would blow up.
         is_spread = spread > 1e-6 * values.abs().max()
         z = (values - values.mean()) / spread if is_spread else torch.zeros_like(values)
-        weight[siblings] = len(values) * z.softmax(0)
+        weight[rollouts] = len(values) * z.softmax(0)
     return weight

@@ -26,7 +26,7 @@ def resolve_variant(example: Mapping[str, Any], variant: str) -> str:
 
 
 class ViewRenderer:
-    """Renders what each source sees; siblings of one prompt share their views."""
+    """Renders what each source sees; the rollouts of one prompt share their views."""
 
     def __init__(self, views: ViewProcessor, variants: Mapping[str, str], learner_variant: str = "none"):
         """`variants` maps a policy to the variant that its privileged view shows; the student that learns sees
@@ -80,9 +80,9 @@ class RenderedBatch:
 
 
 def render_batch(
-    renderer: ViewRenderer, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source], siblings: int
+    renderer: ViewRenderer, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source], group: int
 ) -> RenderedBatch:
-    """Render a generation batch in which every run of `siblings` examples is one prompt.
+    """Render a generation batch in which every run of `group` examples is one prompt.
 
     An example that cannot be shown keeps its place, so that ranks stay in step, but is filled with another's views and
     marked unusable: it is generated for and then neither scored nor taught.
@@ -90,7 +90,7 @@ def render_batch(
     Raises:
         ValueError: no example of the batch can be shown; the message holds the first reason.
     """
-    prompts = examples[::siblings]
+    prompts = examples[::group]
     rendered = renderer.render(prompts, sources)
     refusals = [
         Refusal(str(example.get("id")), str(error))
@@ -101,10 +101,10 @@ def render_batch(
     if filler is None:
         raise ValueError(f"no example of the batch can be used; the first: {refusals[0].reason}")
     refused = [isinstance(views, ValueError) for views in rendered]
-    filled = [filler if isinstance(views, ValueError) else views for views in rendered for _ in range(siblings)]
+    filled = [filler if isinstance(views, ValueError) else views for views in rendered for _ in range(group)]
     return RenderedBatch(
         views={source: [views[source] for views in filled] for source in sources},
-        usable=~torch.tensor(refused).repeat_interleave(siblings),
+        usable=~torch.tensor(refused).repeat_interleave(group),
         refusals=refusals,
     )
 
@@ -117,12 +117,12 @@ def pad_responses(responses: Sequence[Sequence[int]], fill: int) -> tuple[Tensor
     return ids, mask
 
 
-def siblings_shown(verdicts: Sequence[bool | None], siblings: int) -> list[int | None]:
+def siblings_shown(verdicts: Sequence[bool | None], group: int) -> list[int | None]:
     """For each rollout the next right one of the same prompt, going round, or None where there is no other."""
     shown: list[int | None] = []
     for b in range(len(verdicts)):
-        first = b - b % siblings
-        others = [first + (b - first + step) % siblings for step in range(1, siblings)]
+        first = b - b % group
+        others = [first + (b - first + step) % group for step in range(1, group)]
         shown.append(next((other for other in others if verdicts[other]), None))
     return shown
 

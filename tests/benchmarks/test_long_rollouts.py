@@ -31,4 +31,4 @@ def test_responses_that_end_early_are_no_measurement(
 ) -> None:
     monkeypatch.setattr(benchmark.memory, "child", lambda *words: {"response_tokens": 40})
     with pytest.raises(SystemExit, match="every response ended before 64 tokens"):
-        benchmark.measure(str(tmp_path), 64, argparse.Namespace(siblings=2, threads=1))
+        benchmark.measure(str(tmp_path), 64, argparse.Namespace(group=2, threads=1))
