@@ -60,7 +60,7 @@ class NanoSource(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None):
-        self.options = asdict(settings_of(NanoOptions, options or {}, "nano source"))
+        self.options = asdict(settings_of(NanoOptions, options or {}, "source.options"))
         self.name = f"nano-{self.options['world']}-{self.options['split']}"
         self.world = WORLDS[self.options["world"]]
 

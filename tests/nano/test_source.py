@@ -31,7 +31,7 @@ def test_the_fingerprint_follows_the_options():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"wrld": "vision"}, "'wrld'"),
+        ({"wrld": "vision"}, "wrld.*did you mean 'world'"),
         ({"world": "sound"}, "world.*'sound'"),
         ({"split": "test"}, "split.*'test'"),
         ({"size": 0}, "size 0"),
