@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -34,6 +35,13 @@ def count_of(share: float, size: int) -> int:
     """How many of `size` tokens a share of them is: rounded up, at least one."""
     # 0.1 * 30 is a little above 3 in floating point.
     return max(1, math.ceil(share * size - 1e-9))
+
+
+def check_choices(settings: object) -> None:
+    """Raises: ValueError: a setting whose type lists its values (a `Literal`) has another value."""
+    for name, annotation in get_type_hints(type(settings)).items():
+        if get_origin(annotation) is Literal:
+            check_choice(name, getattr(settings, name), get_args(annotation))
 
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 
 from dopd_vl.core import Plan, PolicyGradient, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import PLAIN_STUDENT, check_choice, check_not_negative, check_share, mean_of
+from dopd_vl.objectives.common import PLAIN_STUDENT, check_choices, check_not_negative, check_share, mean_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SelfPlain:
     """share of the student's weights in the average, each step; for "average" alone"""
 
     def __post_init__(self) -> None:
-        check_choice("teacher_policy", self.teacher_policy, ("average", "start"))
+        check_choices(self)
         check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:

@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 from dopd_vl.core import REGIMES, Plan, Regime, Source, Term, Thresholds, advantage_gap, compute_thresholds, route
-from dopd_vl.core.divergences import TAILS, TOP_K_SOURCES, DivergenceName, SupportName, TailName, TopKSource
-from dopd_vl.core.routing import THRESHOLD_SCOPES, ThresholdScope
+from dopd_vl.core.divergences import DivergenceName, SupportName, TailName, TopKSource
+from dopd_vl.core.routing import ThresholdScope
 from dopd_vl.objectives.base import Decision, Scores, Stuck
 from dopd_vl.objectives.common import (
     PRIVILEGED_STUDENT,
     PRIVILEGED_TEACHER,
     check_at_least_one,
     check_choice,
+    check_choices,
     check_not_negative,
     check_share,
 )
@@ -58,9 +59,7 @@ class DopdSettings:
         check_at_least_one("top_k", self.top_k)
         if not 0.0 <= self.trim_fraction < 1.0:
             raise ValueError(f"trim_fraction={self.trim_fraction} must be at least 0 and below 1")
-        check_choice("threshold_scope", self.threshold_scope, THRESHOLD_SCOPES)
-        check_choice("top_k_source", self.top_k_source, TOP_K_SOURCES)
-        check_choice("tail", self.tail, TAILS)
+        check_choices(self)
 
 
 PUBLISHED = DopdSettings()
@@ -99,7 +98,7 @@ class Lesson:
     """false: these tokens are taught nothing"""
 
     def __post_init__(self) -> None:
-        check_choice("source", self.source, ("teacher", "student"))
+        check_choices(self)
         for name, kind in (("weight", (int, float)), ("enabled", bool)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a {'number' if name == 'weight' else 'bool'}")
@@ -173,11 +172,6 @@ class Dopd(DopdSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        views = ("privileged", "plain")
-        check_choice("teacher_view", self.teacher_view, views)
-        check_choice("student_view", self.student_view, views)
-        check_choice("student_policy", self.student_policy, ("student", "average", "start"))
-        check_choice("drop", self.drop, ("none", "random", "smallest", "largest"))
         check_share("average_rate", self.average_rate)
         check_share("drop_fraction", self.drop_fraction)
         for name in self.regimes:

@@ -22,10 +22,10 @@ from typing import ClassVar, Literal
 import torch
 
 from dopd_vl.core import Plan, Source, Term, advantage_gap, compute_thresholds
-from dopd_vl.core.divergences import DIVERGENCES, DivergenceName
+from dopd_vl.core.divergences import DivergenceName
 from dopd_vl.core.routing import ThresholdScope
 from dopd_vl.objectives.base import Decision, Scores, Stuck
-from dopd_vl.objectives.common import PRIVILEGED_TEACHER, check_choice, check_not_negative, check_share
+from dopd_vl.objectives.common import PRIVILEGED_TEACHER, check_choices, check_not_negative, check_share
 from dopd_vl.objectives.dopd import DopdSettings
 
 
@@ -58,9 +58,7 @@ class DopdAnchored:
     def __post_init__(self) -> None:
         DopdSettings(top_k=self.top_k, trim_fraction=self.trim_fraction, threshold_scope=self.threshold_scope)
         check_not_negative("copy_weight", self.copy_weight)
-        check_choice("divergence", self.divergence, DIVERGENCES)
-        check_choice("student_policy", self.student_policy, ("start", "average", "student"))
-        check_choice("copy_teaches", self.copy_teaches, ("sure", "surer", "never"))
+        check_choices(self)
         check_share("average_rate", self.average_rate)
 
     @property

@@ -9,7 +9,7 @@ from dopd_vl.core import Projection, Thresholds, execute_plan, fused_plan_loss, 
 from dopd_vl.core.divergences import log_softmax, sampled_logp
 from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.objectives.common import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER
-from dopd_vl.objectives.dopd import PUBLISHED, DopdSettings, dopd_plan, route_tokens
+from dopd_vl.objectives.dopd import PUBLISHED, DopdSettings, Routing, dopd_plan, route_tokens
 
 
 class DopdOutput(NamedTuple):
@@ -73,15 +73,8 @@ def dopd_loss(
     plan = dopd_plan(routing.regime, settings)
     sources = {PRIVILEGED_TEACHER: teacher_logits, PRIVILEGED_STUDENT: privileged_student_logits}
     token_loss = execute_plan(plan, student_logits, sources, response_ids, mask)
-    return DopdOutput(
-        loss=reduce(token_loss, mask, plan.reduction),
-        token_loss=token_loss,
-        regime=routing.regime,
-        gap=routing.gap,
-        teacher_logp=teacher_logp,
-        privileged_student_logp=privileged_student_logp,
-        thresholds=routing.thresholds,
-    )
+    loss = reduce(token_loss, mask, plan.reduction)
+    return _output(loss, token_loss, routing, teacher_logp, privileged_student_logp)
 
 
 def fused_dopd_loss(
@@ -131,15 +124,14 @@ def fused_dopd_loss(
     plan = dopd_plan(routing.regime, settings)
     student = Projection(student_hidden, student_head)
     taught = fused_plan_loss(plan, student, sources, response_ids, mask, scores, chunk_size=chunk_size)
-    return DopdOutput(
-        loss=taught.loss,
-        token_loss=taught.token_loss,
-        regime=routing.regime,
-        gap=routing.gap,
-        teacher_logp=teacher_logp,
-        privileged_student_logp=privileged_student_logp,
-        thresholds=routing.thresholds,
-    )
+    return _output(taught.loss, taught.token_loss, routing, teacher_logp, privileged_student_logp)
+
+
+def _output(
+    loss: Tensor, token_loss: Tensor, routing: Routing, teacher_logp: Tensor, privileged_student_logp: Tensor
+) -> DopdOutput:
+    regime, gap, thresholds = routing
+    return DopdOutput(loss, token_loss, regime, gap, teacher_logp, privileged_student_logp, thresholds)
 
 
 def check_inputs(

@@ -20,7 +20,7 @@ from dopd_vl.objectives.base import Decision, Scores
 from dopd_vl.objectives.common import (
     PLAIN_STUDENT,
     PLAIN_TEACHER,
-    check_choice,
+    check_choices,
     check_not_negative,
     log_ratio,
     mean_of,
@@ -42,7 +42,7 @@ class ExOpd:
 
     def __post_init__(self) -> None:
         check_not_negative("lam", self.lam)
-        check_choice("reference", self.reference, ("start", "none"))
+        check_choices(self)
 
     def sources(self) -> tuple[Source, ...]:
         return (PLAIN_TEACHER, PLAIN_STUDENT, *((REFERENCE,) if self.reference == "start" else ()))

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_at_least_one, check_choice
+from dopd_vl.objectives.common import check_at_least_one, check_choices
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Opcd:
     """how many of the student's likeliest tokens are compared"""
 
     def __post_init__(self) -> None:
-        check_choice("teacher_policy", self.teacher_policy, ("teacher", "start"))
+        check_choices(self)
         check_at_least_one("top_k", self.top_k)
 
     def sources(self) -> tuple[Source, ...]:

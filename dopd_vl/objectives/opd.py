@@ -26,7 +26,7 @@ from torch import Tensor
 from dopd_vl.core import Plan, PolicyGradient, Source, Term
 from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, SupportName, TailName, TopKSource
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import PLAIN_STUDENT, check_choice, check_view, log_ratio, mean_of
+from dopd_vl.objectives.common import PLAIN_STUDENT, check_choices, check_view, log_ratio, mean_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Opd:
     """nats that the evidence of one token counts for at most"""
 
     def __post_init__(self) -> None:
-        check_choice("form", self.form, ("divergence", "policy_gradient"))
+        check_choices(self)
         check_view("teacher_view", self.teacher_view)
         check_view("evidence_gate", self.evidence_gate)
         if self.evidence_gate == self.teacher_view:

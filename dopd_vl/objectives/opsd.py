@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_choice, check_share
+from dopd_vl.objectives.common import check_choices, check_share
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Opsd:
     """share of the student's weights in the average, each step (a decay of 0.999); for "average" alone"""
 
     def __post_init__(self) -> None:
-        check_choice("teacher_policy", self.teacher_policy, ("start", "student", "average"))
+        check_choices(self)
         check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_choice, check_share
+from dopd_vl.objectives.common import check_choices, check_share
 
 TEACHER = Source("average", "privileged")
 
@@ -30,7 +30,7 @@ class Sdft:
     """share of the student's weights in the average, each step"""
 
     def __post_init__(self) -> None:
-        check_choice("divergence", self.divergence, ("reverse_kl", "forward_kl"))
+        check_choices(self)
         check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:

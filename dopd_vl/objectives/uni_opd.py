@@ -26,7 +26,7 @@ from dopd_vl.objectives.base import Decision, Scores
 from dopd_vl.objectives.common import (
     PLAIN_STUDENT,
     PLAIN_TEACHER,
-    check_choice,
+    check_choices,
     check_not_negative,
     log_ratio,
     mean_of,
@@ -52,7 +52,7 @@ class UniOpd:
         check_not_negative("delta", self.delta)
         if not self.drop_gap > 0.0:
             raise ValueError(f"drop_gap={self.drop_gap} must be above 0")
-        check_choice("balance", self.balance, ("batch", "group", "none"))
+        check_choices(self)
 
     def sources(self) -> tuple[Source, ...]:
         return (PLAIN_TEACHER, PLAIN_STUDENT)
