@@ -1,7 +1,7 @@
 """What a nano task returns: a question, its answer, privileged hints, and the reference response for training."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,14 +90,3 @@ def comparison(first: int, second: int) -> tuple[str, str]:
     """
     sign, letter = (">", "A") if first > second else ("<", "B") if first < second else ("=", "C")
     return f"{first}{sign}{second}", letter
-
-
-def choose_kinds(kinds: Sequence[str] | None, table: dict[str, Callable[..., Any]], world: str) -> list[str]:
-    """The task kinds to draw from: all of the world's, or those asked for, each checked by name."""
-    if kinds is None:
-        return list(table)
-    unknown = [kind for kind in kinds if kind not in table]
-    if unknown or not kinds:
-        named = f"unknown task {unknown[0]!r}" if unknown else "an empty list of tasks"
-        raise ValueError(f"nano {world} world: {named}; choose from {', '.join(table)}")
-    return list(kinds)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dopd_vl.nano.digits import SPLITS, Split
-from dopd_vl.nano.problems import Problem, choose_kinds, comparison, other_number, raw_record
+from dopd_vl.nano.problems import Problem, comparison, other_number, raw_record
 
 NAMES = ("Mia", "Tom", "Ann", "Ben", "Eva", "Leo", "Zoe", "Sam")
 THINGS = ("pens", "apples", "stamps", "coins", "shells", "books")
@@ -30,7 +30,7 @@ def text_problem(index: int, split: Split, seed: int, kinds: Sequence[str] | Non
     """Problem `index` of a split, the same at every call: (kind, problem)."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: use one of {', '.join(SPLITS)}")
-    chosen = choose_kinds(kinds, TEXT_TASKS, "text")
+    chosen = list(kinds or TEXT_TASKS)
     kind = chosen[index % len(chosen)]
     rng = random.Random(f"text/{split}/{seed}/{kind}/{index}")
     while True:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from dopd_vl.nano.digits import Split
-from dopd_vl.nano.problems import Problem, choose_kinds, comparison, other_number, raw_record, sum_steps
+from dopd_vl.nano.problems import Problem, comparison, other_number, raw_record, sum_steps
 from dopd_vl.nano.scenes import COLUMNS, GRID, ROWS, Scene, cell_name, compose, transcript
 
 CELLS = range(GRID * GRID)
@@ -17,7 +17,7 @@ def vision_problem(
     index: int, split: Split, seed: int, kinds: Sequence[str] | None = None
 ) -> tuple[str, Scene, Problem]:
     """Problem `index` of a split, the same at every call: (kind, scene, problem)."""
-    chosen = choose_kinds(kinds, VISION_TASKS, "vision")
+    chosen = list(kinds or VISION_TASKS)
     kind = chosen[index % len(chosen)]
     rng = random.Random(f"vision/{split}/{seed}/{kind}/{index}")
     labels, problem = VISION_TASKS[kind](rng)
