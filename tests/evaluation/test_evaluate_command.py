@@ -91,5 +91,5 @@ def test_progress_tells_rate_accuracy_and_time_left_of_this_run(monkeypatch: pyt
         assert said.getvalue() == ""  # one line every ten seconds
         now = 120.0
         progress.advance(4, so_far.with_batch(Batch(2, right, [])))
-    # 8 responses of this run in 20 s, 3 of 12 right, 8 left at 0.4/s.
-    assert said.getvalue() == "evaluate m: 12/20 responses, 0.4 responses/s, 25.0% right, 20 s left\n"
+    # 8 responses of this run in 20 s, 3 of 12 right, 8 left at 2.5 s each.
+    assert said.getvalue() == "evaluate m: 12/20 responses, 2.5 s/response, 25.0% right, 20 s left\n"
