@@ -128,7 +128,7 @@ def _check_values(
 ) -> None:
     for name, value in values.items():
         if name not in types:
-            raise ConfigurationError(f"{where}: {_unknown(f"key {str(name)!r}", str(name), types, renamed)}")
+            raise ConfigurationError(f"{where}: {_unknown(f'key {str(name)!r}', str(name), types, renamed)}")
         if not _fits(value, types[name]):
             raise ConfigurationError(f"{where}.{name}: must be {_in_words(types[name])}, not {value!r}")
     for name in required:

@@ -64,7 +64,10 @@ def test_each_stage_begins_from_the_student_of_the_one_before() -> None:
         ({"baseline": "aa"}, r"baseline: no cell 'aa'.*'a'"),
         ({"cells": {"a": {"objectiv.name": "opd"}}}, r"cells.a: unknown option --objectiv.name"),
         ({"cells": {"a": {"objective.name": "dodp"}}}, r"cells.a: objective.name: .* did you mean 'dopd'"),
-        ({"cells": {"a": {}, "b": {"trl.share_prompts": False}}}, r"cells.b: trl.share_prompts: .*training.share_prompts"),
+        (
+            {"cells": {"a": {}, "b": {"trl.share_prompts": False}}},
+            r"cells.b: trl.share_prompts: .*training.share_prompts",
+        ),
         ({"cells": {"a": {"privilege.learner_variant": "hints"}}}, "cells.a: .* is called student_variant now"),
         ({"cells": {"a": {"training.num_generations": 5}}}, "cells.a: training.num_generations=5 does not divide"),
         ({"cells": {"a": {"seed": 3}}}, "cells.a: seed is the study's own"),

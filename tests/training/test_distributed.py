@@ -25,6 +25,23 @@ FSDP2 = {
 }
 
 
+APART = 2e-5
+"""Nats by which one token's loss, and units by which a weight, may differ after two steps: sums in another order, and
+the steps on the weights that these led to."""
+
+
+def tolerance(name: str, row: dict[str, float]) -> float:
+    """How far apart a metric of two runs may be, beyond its own 1e-4.
+
+    A part's share of the loss is a ratio of sums, s = L_part / L. Where each of n tokens moves by at most d, L moves by
+    n d and L_part by n_part d, so s moves by at most (n_part / n + s) d / (L / n).
+    """
+    if not name.startswith("loss_share/"):
+        return APART
+    part = name.removeprefix("loss_share/")
+    return (row[f"token_share/{part}"] + row[name]) * APART / row["token_loss"]
+
+
 def learn(world: str, processes: int, models: Path, data: Path, output: Path, environment: dict[str, str]) -> Path:
     output.mkdir()
     alone = [sys.executable]
@@ -64,10 +81,9 @@ def test_two_processes_learn_what_one_does(
                     continue
                 kinds = ("loss", "gap/", "token_share/", "grad_norm", "entropy", "kept_mass", "eval_", "completions")
                 if name.startswith(kinds):
-                    # Sums in another order, and later steps on the weights that these led to: a small share of the
-                    # loss is a ratio of such sums.
-                    assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (kind, name)
+                    bound = tolerance(name, theirs)
+                    assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=bound), (kind, name)
         weights = load_file(folder / "model.safetensors")
         assert weights.keys() == expected.keys()
         for name, weight in weights.items():
-            assert torch.allclose(weight, expected[name], atol=2e-5), (kind, name)
+            assert torch.allclose(weight, expected[name], atol=APART), (kind, name)
