@@ -72,6 +72,9 @@ class PrivilegeSettings:
                 "privileged copy sees, which had this name before, is copy_variant. Give copy_variant, too, if the "
                 "student is meant, or copy_variant instead"
             )
+
+    def fill_in(self) -> None:
+        """Whatever was not given becomes its default: only then is it known what was given."""
         self.copy_variant = self.copy_variant or DEFAULT_VARIANT
         self.student_variant = self.student_variant or "none"
 
@@ -215,3 +218,6 @@ class TrainConfig:
     """for every view alike, e.g. enable_thinking: false for Qwen3"""
     trl: dict[str, Any] = field(default_factory=dict)
     """any other field of `trl.DistillationConfig`, by its name there"""
+
+    def __post_init__(self) -> None:
+        self.privilege.fill_in()

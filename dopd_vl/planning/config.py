@@ -39,6 +39,7 @@ class PlanConfig(TrainConfig):
     """assumed share of tokens taught over the whole vocabulary, where an objective does not so teach all (DOPD's HT)"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(1, self, "prompt_tokens", "privileged_tokens", "image_tokens")
         check_at_least(0, self, "images")
         check_shares(self, "mfu", "mbu", "mean_share", "full_share")

@@ -36,6 +36,7 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
         check_sizes(self)
         PrivilegeSettings.__post_init__(self)
+        self.fill_in()
         DistillationConfig.__post_init__(self)
 
 

@@ -66,7 +66,7 @@ def test_each_stage_begins_from_the_student_of_the_one_before() -> None:
         ({"cells": {"a": {"objective.name": "dodp"}}}, r"cells.a: objective.name: .* did you mean 'dopd'"),
         (
             {"cells": {"a": {}, "b": {"trl.share_prompts": False}}},
-            r"cells.b: trl.share_prompts: .*training.share_prompts",
+            r"cells.b: .*training.share_prompts; set it there",
         ),
         ({"cells": {"a": {"privilege.learner_variant": "hints"}}}, "cells.a: .* is called student_variant now"),
         ({"cells": {"a": {"training.num_generations": 5}}}, "cells.a: training.num_generations=5 does not divide"),

@@ -151,7 +151,7 @@ def test_text_runs_through_the_same_path(nano_models: Path, text_data: Path, tmp
     [
         ({"objective": ObjectiveSettings("dodp")}, r"objective\.name: unknown objective 'dodp', did you mean 'dopd'"),
         ({"objective": ObjectiveSettings("dopd", {"beta_lite": 1})}, r"'beta_lite', did you mean 'beta_light'"),
-        ({"objective": ObjectiveSettings("dopd", {"tail": "buckets"})}, r"objective\.settings: .*buckets"),
+        ({"objective": ObjectiveSettings("dopd", {"tail": "buckets"})}, r"objective\.settings\.tail: .*buckets"),
         ({"objective": ObjectiveSettings("dopd", {"top_k": 0})}, r"objective\.settings: top_k=0"),
         ({"trl": {"learning_rat": 1}}, r"trl: unknown key 'learning_rat', did you mean 'learning_rate'"),
         ({"trl": {"learning_rate": 1}}, r"trl\.learning_rate: has a key of its own, training\.l"),

@@ -188,6 +188,6 @@ def test_what_the_page_says_to_type_is_read_by_the_command() -> None:
     for line in typed:
         arguments = shlex.split(line.partition(" -m dopd_vl.cli train ")[2])
         config = read_config(TrainConfig, arguments, "dopd-vl train")
-        vllm_rollouts.check_settings(config)
+        checks.check(config)
         assert config.training.use_vllm
         assert config.trl["vllm_mode"] == ("server" if "vllm_mode" in line else "colocate")
