@@ -4,16 +4,16 @@ Their rollouts end at different lengths, and they share the held-out examples un
 """
 
 import json
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-WORKER = Path(__file__).parent / "distributed_worker.py"
+from tests.commands import Fork
+from tests.training.distributed_worker import learn
+
 LAYERS = {"text": "Qwen3DecoderLayer", "vision": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock"}
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -42,19 +42,18 @@ def tolerance(name: str, row: dict[str, float]) -> float:
     return (row[f"token_share/{part}"] + row[name]) * APART / row["token_loss"]
 
 
-def learn(world: str, processes: int, models: Path, data: Path, output: Path, environment: dict[str, str]) -> Path:
+def learn_in(processes: int, world: str, models: Path, data: Path, output: Path, environment: dict[str, str]) -> Path:
     output.mkdir()
-    alone = [sys.executable]
-    joined = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*(alone if processes == 1 else joined), WORKER, models, data, output, world, processes]
-    result = subprocess.run(
-        list(map(str, command)),
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    shared = {"ACCELERATE_USE_CPU": "true", **environment}
+    if processes > 1:  # what torchrun sets
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **shared} if processes > 1 else shared for r in range(processes)]
+    forks = [Fork(learn, models, data, output, world, processes, env=env) for env in ranks]
+    for result in [fork.result(400) for fork in forks]:
+        assert result.returncode == 0, result.stderr[-4000:]
     return output
 
 
@@ -63,11 +62,11 @@ def test_two_processes_learn_what_one_does(
     world: str, nano_models: Path, vision_data: Path, text_data: Path, tmp_path: Path
 ) -> None:
     data = {"vision": vision_data, "text": text_data}[world]
-    one = learn(world, 1, nano_models, data, tmp_path / "one", {})
+    one = learn_in(1, world, nano_models, data, tmp_path / "one", {})
     layers = {"FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS[world]}
     two = {
-        "DistributedDataParallel": learn(world, 2, nano_models, data, tmp_path / "ddp", {}),
-        "FSDP": learn(world, 2, nano_models, data, tmp_path / "fsdp", {**FSDP2, **layers}),
+        "DistributedDataParallel": learn_in(2, world, nano_models, data, tmp_path / "ddp", {}),
+        "FSDP": learn_in(2, world, nano_models, data, tmp_path / "fsdp", {**FSDP2, **layers}),
     }
     expected_log = json.loads((one / "log.json").read_text())
     expected = load_file(one / "model.safetensors")
