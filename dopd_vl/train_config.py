@@ -1,6 +1,6 @@
 """The keys of `dopd-vl train --config FILE`."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from dopd_vl.common.configuration import check_at_least, check_shares
@@ -221,3 +221,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.privilege.fill_in()
+
+
+def in_todays_keys(saved: Any) -> Any:
+    """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
+
+    Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
+    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all.
+    """
+    sections = ("privilege", "training", "trl")
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
+        return saved
+    privilege, training, trl = (dict(saved[name]) for name in sections)
+    if not {"learner_variant", "student_variant"} <= set(privilege):
+        return saved
+    privilege["copy_variant"], privilege["student_variant"] = privilege["student_variant"], privilege["learner_variant"]
+    del privilege["learner_variant"]
+    training = {name: trl.pop(name, value) for name, value in asdict(TrainerSettings()).items()} | training
+    return {**saved, "privilege": privilege, "training": training, "trl": trl}

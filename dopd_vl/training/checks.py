@@ -154,19 +154,19 @@ def check_device(config: TrainConfig) -> None:
 
 def _check_trl(config: TrainConfig) -> None:
     """`trl:` takes fields of TRL's configuration, of the right type, that have no key of their own here."""
-    if not config.trl:
-        return
-    from dopd_vl.training.arguments import SET_HERE, DopdConfig  # imports TRL, which takes its time
-
     keys = {f.name: f.name for f in dataclasses.fields(config)}
     for section in ("model", "data", "privilege", "training"):
         keys |= {f.name: f"{section}.{f.name}" for f in dataclasses.fields(getattr(config, section))}
-    check_values(DopdConfig, config.trl, "trl")
     for name in config.trl:
         if name in keys:
             raise ConfigurationError(f"trl.{name}: has a key of its own, {keys[name]}; set it there")
-        if name in SET_HERE:
-            raise ConfigurationError(f"trl.{name}: follows from other keys and cannot be set")
+    if config.trl:
+        from dopd_vl.training.arguments import SET_HERE, DopdConfig  # imports TRL, which takes its time
+
+        for name in config.trl:
+            if name in SET_HERE:
+                raise ConfigurationError(f"trl.{name}: follows from other keys and cannot be set")
+        check_values(DopdConfig, config.trl, "trl")
 
 
 def _check_vllm(config: TrainConfig) -> None:
