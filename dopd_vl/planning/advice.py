@@ -51,11 +51,9 @@ def _first_worth_it(work: Workload, peak: int, device_bytes: float) -> tuple[Wor
 def _proposals(work: Workload) -> Iterator[tuple[Workload, str, str]]:
     """What can be changed, the least harmful first: the run with it, its settings, and what it takes in return."""
     if work.batch % 2 == 0:
-        batch, accumulation = work.batch // 2, work.accumulation * 2
-        settings = (
-            f"training.per_device_train_batch_size: {batch}, training.gradient_accumulation_steps: {accumulation}"
-        )
-        smaller = replace(work, batch=batch, accumulation=accumulation, scoring_batch=min(work.scoring_batch, batch))
+        batch, slices = work.batch // 2, work.accumulation * 2
+        settings = f"training.per_device_train_batch_size: {batch}, training.gradient_accumulation_steps: {slices}"
+        smaller = replace(work, batch=batch, accumulation=slices, scoring_batch=min(work.scoring_batch, batch))
         yield smaller, settings, "the same step in more, smaller slices"
     if work.scoring_batch > 1:
         size = work.scoring_batch // 2
