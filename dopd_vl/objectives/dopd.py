@@ -185,7 +185,7 @@ class Dopd(DopdSettings):
         alike = "teacher and the student's copy never differ; look at model.teacher and privilege.teacher_variant"
         weak = "the teacher is never the surer one; model.teacher or privilege.teacher_variant is too weak"
         scope = "all tokens are alike to it; try objective.settings.threshold_scope or trim_fraction"
-        copy = "the student's copy is never the surer one; look at privilege.student_variant"
+        copy = "the student's copy is never the surer one; look at privilege.copy_variant"
         return {
             "HT": Stuck(weak, scope),
             "HS": Stuck(copy, scope),

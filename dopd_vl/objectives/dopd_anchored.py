@@ -65,7 +65,7 @@ class DopdAnchored:
     def stuck_parts(self) -> dict[str, Stuck]:
         if self.copy_teaches == "never":
             return {}
-        none = "the copy teaches nothing; look at privilege.student_variant"
+        none = "the copy teaches nothing; look at privilege.copy_variant"
         every = "the teacher teaches nothing; model.teacher or privilege.teacher_variant is too weak"
         return {"copy": Stuck(none, every)}
 

@@ -1,6 +1,6 @@
 """What a run does, as plain numbers: all that the memory and the time of a step are computed from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dopd_vl.planning.shapes import ModelShape
@@ -48,7 +48,7 @@ class Workload:
     batch: int
     """rollouts per forward and backward pass"""
     accumulation: int
-    siblings: int
+    group: int
     """rollouts of a prompt"""
     scoring_batch: int
     prompt_tokens: int
@@ -102,6 +102,18 @@ class Workload:
             return self.prompt_tokens
         return self.privileged_tokens + (self.response_tokens if scoring.view == "sibling" else 0)
 
+    def model_of(self, scoring: Scoring) -> ModelShape:
+        """The model that scores."""
+        if scoring.policy != "teacher":
+            return self.student
+        assert self.teacher is not None
+        return self.teacher
+
+    def of_mean_length(self, share: float) -> "Workload":
+        """With the tokens of an average rollout, as a share of the longest."""
+        names = ("prompt_tokens", "privileged_tokens", "response_tokens")
+        return replace(self, **{name: round(getattr(self, name) * share) for name in names})
+
     @property
     def shards(self) -> int:
         """Parts that the student's optimizer state lies in."""
@@ -123,4 +135,4 @@ class Workload:
     def learns_from_shared_prompts(self) -> bool:
         """As the trainer decides: layers without checkpointing, weights not sharded."""
         plain = self.parallel in ("single", "ddp")
-        return self.share_prompts and self.siblings > 1 and not self.checkpointing and plain
+        return self.share_prompts and self.group > 1 and not self.checkpointing and plain

@@ -12,6 +12,7 @@ from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import is_number, read_rows
 from dopd_vl.common.run_layout import CONFIG_FILE, METRICS_FILE
 from dopd_vl.reporting.figures import Line
+from dopd_vl.train_config import in_todays_keys
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _read_run(folder: Path, name: str, group: str | None) -> Run:
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it holds no {CONFIG_FILE}")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = in_todays_keys(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no YAML file: {error}") from error
     label = name

@@ -100,7 +100,7 @@ class KeptSlice:
         self.ids = response_ids
         # Unless the objective had the plain student scored anyway.
         watched = bool(kept) and not any(PLAIN_STUDENT in rollout.alternatives for rollout in kept.values())
-        self.look = self._keep_student if watched else None
+        self.on_logits = self._keep_student if watched else None
         """for `fused_plan_loss`, which has the student's logits: they need not be projected once more"""
         for rollout in kept.values() if watched else ():
             length = len(rollout.response)

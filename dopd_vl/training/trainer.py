@@ -56,8 +56,8 @@ from dopd_vl.views.rollouts import (
     ViewRenderer,
     pad_responses,
     render_batch,
-    render_siblings,
-    siblings_shown,
+    render_with_right_rollouts,
+    right_rollouts_to_show,
 )
 
 COLUMNS = ["id", "prompt", "images", "answer", "task", "source", "privileged"]
@@ -127,9 +127,9 @@ class DopdTrainer(DistillationTrainer):
         self.policies = self._policies()
         # Where no larger model teaches, the student that does is the teacher, and sees what a teacher is to see.
         taught = "teacher" in self.policies.copies.policies
-        of_student = args.student_variant if taught else args.teacher_variant
+        of_student = args.copy_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        self.renderer = ViewRenderer(self.views, variants, args.learner_variant)
+        self.renderer = ViewRenderer(self.views, variants, args.student_variant)
         check_requirements(self.objective, args.num_generations, self.views.reads_images, train_dataset)
         self.refusals: list[Refusal] = []
         self.refused_before = 0
@@ -218,10 +218,10 @@ class DopdTrainer(DistillationTrainer):
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
         verdicts = [is_correct(example, text) for example, text in zip(inputs, texts, strict=True)]
         usable = response_mask.any(dim=-1).tolist()
-        shown = siblings_shown([v if u else None for v, u in zip(verdicts, usable, strict=True)], group)
+        shown = right_rollouts_to_show([v if u else None for v, u in zip(verdicts, usable, strict=True)], group)
         views = dict(rendered.views)
         if len(fixed) < len(sources):
-            by_sibling, shown = render_siblings(self.renderer, inputs, plain_views, texts, shown)
+            by_sibling, shown = render_with_right_rollouts(self.renderer, inputs, plain_views, texts, shown)
             views |= {source: by_sibling for source in sources if source.view == SIBLING_VIEW}
 
         # One process keeps some rollouts to look at, with their scores.
@@ -292,7 +292,7 @@ class DopdTrainer(DistillationTrainer):
                 batch.scores,
                 batch.scale / num_items_in_batch,
                 self.args.logits_chunk_size,
-                watched.look,
+                watched.on_logits,
             )
         token_loss = taught.token_loss.detach()
         watched.learned(token_loss)

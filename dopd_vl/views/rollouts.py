@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dopd_vl.common.errors import nearest
 from dopd_vl.core import Source
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.train_config import DEFAULT_VARIANT
@@ -16,6 +17,12 @@ from privileged import VARIANTS
 SIBLING_VIEW = "sibling"
 SOLUTION = "A correct solution to this problem:\n{response}"
 """How a right rollout of the same prompt is shown."""
+
+
+def check_variant(name: str) -> None:
+    """Raises: ValueError: there is no such variant, and it is not "default"."""
+    if name != DEFAULT_VARIANT and name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r}, {nearest(name, [DEFAULT_VARIANT, *VARIANTS])}")
 
 
 def resolve_variant(example: Mapping[str, Any], variant: str) -> str:
@@ -28,19 +35,14 @@ def resolve_variant(example: Mapping[str, Any], variant: str) -> str:
 class ViewRenderer:
     """Renders what each source sees; the rollouts of one prompt share their views."""
 
-    def __init__(self, views: ViewProcessor, variants: Mapping[str, str], learner_variant: str = "none"):
+    def __init__(self, views: ViewProcessor, variants: Mapping[str, str], student_variant: str = "none"):
         """`variants` maps a policy to the variant that its privileged view shows; the student that learns sees
-        `learner_variant`."""
-        unknown = [
-            name for name in (*variants.values(), learner_variant) if name != DEFAULT_VARIANT and name not in VARIANTS
-        ]
-        if unknown:
-            raise ValueError(
-                f"unknown variant {unknown[0]!r}, expected one of {', '.join([DEFAULT_VARIANT, *VARIANTS])}"
-            )
+        `student_variant`."""
+        for name in (*variants.values(), student_variant):
+            check_variant(name)
         self.views = views
         self.variants = variants
-        self.learner_variant = learner_variant
+        self.student_variant = student_variant
 
     def render(
         self, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source]
@@ -65,7 +67,7 @@ class ViewRenderer:
         if source.view == "privileged":
             return resolve_variant(example, self.variants[source.policy])
         if source == PLAIN_STUDENT:
-            return resolve_variant(example, self.learner_variant)
+            return resolve_variant(example, self.student_variant)
         return "none" if source.view == "plain" else source.view
 
 
@@ -117,7 +119,7 @@ def pad_responses(responses: Sequence[Sequence[int]], fill: int) -> tuple[Tensor
     return ids, mask
 
 
-def siblings_shown(verdicts: Sequence[bool | None], group: int) -> list[int | None]:
+def right_rollouts_to_show(verdicts: Sequence[bool | None], group: int) -> list[int | None]:
     """For each rollout the next right one of the same prompt, going round, or None where there is no other."""
     shown: list[int | None] = []
     for b in range(len(verdicts)):
@@ -127,7 +129,7 @@ def siblings_shown(verdicts: Sequence[bool | None], group: int) -> list[int | No
     return shown
 
 
-def render_siblings(
+def render_with_right_rollouts(
     renderer: ViewRenderer,
     examples: Sequence[Mapping[str, Any]],
     plain: Sequence[View],

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dopd_vl.planning.compute import Lengths, Machine, time_of
+from dopd_vl.planning.compute import Machine, time_of
 from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Scoring, Workload
 
@@ -16,13 +16,13 @@ WORK = Workload(
     full_support=True,
     batch=4,
     accumulation=2,
-    siblings=4,
+    group=4,
     scoring_batch=4,
     prompt_tokens=100,
     privileged_tokens=100,
     response_tokens=10,
 )
-MEAN = Lengths(prompt=100, privileged=100, response=10)
+MEAN = WORK  # every rollout of the longest length
 MACHINE = Machine(tflops=100, bandwidth_tb=2, mfu=0.5, mbu=0.5)
 
 

@@ -14,7 +14,7 @@ from dopd_vl.objectives import Dopd, Opsd, Sdft
 from dopd_vl.training.run import load_examples
 from dopd_vl.training.student_copies import StudentCopies, trained
 from dopd_vl.views import processor_for
-from dopd_vl.views.rollouts import SOLUTION, ViewRenderer, render_siblings, siblings_shown
+from dopd_vl.views.rollouts import SOLUTION, ViewRenderer, render_with_right_rollouts, right_rollouts_to_show
 
 IDS = torch.arange(5, 15).unsqueeze(0)
 
@@ -168,8 +168,8 @@ def test_a_missing_teacher_is_named(nano_models: Path, text_data: Path, tmp_path
 
 def test_a_sibling_is_the_next_right_rollout_of_the_same_prompt() -> None:
     verdicts = [True, False, True, None, False, False, True, False]
-    assert siblings_shown(verdicts, 4) == [2, 2, 0, 0, 6, 6, None, 6]
-    assert siblings_shown([True, True], 1) == [None, None]
+    assert right_rollouts_to_show(verdicts, 4) == [2, 2, 0, 0, 6, 6, None, 6]
+    assert right_rollouts_to_show([True, True], 1) == [None, None]
 
 
 def test_a_view_with_a_sibling_ends_in_its_response(nano_models: Path, text_data: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_view_with_a_sibling_ends_in_its_response(nano_models: Path, text_data
     example = load_examples(str(text_data))[0]
     plain = views.view(example)
     control = tokenizer.eos_token
-    shown, used = render_siblings(
+    shown, used = render_with_right_rollouts(
         ViewRenderer(views, {}), [example] * 3, [plain] * 3, ["Answer: 7", f"bad {control}", "Answer: 9"], [2, 1, None]
     )
     assert used == [2, None, None]
