@@ -6,10 +6,11 @@ config = read_config(TrainConfig, ["--config", "run.yaml", "--training.max_steps
 import dataclasses
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -21,21 +22,24 @@ from dopd_vl.common.resources import find_config
 Config = TypeVar("Config")
 
 
-def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
+def read_config(
+    cls: type[Config], argv: Sequence[str], prog: str, removed: Mapping[str, str] = MappingProxyType({})
+) -> Config:
     """An instance of the dataclass `cls`.
 
     Args:
         argv: `--config FILE` (a path or a shipped config's name; a later file adds to an earlier one), dotted
             overrides, `--print_config`, `--help`.
+        removed: Keys of earlier versions by their dotted path, and what to do without them.
 
     Raises:
         ConfigurationError: a wrong key, type or value; the message names it, the nearest right one, and where it stood.
     """
     arguments, files = _resolve_files(list(argv))
     for given in files:
-        _check_file_keys(cls, given)
+        _check_file_keys(cls, given, removed)
     file = files[-1] if files else None
-    _check_option_keys(cls, arguments)
+    _check_option_keys(cls, arguments, removed)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
@@ -85,10 +89,33 @@ def call_of(function: Callable[..., Any], arguments: Mapping[str, Any], where: s
     return functools.partial(function, **arguments)
 
 
-def check_choice(value: str, known: Iterable[str], key: str) -> None:
-    """Raises: ConfigurationError: the setting `key` has a value that is none of the known ones."""
-    if value not in known:
+def check_choice(value: str | None, known: Iterable[str], key: str) -> None:
+    """Raises: ConfigurationError: the setting `key` has a value that is none of the known ones; None is no value."""
+    if value is not None and value not in known:
         raise ConfigurationError(f"{key}: {value!r} is unknown; {nearest(value, known)}")
+
+
+def check_between(value: float | None, low: float, high: float, key: str) -> None:
+    """Raises: ConfigurationError: a number is not within its bounds, both of which are allowed; None is no number."""
+    if value is not None and not low <= value <= high:  # true for NaN
+        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ConfigurationError(f"{key}: {value} is not {bounds}")
+
+
+def existing_path(path: str, key: str, what: Literal["file", "folder", "file or folder"]) -> Path:
+    """The path that the setting `key` names. Raises: ConfigurationError: no such thing is there."""
+    found = Path(path)
+    if not {"file": found.is_file(), "folder": found.is_dir()}.get(what, found.exists()):
+        raise ConfigurationError(f"{key}: no {what} {path!r} (relative paths start from {Path.cwd()})")
+    return found
+
+
+def read_yaml(path: Path, where: str) -> Any:
+    """What a YAML file holds. Raises: ConfigurationError: it cannot be read, or is no YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date with a 13th month
+        raise ConfigurationError(f"{where} is no YAML ({one_line(error)})") from error
 
 
 def _check_values(types: Mapping[str, Any], required: Iterable[str], values: Mapping[str, Any], where: str) -> None:
@@ -130,6 +157,8 @@ def _in_words(annotation: Any) -> str:
     plain = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping"}
     if kind in (list, tuple):
         return f"a list (each item {_in_words(inner[0])})" if inner else "a list"
+    if kind is dict and inner:
+        return f"a mapping (each value {_in_words(inner[1])})"
     return "null" if kind is type(None) else plain.get(kind, getattr(kind, "__name__", str(kind)))
 
 
@@ -152,7 +181,7 @@ def _resolve_files(arguments: list[str]) -> tuple[list[str], list[Path]]:
     return arguments, files
 
 
-def _check_file_keys(cls: type, file: Path) -> None:
+def _check_file_keys(cls: type, file: Path, removed: Mapping[str, str]) -> None:
     try:
         node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except RecursionError as error:
@@ -166,7 +195,10 @@ def _check_file_keys(cls: type, file: Path) -> None:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigurationError(f"{file}: expected keys and values, got a {node.tag.rsplit(':', 1)[-1]}")
     for path, line, known in _unknown_keys(cls, node, ()):
-        raise ConfigurationError(f"{file}:{line}: unknown key {'.'.join(path)!r}, {nearest(path[-1], known)}")
+        key = ".".join(path)
+        if key in removed:
+            raise ConfigurationError(f"{file}:{line}: the key {key!r} is gone: {removed[key]}")
+        raise ConfigurationError(f"{file}:{line}: unknown key {key!r}, {nearest(path[-1], known)}")
 
 
 def _unknown_keys(
@@ -181,11 +213,13 @@ def _unknown_keys(
             yield from _unknown_keys(inner, value, here)
 
 
-def _check_option_keys(cls: type, arguments: list[str]) -> None:
+def _check_option_keys(cls: type, arguments: list[str], removed: Mapping[str, str]) -> None:
     for argument in arguments:
         if not argument.startswith("--"):
             continue
         path = argument[2:].partition("=")[0].split(".")
+        if (key := ".".join(path)) in removed:
+            raise ConfigurationError(f"the option --{key} is gone: {removed[key]}")
         if path[0] in ("config", "help", "print_config"):
             continue
         inner: type | None = cls
