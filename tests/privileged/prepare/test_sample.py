@@ -46,7 +46,7 @@ def test_the_page_shows_prompts_findings_and_rejected_records(tmp_path):
     assert "Hint: It is 48." in page
     rejected = page.partition('id="rejected"')[2]
     assert "answer_in_hint" in rejected
-    assert "allow_urls" in rejected
+    assert "download it into the image folder" in rejected
     assert not (output / "sample.png").exists(), "there is no image to show"
 
 
