@@ -1,7 +1,7 @@
 """What a privileged dataset holds: the columns, their types, and the features that datasets reads them with.
 
 A dataset keeps every raw annotation. Which of them a policy gets to see (the variant) is chosen at training time,
-see `privileged.variants`.
+see `privileged.rendering.variants`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ IMAGE_MARKER = "<image>"
 
 ROLES = ("system", "user", "assistant")
 TASKS = ("exact", "number", "choice", "math", "code", "boxes", "open")
-"""Names of the verifiers that score an answer. `code`: the answer is tests, see `privileged.code_tests`. `boxes`: it is
-boxes as Qwen3-VL writes them, see `annotators.replies.grounded_boxes`. `open`: free text, which no verifier scores."""
+"""Names of the verifiers that score an answer. `code`: the answer is tests, see `records.code_tests`. `boxes`: it is
+boxes as Qwen3-VL writes them, see `records.grounding`. `open`: free text, which no verifier scores."""
 
 
 class Message(TypedDict):

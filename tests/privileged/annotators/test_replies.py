@@ -14,11 +14,12 @@ from dopd_vl.common.errors import ConfigurationError, RecordError
 from privileged.annotators import replies
 from privileged.annotators.parts import TEXT_PARTS
 from privileged.annotators.prompts import FILES, Prompt, load_prompts
+from privileged.records.grounding import grounded_boxes, pixel_boxes
 
 READERS = {
     **{part: TEXT_PARTS[part].read for part in TEXT_PARTS},
-    "boxes": lambda text: replies.grounded_boxes(text, (64, 48)),
-    "pixel boxes": lambda text: replies.pixel_boxes(text, (64, 48)),
+    "boxes": lambda text: grounded_boxes(text, (64, 48)),
+    "pixel boxes": lambda text: pixel_boxes(text, (64, 48)),
     "check": replies.verdict,
 }
 
@@ -56,7 +57,7 @@ def test_any_text_is_read_or_refused(text):
 @given(near_boxes)
 def test_boxes_that_are_read_lie_in_their_image(boxes):
     try:
-        found = replies.grounded_boxes(json.dumps(boxes), (64, 48))
+        found = grounded_boxes(json.dumps(boxes), (64, 48))
     except RecordError:
         return
     assert len(found) == len(boxes)
