@@ -7,7 +7,7 @@ see `privileged.rendering.variants`.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -109,10 +109,3 @@ def features() -> Features:
             },
         }
     )
-
-
-def __getattr__(name: str) -> Any:
-    """`FEATURES` is `features()`, made when first asked for."""
-    if name == "FEATURES":
-        return features()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,7 +35,6 @@ from privileged.dataset import (
     INFO_FILE,
     REJECTED_FILE,
     WORK_FOLDER,
-    load_privileged,
     read_audit,
 )
 from privileged.prepare.card import card, dataset_info
@@ -53,7 +52,7 @@ from privileged.sources.sources import SOURCES, Source, SourceFactory
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["PrepareConfig", "PrepareResult", "SourceConfig", "load_privileged", "prepare"]
+__all__ = ["PrepareConfig", "PrepareResult", "SourceConfig", "prepare"]
 
 
 REMOVED_LIMITS = {"allow_urls": False, "allow_private_urls": False, "url_seconds": 20.0}

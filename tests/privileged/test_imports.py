@@ -14,7 +14,6 @@ for module in pkgutil.walk_packages(privileged.__path__, "privileged."):
 assert "datasets" not in sys.modules, "the settings of prepare must import fast"
 from PIL import Image
 from privileged.records.records import parse_record
-from privileged.schema import FEATURES
 boxes = [{"label": "7", "bbox": [16, 16, 30, 30]}]
 raw = {"prompt": "q", "answer": "a", "task": "exact", "images": [Image.new("RGB", (48, 48))]}
 example = parse_record({**raw, "privileged": {"boxes": boxes}}).example()

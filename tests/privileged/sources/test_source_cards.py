@@ -11,8 +11,9 @@ from rich.console import Console
 
 from dopd_vl.common.errors import ConfigurationError, RecordError
 from dopd_vl.common.resources import shipped
+from privileged import load_privileged
 from privileged.prepare.config import PrepareConfig, SourceConfig
-from privileged.prepare.prepare import load_privileged, prepare
+from privileged.prepare.prepare import prepare
 from privileged.records.records import parse_record
 from privileged.sources.cards import find_card, read_card, resolve_source
 from privileged.sources.sources import SOURCES, hub_source
