@@ -1,7 +1,9 @@
 """The keys of `dopd-vl train --config FILE`."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+from dopd_vl.common.configuration import check_at_least, check_shares
 
 DEFAULT_VARIANT = "default"
 """The variant that fits an example: boxes with labels where it has any, else step-wise hints (the paper's choices)."""
@@ -53,11 +55,28 @@ class DataSettings:
 class PrivilegeSettings:
     """What the privileged views show; a student that is to be deployed never sees any of it."""
 
+    RENAMED: ClassVar = {"learner_variant": "is called student_variant now"}
+
     teacher_variant: str = DEFAULT_VARIANT
     """"default": boxes with labels where an example has any, else step-wise hints"""
-    student_variant: str = DEFAULT_VARIANT
-    learner_variant: str = "none"
-    """what the student sees when it rolls out and learns; other than "none" only to analyse what comes of it"""
+    copy_variant: str = ""
+    """what the student's copy sees, which has the student's weights and supervises; by default as "default" above"""
+    student_variant: str = ""
+    """what the student sees when it rolls out and learns, by default "none"; anything else only to analyse what comes
+    of it. Give copy_variant with it: alone it would be what `student_variant` meant before, the variant of the copy"""
+
+    def __post_init__(self) -> None:
+        if self.student_variant and not self.copy_variant:
+            raise ValueError(
+                "privilege.student_variant: is what the student itself sees when it rolls out and learns; what its "
+                "privileged copy sees, which had this name before, is copy_variant. Give copy_variant, too, if the "
+                "student is meant, or copy_variant instead"
+            )
+
+    def fill_in(self) -> None:
+        """Whatever was not given becomes its default: only then is it known what was given."""
+        self.copy_variant = self.copy_variant or DEFAULT_VARIANT
+        self.student_variant = self.student_variant or "none"
 
 
 @dataclass
@@ -71,10 +90,55 @@ class ObjectiveSettings:
 
 
 @dataclass
-class LoopSettings:
+class TrainerSettings:
+    """What privileged distillation adds to TRL's trainer: keys under `training`, and arguments of `DopdConfig`."""
+
+    num_generations: int = 1
+    """rollouts per prompt"""
+    eval_variants: list[str] = field(default_factory=lambda: ["none"])
+    """what the student sees in evaluations; the first one chooses the best checkpoint"""
+    eval_max_completion_length: int | None = None
+    """tokens of a response in evaluations; default: max_completion_length"""
+    scoring_batch_size: int | None = None
+    """sequences per forward pass that scores; default: per_device_train_batch_size"""
+    share_prompts: bool = True
+    """read a prompt once for all of its rollouts: in scoring, and in learning without gradient checkpointing; never for
+    models that keep a recurrent state"""
+    logits_chunk_size: int = 256
+    """response tokens projected to the vocabulary at a time"""
+    logged_top_k: int = 128
+    """K of the logged Top-K mass of the policies"""
+    offload_scores: bool = False
+    """keep Top-K entries and hidden states between scoring and learning in host memory"""
+    rollouts_to_keep: int = 8
+    """rollouts written to rollouts.jsonl at each log, with their routing"""
+
+
+def check_sizes(settings: Any) -> None:
+    """What no step can be made of, in `LoopSettings` or in a `DopdConfig`.
+
+    Raises:
+        ValueError: the message begins with the setting's name.
+    """
+    check_at_least(1, settings, "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
+    check_at_least(1, settings, "max_completion_length", "eval_max_completion_length", "scoring_batch_size")
+    check_at_least(1, settings, "logits_chunk_size", "logged_top_k")
+    check_at_least(0, settings, "rollouts_to_keep")
+    rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    if rollouts % settings.num_generations:
+        raise ValueError(
+            f"num_generations={settings.num_generations} does not divide the {rollouts} rollouts of a step on one "
+            "device (per_device_train_batch_size * gradient_accumulation_steps)"
+        )
+
+
+@dataclass
+class LoopSettings(TrainerSettings):
     """The training loop. A step is one optimizer step: per_device_train_batch_size * gradient_accumulation_steps
     rollouts on each device."""
 
+    num_generations: int = 4
+    """rollouts per prompt"""
     max_steps: int = 200
     learning_rate: float = 5e-6
     lr_scheduler_type: str = "cosine"
@@ -83,8 +147,6 @@ class LoopSettings:
     max_grad_norm: float = 1.0
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
-    num_generations: int = 4
-    """rollouts per prompt"""
     max_completion_length: int = 2048
     """tokens"""
     temperature: float = 1.0
@@ -98,8 +160,6 @@ class LoopSettings:
     save_total_limit: int = 2
     """checkpoints to keep; the best one so far is kept apart, in `best/`"""
     per_device_eval_batch_size: int = 32
-    eval_variants: list[str] = field(default_factory=lambda: ["none"])
-    """what the student sees in evaluations; the first one chooses the best checkpoint"""
     use_vllm: bool = False
     """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
 
@@ -130,12 +190,9 @@ class HealthSettings:
     """steps in a row with a NaN or infinite loss or gradient norm; fp16 scaling has single ones that do no harm"""
 
     def __post_init__(self) -> None:
-        for name in ("window", "patience", "non_finite_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"health.{name}={getattr(self, name)} must be at least 1")
-        for name in ("significance", "min_fall", "min_fall_alone", "entropy_share", "clipped_share"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ValueError(f"health.{name}={getattr(self, name)} must be above 0 and at most 1")
+        check_at_least(1, self, "window", "patience", "non_finite_steps", where="health.")
+        shares = ("significance", "min_fall", "min_fall_alone", "entropy_share", "clipped_share")
+        check_shares(self, *shares, where="health.")
         if not self.gap_growth > 1.0:
             raise ValueError(f"health.gap_growth={self.gap_growth} must be above 1")
 
@@ -161,3 +218,24 @@ class TrainConfig:
     """for every view alike, e.g. enable_thinking: false for Qwen3"""
     trl: dict[str, Any] = field(default_factory=dict)
     """any other field of `trl.DistillationConfig`, by its name there"""
+
+    def __post_init__(self) -> None:
+        self.privilege.fill_in()
+
+
+def in_todays_keys(saved: Any) -> Any:
+    """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
+
+    Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
+    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all.
+    """
+    sections = ("privilege", "training", "trl")
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
+        return saved
+    privilege, training, trl = (dict(saved[name]) for name in sections)
+    if not {"learner_variant", "student_variant"} <= set(privilege):
+        return saved
+    privilege["copy_variant"], privilege["student_variant"] = privilege["student_variant"], privilege["learner_variant"]
+    del privilege["learner_variant"]
+    training = {name: trl.pop(name, value) for name, value in asdict(TrainerSettings()).items()} | training
+    return {**saved, "privilege": privilege, "training": training, "trl": trl}

@@ -23,14 +23,13 @@ from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.nano.cli import LADDERS
 from dopd_vl.nano.source import NanoSource
-from dopd_vl.objectives.build import build_objective
 from dopd_vl.planning.build import devices_of, workload_of
 from dopd_vl.planning.catalogue import known_models, published
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.memory import memory_of
 from dopd_vl.studies.config import StudyConfig
 from dopd_vl.train_config import TrainConfig
-from dopd_vl.training import checks as preflight
+from dopd_vl.training.checks import check
 from privileged.prepare.config import PrepareConfig
 from privileged.sources.cards import resolve_source
 from privileged.sources.sources import SOURCES
@@ -89,14 +88,7 @@ def test_every_file_of_a_pair_belongs_to_a_pair_that_is_tested() -> None:
 
 @pytest.mark.parametrize("file", TRAIN, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_training_config_parses_and_names_what_exists(file: Path) -> None:
-    from dopd_vl.training.arguments import DopdConfig
-
-    config = read_config(TrainConfig, ["--config", str(file)], "test")
-    build_objective(config)
-    preflight.check_variants(config)
-    preflight.check_trl_fields(config.trl, (), DopdConfig)
-    loop = config.training
-    assert loop.per_device_train_batch_size * loop.gradient_accumulation_steps % loop.num_generations == 0
+    check(read_config(TrainConfig, ["--config", str(file)], "test"))
 
 
 def stacked(*names: str) -> TrainConfig:

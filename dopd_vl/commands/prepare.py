@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from dopd_vl.common.configuration import read_config
-from privileged.prepare.config import REMOVED_KEYS, PrepareConfig
+from privileged.prepare.config import PrepareConfig
 
 
 def main(argv: Sequence[str]) -> int:
-    config = read_config(PrepareConfig, argv, "dopd-vl prepare", REMOVED_KEYS)
+    config = read_config(PrepareConfig, argv, "dopd-vl prepare")
     from dopd_vl.common.quiet import quiet_libraries
     from dopd_vl.nano.source import NanoSource
     from privileged.prepare.prepare import estimate_annotation, prepare

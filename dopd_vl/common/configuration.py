@@ -1,6 +1,9 @@
 """From a YAML file and dotted overrides to a dataclass, by jsonargparse; every mistake named in one line.
 
 config = read_config(TrainConfig, ["--config", "run.yaml", "--training.max_steps", "20"], "dopd-vl train")
+
+A key that was renamed or removed is refused with what became of it, which its dataclass says in a class attribute
+`RENAMED`: old key -> what is told of it, e.g. `{"learner_variant": "is called student_variant now"}`.
 """
 
 import dataclasses
@@ -22,24 +25,21 @@ from dopd_vl.common.resources import find_config
 Config = TypeVar("Config")
 
 
-def read_config(
-    cls: type[Config], argv: Sequence[str], prog: str, removed: Mapping[str, str] = MappingProxyType({})
-) -> Config:
+def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
     """An instance of the dataclass `cls`.
 
     Args:
         argv: `--config FILE` (a path or a shipped config's name; a later file adds to an earlier one), dotted
             overrides, `--print_config`, `--help`.
-        removed: Keys of earlier versions by their dotted path, and what to do without them.
 
     Raises:
         ConfigurationError: a wrong key, type or value; the message names it, the nearest right one, and where it stood.
     """
     arguments, files = _resolve_files(list(argv))
     for given in files:
-        _check_file_keys(cls, given, removed)
+        _check_file_keys(cls, given)
     file = files[-1] if files else None
-    _check_option_keys(cls, arguments, removed)
+    _check_option_keys(cls, arguments)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
@@ -73,7 +73,7 @@ def settings_of(cls: type[Config], settings: Mapping[str, Any], where: str) -> C
     fields = [f for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     missing = (dataclasses.MISSING, dataclasses.MISSING)
     required = [f.name for f in fields if (f.default, f.default_factory) == missing]
-    _check_values(_field_types(cls), required, settings, where)
+    _check_values(_field_types(cls), required, settings, where, _renamed(cls))
     try:
         return cls(**settings)
     except ValueError as error:
@@ -118,10 +118,41 @@ def read_yaml(path: Path, where: str) -> Any:
         raise ConfigurationError(f"{where} is no YAML ({one_line(error)})") from error
 
 
-def _check_values(types: Mapping[str, Any], required: Iterable[str], values: Mapping[str, Any], where: str) -> None:
+def check_at_least(least: float, settings: object, *names: str, where: str = "") -> None:
+    """Raises: ValueError: one of these fields is smaller, or not a number; None is no mistake."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{where}{name}={value} must be at least {least}")
+
+
+def check_shares(settings: object, *names: str, where: str = "") -> None:
+    """Raises: ValueError: one of these fields is not above 0 and at most 1."""
+    for name in names:
+        value = getattr(settings, name)
+        if not 0.0 < value <= 1.0:
+            raise ValueError(f"{where}{name}={value} must be above 0 and at most 1")
+
+
+def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
+    """Some fields of a dataclass by name and type, without making one.
+
+    Raises:
+        ConfigurationError: the message begins with `where` and the key.
+    """
+    _check_values(_field_types(cls), (), values, where, _renamed(cls))
+
+
+def _check_values(
+    types: Mapping[str, Any],
+    required: Iterable[str],
+    values: Mapping[str, Any],
+    where: str,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     for name, value in values.items():
         if name not in types:
-            raise ConfigurationError(f"{where}.{name}: unknown key; {nearest(str(name), types)}")
+            raise ConfigurationError(f"{where}: {_unknown(f'key {str(name)!r}', str(name), types, renamed)}")
         if not _fits(value, types[name]):
             raise ConfigurationError(f"{where}.{name}: must be {_in_words(types[name])}, not {value!r}")
     for name in required:
@@ -181,7 +212,7 @@ def _resolve_files(arguments: list[str]) -> tuple[list[str], list[Path]]:
     return arguments, files
 
 
-def _check_file_keys(cls: type, file: Path, removed: Mapping[str, str]) -> None:
+def _check_file_keys(cls: type, file: Path) -> None:
     try:
         node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except RecursionError as error:
@@ -194,32 +225,26 @@ def _check_file_keys(cls: type, file: Path, removed: Mapping[str, str]) -> None:
         return
     if not isinstance(node, yaml.MappingNode):
         raise ConfigurationError(f"{file}: expected keys and values, got a {node.tag.rsplit(':', 1)[-1]}")
-    for path, line, known in _unknown_keys(cls, node, ()):
-        key = ".".join(path)
-        if key in removed:
-            raise ConfigurationError(f"{file}:{line}: the key {key!r} is gone: {removed[key]}")
-        raise ConfigurationError(f"{file}:{line}: unknown key {key!r}, {nearest(path[-1], known)}")
+    for line, why in _unknown_keys(cls, node, ""):
+        raise ConfigurationError(f"{file}:{line}: {why}")
 
 
-def _unknown_keys(
-    cls: type, node: yaml.MappingNode, path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], int, list[str]]]:
+def _unknown_keys(cls: type, node: yaml.MappingNode, prefix: str) -> Iterator[tuple[int, str]]:
     fields = _field_types(cls)
     for key, value in node.value:
-        here = (*path, str(key.value))
-        if here[-1] not in fields:
-            yield here, key.start_mark.line + 1, list(fields)
-        elif (inner := _dataclass_in(fields[here[-1]])) is not None and isinstance(value, yaml.MappingNode):
-            yield from _unknown_keys(inner, value, here)
+        name = str(key.value)
+        if name not in fields:
+            told = _unknown(f"key {prefix + name!r}", name, fields, _renamed(cls), prefix)
+            yield key.start_mark.line + 1, told
+        elif (inner := _dataclass_in(fields[name])) is not None and isinstance(value, yaml.MappingNode):
+            yield from _unknown_keys(inner, value, f"{prefix}{name}.")
 
 
-def _check_option_keys(cls: type, arguments: list[str], removed: Mapping[str, str]) -> None:
+def _check_option_keys(cls: type, arguments: list[str]) -> None:
     for argument in arguments:
         if not argument.startswith("--"):
             continue
         path = argument[2:].partition("=")[0].split(".")
-        if (key := ".".join(path)) in removed:
-            raise ConfigurationError(f"the option --{key} is gone: {removed[key]}")
         if path[0] in ("config", "help", "print_config"):
             continue
         inner: type | None = cls
@@ -228,8 +253,9 @@ def _check_option_keys(cls: type, arguments: list[str], removed: Mapping[str, st
                 break
             fields = _field_types(inner)
             if name not in fields:
-                known = [".".join([*path[:depth], field]) for field in fields]
-                raise ConfigurationError(f"unknown option --{'.'.join(path)}, {nearest('.'.join(path), known)}")
+                prefix = "".join(f"{above}." for above in path[:depth])
+                told = _unknown(f"option --{'.'.join(path)}", name, fields, _renamed(inner), prefix)
+                raise ConfigurationError(told)
             inner = _dataclass_in(fields[name])
 
 
@@ -245,6 +271,17 @@ def _misfits(cls: type, namespace: Namespace, prefix: str = "") -> Iterator[str]
                 yield from _misfits(annotation, value, f"{key}.")
             else:
                 yield f"{key}: expected keys and values, got a {type(value).__name__}"
+
+
+def _unknown(shown: str, name: str, known: Iterable[str], renamed: Mapping[str, str], prefix: str = "") -> str:
+    """What is told of a key that is none; `prefix` are the keys above it, each with its dot."""
+    if name in renamed:
+        return f"{shown} {renamed[name]}"
+    return f"unknown {shown}, {nearest(prefix + name, [prefix + one for one in known])}"
+
+
+def _renamed(cls: type) -> Mapping[str, str]:
+    return getattr(cls, "RENAMED", {})
 
 
 def _field_types(cls: type) -> dict[str, Any]:

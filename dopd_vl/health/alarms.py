@@ -173,10 +173,10 @@ def _parts_and_causes(objective: Objective) -> dict[str, tuple[str, str]]:
         alike = "teacher and the student's copy never differ; look at model.teacher and privilege.teacher_variant"
         weak = "the teacher is never the surer one; model.teacher or privilege.teacher_variant is too weak"
         scope = "all tokens are alike to it; try objective.settings.threshold_scope or trim_fraction"
-        copy = "the student's copy is never the surer one; look at privilege.student_variant"
+        copy = "the student's copy is never the surer one; look at privilege.copy_variant"
         return {"HT": (weak, scope), "HS": (copy, scope), "LH": (scope, alike), "LL": (scope, alike)}
     if isinstance(objective, DopdAnchored) and objective.copy_teaches != "never":
-        none = "the copy teaches nothing; look at privilege.student_variant"
+        none = "the copy teaches nothing; look at privilege.copy_variant"
         every = "the teacher teaches nothing; model.teacher or privilege.teacher_variant is too weak"
         return {"copy": (none, every)}
     return {}

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from dopd_vl.common.errors import UserError
+from dopd_vl.planning.build import VLLM_SHARE
 from dopd_vl.planning.memory import memory_of
 from dopd_vl.planning.workload import Workload
+from dopd_vl.training.student_copies import check_copies
 
 _WORTH = 0.01  # of the peak: a change that saves less is not proposed
 
@@ -65,7 +68,7 @@ def _smaller_scoring(work: Workload) -> Proposal:
     size = work.scoring_batch // 2
     if size < 1:
         return None
-    return replace(work, scoring_batch=size), f"trl.scoring_batch_size: {size}", "more, smaller scoring passes"
+    return replace(work, scoring_batch=size), f"training.scoring_batch_size: {size}", "more, smaller scoring passes"
 
 
 def _sleeping(work: Workload) -> Proposal:
@@ -77,14 +80,14 @@ def _sleeping(work: Workload) -> Proposal:
 def _with_vllm(work: Workload) -> Proposal:
     if work.uses_vllm or not work.on_gpu:
         return None
-    settings = "training.use_vllm: true, trl.vllm_enable_sleep_mode: true"
-    return replace(work, uses_vllm=True, vllm_share=0.3, vllm_sleeps=True), settings, "needs vLLM; faster rollouts, too"
+    served = replace(work, uses_vllm=True, vllm_share=VLLM_SHARE, vllm_sleeps=True)
+    return served, "training.use_vllm: true, trl.vllm_enable_sleep_mode: true", "needs vLLM; faster rollouts, too"
 
 
 def _offloaded(work: Workload) -> Proposal:
     if work.offload_scores or not work.on_gpu:
         return None
-    return replace(work, offload_scores=True), "trl.offload_scores: true", "copies to and from host memory"
+    return replace(work, offload_scores=True), "training.offload_scores: true", "copies to and from host memory"
 
 
 def _sharded(work: Workload) -> Proposal:
@@ -104,11 +107,15 @@ def _smaller_chunks(work: Workload) -> Proposal:
     size = work.chunk // 2
     if size < 32:
         return None
-    return replace(work, chunk=size), f"trl.logits_chunk_size: {size}", "smaller products"
+    return replace(work, chunk=size), f"training.logits_chunk_size: {size}", "smaller products"
 
 
 def _sharded_teacher(work: Workload) -> Proposal:
     if work.devices == 1 or work.parallel == "zero3":
+        return None
+    try:
+        check_copies({scoring.policy for scoring in work.scorings}, bool(work.lora_rank), zero_stage=3)
+    except UserError:
         return None
     settings = "accelerate launch --config_file configs/accelerate/zero3.yaml (--parallel zero3)"
     return replace(work, parallel="zero3"), settings, "the teacher is gathered layer by layer, too; needs DeepSpeed"

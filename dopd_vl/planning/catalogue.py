@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from dopd_vl.common.errors import UserError, nearest
+from dopd_vl.common.errors import UserError, nearest, one_line
 from dopd_vl.common.resources import find_model, shipped
 from dopd_vl.planning.shapes import ModelShape, shape_of
 
@@ -37,35 +37,43 @@ def published(file: Path) -> tuple[PreTrainedConfig, int]:
     return AutoConfig.for_model(settings.pop("model_type"), **settings), content["parameters"]
 
 
-def model_shape(name: str, key: str) -> ModelShape:
-    """The shape of a model folder, of `nano:NAME`, of a file such as `my-model.yaml`, or of an id in `data/models`.
+def model_config(name: str, key: str) -> PreTrainedConfig:
+    """The configuration of a model folder, of `nano:NAME`, of a file such as `my-model.yaml`, or id in `data/models`.
 
     Args:
         key: the setting that names it, for the error.
 
     Raises:
-        UserError: nothing is known of it, or it is of a family that is not counted.
+        UserError: nothing is known of it.
     """
     path, known = find_model(name), known_models()
     try:
         if (Path(path) / "config.json").is_file():
-            config = AutoConfig.from_pretrained(path)
-        elif path.endswith(".yaml") and Path(path).is_file():
-            config = published(Path(path))[0]
-        elif path in known:
-            config = published(known[path])[0]
-        else:
-            raise UserError(
-                f"{key}: the shape of {name!r} is not known ({nearest(name, known)}); give a folder with its "
-                f"config.json, or a YAML file with its fields as those in {shipped('data/models')}"
-            )
-        return shape_of(config, name)
-    except (KeyError, TypeError, OSError, yaml.YAMLError) as error:
-        raise UserError(f"{key}: {name!r} does not describe a model ({' '.join(str(error).split())})") from error
+            return AutoConfig.from_pretrained(path)
+        if path.endswith(".yaml") and Path(path).is_file():
+            return published(Path(path))[0]
+        if path in known:
+            return published(known[path])[0]
+    except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
+        raise UserError(f"{key}: {name!r} does not describe a model ({one_line(error)})") from error
+    raise UserError(
+        f"{key}: the shape of {name!r} is not known ({nearest(name, known)}); give a folder with its config.json, or a "
+        f"YAML file with its fields as those in {shipped('data/models')}"
+    )
+
+
+def model_shape(name: str, key: str) -> ModelShape:
+    """The shape of a model that `model_config` finds.
+
+    Raises:
+        UserError: nothing is known of it, or it is of a family that is not counted.
+    """
+    try:
+        return shape_of(model_config(name, key), name)
     except UserError:
         raise
-    except ValueError as error:
-        raise UserError(f"{key}: {name!r}: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{key}: {name!r}: {one_line(error)}") from error
 
 
 def gpu_of(name: str) -> Gpu:

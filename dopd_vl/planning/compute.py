@@ -58,7 +58,7 @@ def time_of(work: Workload, machine: Machine, mean: Lengths) -> list[Part]:
         assert shape is not None
         shared = scoring.shares_prompts and work.share_prompts
         flops = _pass_flops(work, shape, mean.of(scoring), mean.response, shared)
-        reason = "a forward pass" + (", a prompt once for its siblings" if shared and work.siblings > 1 else "")
+        reason = "a forward pass" + (", a prompt once for its siblings" if shared and work.group > 1 else "")
         parts.append(Part(f"scoring: {scoring}", flops, flops / rate, reason))
     forward = _pass_flops(work, work.student, mean.prompt, mean.response, work.learns_from_shared_prompts)
     # Backward: gradients of inputs and, unless frozen, of weights. Checkpointing repeats the layers' forward pass.
@@ -76,7 +76,7 @@ def time_of(work: Workload, machine: Machine, mean: Lengths) -> list[Part]:
 
 def _pass_flops(work: Workload, shape: ModelShape, prompt: float, response: float, shared: bool) -> float:
     """A forward pass over all rollouts of a step, the head on response tokens alone."""
-    prompts = math.ceil(work.rollouts / work.siblings) if shared else work.rollouts
+    prompts = math.ceil(work.rollouts / work.group) if shared else work.rollouts
     tokens = prompts * prompt + work.rollouts * response
     weights = 2 * shape.body_parameters * tokens + 2 * shape.head_parameters * work.rollouts * response
     # Causal attention: two products of 2 Q for every pair of a query and an earlier key, in every layer.
@@ -84,7 +84,7 @@ def _pass_flops(work: Workload, shape: ModelShape, prompt: float, response: floa
     attention = 4 * shape.queries * shape.layers * pairs
     vision = 0.0
     if shape.vision is not None:
-        images = math.ceil(work.rollouts / work.siblings) * work.images
+        images = math.ceil(work.rollouts / work.group) * work.images
         vision = images * _vision_flops(shape.vision, work.image_tokens)
     return weights + attention + vision
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dopd_vl.common.configuration import check_at_least, check_shares
 from dopd_vl.train_config import TrainConfig
 
 
@@ -36,3 +37,9 @@ class PlanConfig(TrainConfig):
     """assumed length of an average prompt and response, of the longest"""
     full_share: float = 0.5
     """assumed share of tokens taught over the whole vocabulary, where an objective does not so teach all (DOPD's HT)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, self, "prompt_tokens", "privileged_tokens", "image_tokens")
+        check_at_least(0, self, "images")
+        check_shares(self, "mfu", "mbu", "mean_share", "full_share")

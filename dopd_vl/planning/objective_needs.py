@@ -12,13 +12,14 @@ from dopd_vl.planning.workload import Scoring
 _TOKENS, _VOCABULARY = 64, 1_000
 
 
-def needs_of(objective: Objective, siblings: int, top_k: int) -> tuple[tuple[Scoring, ...], bool]:
+def needs_of(objective: Objective, group: int, top_k: int) -> tuple[tuple[Scoring, ...], bool]:
     """The policies that it scores, and whether any of its terms is over the whole vocabulary.
 
     Args:
+        group: rollouts of a prompt.
         top_k: entries that `score_tokens` keeps a token.
     """
-    plan, scores = _decide(objective, siblings, top_k)
+    plan, scores = _decide(objective, group, top_k)
     supervising, kept = plan.sources(), rows_to_keep(plan, scores.policies)
     scorings = tuple(
         Scoring(
@@ -33,10 +34,10 @@ def needs_of(objective: Objective, siblings: int, top_k: int) -> tuple[tuple[Sco
     return scorings, any(isinstance(term, Term) and term.support == "full" for term in plan.terms)
 
 
-def _decide(objective: Objective, siblings: int, top_k: int) -> tuple[Plan, Scores]:
+def _decide(objective: Objective, group: int, top_k: int) -> tuple[Plan, Scores]:
     generator = torch.Generator().manual_seed(0)
-    groups = max(2, siblings)
-    shape = (4 * groups, _TOKENS)
+    rollouts = max(2, group)
+    shape = (4 * rollouts, _TOKENS)
 
     def nats(*size: int) -> Tensor:
         return -torch.rand(*shape, *size, generator=generator) * 4 - 0.01
@@ -58,7 +59,7 @@ def _decide(objective: Objective, siblings: int, top_k: int) -> tuple[Plan, Scor
         policies=policies,
         response_ids=torch.randint(_VOCABULARY, shape, generator=generator),
         response_mask=torch.ones(shape, dtype=torch.bool),
-        group=torch.arange(shape[0]) // groups,
+        group=torch.arange(shape[0]) // rollouts,
         correct=(torch.arange(shape[0]) % 2).float(),
         pairs={pair: -nats() for pair in Requirements.of(objective).pairs},
         has_sibling=torch.ones(shape[0], dtype=torch.bool),

@@ -55,8 +55,8 @@ def _scoring_pass(work: Workload, scoring: Scoring) -> int:
     shape, precision = _policy(work, scoring)
     rows, prompt, response = _scored_rows(work), work.view_tokens(scoring), work.response_tokens
     pair = 1 + act.saved_mask(precision)
-    shared = scoring.shares_prompts and work.share_prompts and work.siblings > 1
-    prompts = math.ceil(rows / work.siblings) if shared else rows
+    shared = scoring.shares_prompts and work.share_prompts and work.group > 1
+    prompts = math.ceil(rows / work.group) if shared else rows
     if shared:
         cache = rows * (prompt + response) * act.cache_bytes(shape, precision)
         running = max(prompts * prompt, rows * response) * act.passing(shape, precision)
@@ -117,7 +117,7 @@ def _learning(work: Workload) -> Iterator[Line]:
     whole = work.prompt_tokens + response
     prompts = work.batch
     if work.learns_from_shared_prompts:
-        prompts = math.ceil(work.batch / work.siblings)
+        prompts = math.ceil(work.batch / work.group)
         tokens = prompts * work.prompt_tokens + work.batch * response
         keys = prompts * work.prompt_tokens + work.batch * whole
         pairs = prompts * work.prompt_tokens**2 + work.batch * response * whole

@@ -48,7 +48,7 @@ class Workload:
     batch: int
     """rollouts per forward and backward pass"""
     accumulation: int
-    siblings: int
+    group: int
     """rollouts of a prompt"""
     scoring_batch: int
     prompt_tokens: int
@@ -123,4 +123,4 @@ class Workload:
     def learns_from_shared_prompts(self) -> bool:
         """As the trainer decides: layers without checkpointing, weights not sharded."""
         plain = self.parallel in ("single", "ddp")
-        return self.share_prompts and self.siblings > 1 and not self.checkpointing and plain
+        return self.share_prompts and self.group > 1 and not self.checkpointing and plain

@@ -12,6 +12,7 @@ from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.health.rows import is_number
 from dopd_vl.reporting.figures import Line
+from dopd_vl.train_config import in_todays_keys
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _read_run(folder: Path, name: str, group: str | None) -> Run:
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it holds no config.yaml")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = in_todays_keys(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no YAML file: {error}") from error
     label = name

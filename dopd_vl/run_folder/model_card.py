@@ -106,8 +106,8 @@ def _origin(config: TrainConfig, step: int) -> Iterator[tuple[str, str]]:
     yield "views", ", ".join(f"{shown(source.policy)} on {shown(source.view)}" for source in objective.sources())
     if any(source.view == "privileged" for source in objective.sources()):
         yield "privileged variant of the teacher", shown(config.privilege.teacher_variant)
-        yield "privileged variant of the student", shown(config.privilege.student_variant)
-    yield "shown to the student that learns", shown(config.privilege.learner_variant)
+        yield "privileged variant of the student's copy", shown(config.privilege.copy_variant)
+    yield "shown to the student that learns", shown(config.privilege.student_variant)
     yield "optimizer steps", f"{step} of {loop.max_steps}"
     yield "learning rate", f"{loop.learning_rate:g}, {shown(loop.lr_scheduler_type)}"
     yield "rollouts per prompt", str(loop.num_generations)

@@ -15,7 +15,7 @@ from dopd_vl.common.files import exclusive, read_json, write_atomically, write_j
 from dopd_vl.common.run_layout import CONFIG_FILE, FINGERPRINT_FILE
 from dopd_vl.run_folder.checkpoints import last_whole_checkpoint, remove_newer
 from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
-from dopd_vl.train_config import TrainConfig
+from dopd_vl.train_config import TrainConfig, in_todays_keys
 
 _MAY_CHANGE = ("resume", "output_dir", "health")
 """Keys that a run may be taken up again with another value of."""
@@ -68,11 +68,13 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
     if (folder / CONFIG_FILE).exists():
         if not config.resume:
             raise UserError(f"output_dir: {folder} already holds a run; give --resume true to go on, or another folder")
-        _check_config(folder, config)
+        has_old_keys = _check_config(folder, config)
         _check_content(folder, fingerprint)
         checkpoint = last_whole_checkpoint(folder)
         try:
             removed = remove_newer(folder, checkpoint)
+            if has_old_keys:
+                write_atomically(folder / CONFIG_FILE, as_yaml(config))
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {folder} ({error.strerror})") from error
         if removed:
@@ -91,13 +93,15 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
     return None
 
 
-def _check_config(folder: Path, config: TrainConfig) -> None:
+def _check_config(folder: Path, config: TrainConfig) -> bool:
+    """Whether the folder's configuration has keys of an earlier version."""
     file = folder / CONFIG_FILE
     try:
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"resume: {file} cannot be read ({' '.join(str(error).split())[:200]})") from error
-    before, now = _flat(saved), _flat(yaml.safe_load(as_yaml(config)))
+    today = in_todays_keys(saved)
+    before, now = _flat(today), _flat(yaml.safe_load(as_yaml(config)))
     changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k.split(".")[0] not in _MAY_CHANGE]
     if changed:
         key = changed[0]
@@ -105,6 +109,7 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
             f"resume: {key} was {before.get(key)!r} in {file} and is {now.get(key)!r} now; a run goes "
             "on with the settings that it began with"
         )
+    return today != saved
 
 
 def _check_content(folder: Path, fingerprint: Fingerprint) -> None:

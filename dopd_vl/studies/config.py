@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.configuration import read_config
-from dopd_vl.common.errors import ConfigurationError, nearest
+from dopd_vl.common.errors import ConfigurationError, UserError, nearest
 from dopd_vl.train_config import TrainConfig
 
 DATA_PREFIX = "study:"
@@ -130,7 +130,17 @@ def check(config: StudyConfig) -> None:
         raise ConfigurationError(f"baseline: no cell {config.baseline!r}, {nearest(config.baseline, names)}")
     if not config.score_variants:
         raise ConfigurationError("score_variants: at least one")
+    from dopd_vl.training.checks import check as check_training  # torch: only once the study itself is sound
+
     runs = unfold(config)
+    for run in runs:
+        if run.seed != config.seeds[0]:
+            break  # seed by seed, and the others differ in that alone
+        for _, stage in run.stages:
+            try:
+                check_training(stage)
+            except UserError as error:
+                raise ConfigurationError(f"cells.{run.cell.name}: {error}") from error
     budgets = {run.cell.name: (run.steps, run.rollouts) for run in runs}
     first = names[0]
     for name, budget in budgets.items():

@@ -1,48 +1,114 @@
-"""What can be known to be wrong before a model is loaded or a step is run: one clear line each."""
+"""Everything that can be known to be wrong before a model is loaded or a step is run: one clear line each.
+
+`check` judges what a configuration says, for `dopd-vl train`, `plan` and `study` alike; `check_here` what a run meets
+on the machine that it is about to begin on: its devices, the models' tokenizers, its data.
+"""
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedConfig
 
+from dopd_vl.common.configuration import check_values
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
-from dopd_vl.models import load_config
 from dopd_vl.objectives import Objective
-from dopd_vl.objectives.base import POLICIES, Requirements
-from dopd_vl.train_config import DEFAULT_VARIANT, ModelSettings, TrainConfig
+from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
+from dopd_vl.objectives.build import build_objective
+from dopd_vl.train_config import DEFAULT_VARIANT, ModelSettings, TrainConfig, check_sizes
+from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS
 from dopd_vl.views.rollouts import SIBLING_VIEW
 from privileged import VARIANTS
 
+VIEWS = ("plain", "privileged", SIBLING_VIEW, *VARIANTS)
+VLLM_MODES = ("colocate", "server")
+Models = Mapping[str, PreTrainedConfig]
+"""Role, "student" or "teacher" -> configuration; without a teacher where none takes part"""
 
-def check_models(settings: ModelSettings, needs_teacher: bool) -> tuple[PreTrainedConfig, PreTrainedConfig | None]:
-    """Configurations of student and teacher, which must share vocabulary and token ids."""
-    student = load_config(settings.student, "model.student", settings.trust_remote_code)
-    if not needs_teacher:
-        return student, None
+
+class Checked(NamedTuple):
+    """What a sound configuration comes to."""
+
+    objective: Objective
+    models: Models
+    """empty where they were not looked at"""
+
+
+def check(
+    config: TrainConfig, read_model: Callable[[str, str], PreTrainedConfig] | None = None, zero_stage: int = 0
+) -> Checked:
+    """Judge all that a configuration says, without data and whatever machine this is.
+
+    Args:
+        read_model: a model's configuration by its name and the key that names it. None: the models are not looked at,
+            as of a study whose students are yet to be made.
+        zero_stage: of DeepSpeed, where it is known that the run will use it.
+
+    Raises:
+        UserError: names the key.
+    """
+    objective, loop = build_objective(config), config.training
+    _check_variants(config)
+    try:
+        check_sizes(loop)
+    except ValueError as error:
+        raise ConfigurationError(f"training.{error}") from error
+    _check_trl(config)
+    _check_vllm(config)
+    check_copies({source.policy for source in objective.sources()}, config.model.lora is not None, zero_stage)
+    models = {} if read_model is None else _read_models(config.model, needs_teacher(objective), read_model)
+    reads_images = not models or models["student"].model_type in VISION_PROCESSORS
+    _check_requirements(config, objective, reads_images, None)
+    return Checked(objective, models)
+
+
+def check_here(config: TrainConfig, checked: Checked, datasets: Mapping[str, Dataset]) -> None:
+    """Judge what a run meets on this machine.
+
+    Args:
+        datasets: by their keys, "data.train" and, where there is one, "data.eval".
+
+    Raises:
+        UserError: names the key.
+    """
+    check_device(config)
+    models = checked.models
+    names = [config.model.student, *([str(config.model.teacher)] if "teacher" in models else [])]
+    ids = [_token_ids(find_model(name), config.model.trust_remote_code) for name in names]
+    if None not in ids and ids[0] != ids[-1]:
+        raise UserError("model.teacher: its tokenizer gives tokens other ids than the student's; they must be the same")
+    for key, dataset in datasets.items():
+        _check_data(dataset, key, models)
+    reads_images = models["student"].model_type in VISION_PROCESSORS
+    _check_requirements(config, checked.objective, reads_images, datasets["data.train"])
+
+
+def _read_models(
+    settings: ModelSettings, with_teacher: bool, read_model: Callable[[str, str], PreTrainedConfig]
+) -> Models:
+    student = read_model(settings.student, "model.student")
+    if not with_teacher:
+        return {"student": student}
     if settings.teacher is None:
         raise UserError("model.teacher: none given, and the objective needs a teacher larger than the student")
-    teacher = load_config(settings.teacher, "model.teacher", settings.trust_remote_code)
+    teacher = read_model(settings.teacher, "model.teacher")
     sizes = [config.get_text_config().vocab_size for config in (student, teacher)]
     if sizes[0] != sizes[1]:
         raise UserError(
             f"model.teacher: its vocabulary has {sizes[1]} entries, the student's {sizes[0]}; distillation compares "
             "whole distributions, so both must be equal (some families pad it differently from size to size)"
         )
-    ids = [_token_ids(find_model(name), settings.trust_remote_code) for name in (settings.student, settings.teacher)]
-    if ids[0] is not None and ids[1] is not None and ids[0] != ids[1]:
-        raise UserError("model.teacher: its tokenizer gives tokens other ids than the student's; they must be the same")
-    return student, teacher
+    return {"student": student, "teacher": teacher}
 
 
-def check_data(dataset: Dataset, key: str, configs: Mapping[str, PreTrainedConfig]) -> None:
+def _check_data(dataset: Dataset, key: str, models: Models) -> None:
     """The data must be readable by both models and scorable."""
     if len(dataset) == 0:
         raise UserError(f"{key}: the data set is empty")
@@ -50,22 +116,18 @@ def check_data(dataset: Dataset, key: str, configs: Mapping[str, PreTrainedConfi
     if unknown:
         raise UserError(f"{key}: no verifier for task {unknown[0]!r}, known: {', '.join(VERIFIERS)}")
     with_images = _first_with_images(dataset)
-    for role, config in configs.items():
-        if with_images is not None and config.model_type not in VISION_PROCESSORS:
+    for role, model in models.items():
+        if with_images is not None and model.model_type not in VISION_PROCESSORS:
             raise UserError(
                 f"{key}: example {with_images!r} has images, but model.{role} is a text-only model "
-                f"({config.model_type}); use a vision-language model or a text data set"
+                f"({model.model_type}); use a vision-language model or a text data set"
             )
 
 
-def check_variants(config: TrainConfig) -> None:
+def _check_variants(config: TrainConfig) -> None:
     """Every variant named in the configuration must exist."""
-    named = {
-        "privilege.teacher_variant": [config.privilege.teacher_variant],
-        "privilege.student_variant": [config.privilege.student_variant],
-        "privilege.learner_variant": [config.privilege.learner_variant],
-        "training.eval_variants": config.training.eval_variants,
-    }
+    named = {f"privilege.{key}": [variant] for key, variant in vars(config.privilege).items()}
+    named["training.eval_variants"] = config.training.eval_variants
     for key, variants in named.items():
         for variant in variants:
             if variant != DEFAULT_VARIANT and variant not in VARIANTS:
@@ -90,14 +152,37 @@ def check_device(config: TrainConfig) -> None:
         raise UserError("training.use_vllm: vLLM is not installed; pip install 'dopd-vl[vllm]'")
 
 
-def check_trl_fields(fields: Mapping[str, Any], own: Iterable[str], known: type) -> None:
-    """`trl:` takes fields of TRL's configuration that have no key of their own here."""
-    names = [f.name for f in dataclasses.fields(known) if f.init]
-    for name in fields:
-        if name in own:
-            raise ConfigurationError(f"trl.{name}: has a key of its own in this configuration; set it there")
-        if name not in names:
-            raise ConfigurationError(f"trl.{name}: unknown field of trl.DistillationConfig, {nearest(name, names)}")
+def _check_trl(config: TrainConfig) -> None:
+    """`trl:` takes fields of TRL's configuration, of the right type, that have no key of their own here."""
+    keys = {f.name: f.name for f in dataclasses.fields(config)}
+    for section in ("model", "data", "privilege", "training"):
+        keys |= {f.name: f"{section}.{f.name}" for f in dataclasses.fields(getattr(config, section))}
+    for name in config.trl:
+        if name in keys:
+            raise ConfigurationError(f"trl.{name}: has a key of its own, {keys[name]}; set it there")
+    if config.trl:
+        from dopd_vl.training.arguments import SET_HERE, DopdConfig  # imports TRL, which takes its time
+
+        for name in config.trl:
+            if name in SET_HERE:
+                raise ConfigurationError(f"trl.{name}: follows from other keys and cannot be set")
+        check_values(DopdConfig, config.trl, "trl")
+
+
+def _check_vllm(config: TrainConfig) -> None:
+    """Settings that vLLM's rollouts cannot be drawn with."""
+    if not config.training.use_vllm:
+        return
+    mode, share = config.trl.get("vllm_mode", "colocate"), config.trl.get("vllm_gpu_memory_utilization", 1)
+    if mode not in VLLM_MODES:
+        raise ConfigurationError(f"trl.vllm_mode: unknown mode {mode!r}, {nearest(str(mode), VLLM_MODES)}")
+    if not 0 < share <= 1:
+        raise ConfigurationError(f"trl.vllm_gpu_memory_utilization: {share} must be above 0 and at most 1")
+    if "seed" in (config.trl.get("generation_kwargs") or {}):
+        raise ConfigurationError(
+            "trl.generation_kwargs.seed: vLLM would draw every rollout of a step with it, and the rollouts of one "
+            "prompt would be equal; leave it out"
+        )
 
 
 def _first_with_images(dataset: Dataset) -> str | None:
@@ -120,7 +205,11 @@ def _token_ids(name: str, trust_remote_code: bool) -> dict[str, int] | None:
         return None
 
 
-VIEWS = ("plain", "privileged", SIBLING_VIEW, *VARIANTS)
+def _check_requirements(config: TrainConfig, objective: Objective, reads_images: bool, data: Dataset | None) -> None:
+    try:
+        check_requirements(objective, config.training.num_generations, reads_images, data)
+    except ValueError as error:
+        raise UserError(f"objective.name: {error}") from error
 
 
 def check_requirements(objective: Objective, num_generations: int, reads_images: bool, dataset: Any) -> None:

@@ -1,10 +1,10 @@
 """One training run from its configuration: checks, models, trainer, run folder."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, Image, List
 from peft import LoraConfig
 from rich.console import Console
@@ -17,19 +17,16 @@ from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
 from dopd_vl.evaluation.code import allow_code
 from dopd_vl.health.rows import RunFacts
 from dopd_vl.health.watch import Watch
-from dopd_vl.objectives.base import needs_teacher
-from dopd_vl.objectives.build import build_objective
+from dopd_vl.models import load_config
 from dopd_vl.run_folder.fingerprint import Fingerprint, fingerprint_of
 from dopd_vl.run_folder.folder import RunFolder, save_whole
 from dopd_vl.run_folder.resume import opened_together
 from dopd_vl.train_config import LoraSettings, TrainConfig
-from dopd_vl.training import checks as preflight
 from dopd_vl.training import vllm_rollouts
-from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.checks import check_requirements, say_what_is_not_scored
+from dopd_vl.training.arguments import trainer_arguments
+from dopd_vl.training.checks import check, check_here, say_what_is_not_scored
 from dopd_vl.training.progress import ProgressBar
 from dopd_vl.training.trainer import DopdTrainer
-from dopd_vl.views import VISION_PROCESSORS
 from privileged.dataset import load_privileged
 
 
@@ -51,36 +48,22 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         UserError: anything that the user can mend; nothing was trained. Or an alarm ended the run, as its configuration
             asked (`health.on_alarm: stop`): its folder holds what was trained, but no student/.
     """
-    objective = build_objective(config)
-    preflight.check_variants(config)
-    preflight.check_device(config)
-    vllm_rollouts.check_settings(config)
-    arguments = trainer_arguments(config)
-    student_config, teacher_config = preflight.check_models(config.model, needs_teacher(objective))
+    checked = check(config, partial(load_config, trust_remote_code=config.model.trust_remote_code))
+    objective, models = checked
     if not config.data.train:
         raise UserError("data.train: no data set given; `dopd-vl prepare` writes one")
-    models = {"student": student_config} | ({} if teacher_config is None else {"teacher": teacher_config})
     if config.allow_code:
         allow_code()
-    train = load_examples(config.data.train)
-    preflight.check_data(train, "data.train", models)
-    if arguments.process_index == 0:
-        say_what_is_not_scored(train, console or Console(stderr=True))
-    try:
-        check_requirements(
-            objective, config.training.num_generations, student_config.model_type in VISION_PROCESSORS, train
-        )
-    except ValueError as error:
-        raise UserError(f"objective.name: {error}") from error
-    held_out = None
+    datasets = {"data.train": load_examples(config.data.train)}
     if config.data.eval is not None:
-        held_out = load_examples(config.data.eval, config.data.eval_size)
-        preflight.check_data(held_out, "data.eval", models)
-
+        datasets["data.eval"] = load_examples(config.data.eval, config.data.eval_size)
+    check_here(config, checked, datasets)
+    arguments = trainer_arguments(config)
+    if arguments.process_index == 0:
+        say_what_is_not_scored(datasets["data.train"], console or Console(stderr=True))
     names = {"student": config.model.student, "teacher": str(config.model.teacher)}
 
     def fingerprint() -> Fingerprint:
-        datasets = {"data.train": train} | ({} if held_out is None else {"data.eval": held_out})
         described = {f"model.{role}": (names[role], model_config) for role, model_config in models.items()}
         return fingerprint_of(datasets, described, arguments.world_size)
 
@@ -97,15 +80,15 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         disk_told_of(folder, stays),
         vllm_rollouts.server_told_of(arguments, "whole checkpoints stay; start it anew and go on with --resume true"),
     ):
-        arguments.eval_on_start = held_out is not None and checkpoint is None
+        arguments.eval_on_start = config.data.eval is not None and checkpoint is None
         run_folder = RunFolder(folder, config.training.save_total_limit)
         watch = Watch(folder, RunFacts.of(config, objective, arguments.world_size), config.health, terminal)
         trainer = DopdTrainer(
             model=find_model(config.model.student),
             teacher_model=find_model(names["teacher"]) if "teacher" in models else None,
             args=arguments,
-            train_dataset=train,
-            eval_dataset=held_out,
+            train_dataset=datasets["data.train"],
+            eval_dataset=datasets.get("data.eval"),
             objective=objective,
             peft_config=_peft_config(config.model.lora),
             callbacks=[run_folder, ProgressBar(title or f"train {config.objective.name}", terminal), watch],
@@ -132,40 +115,6 @@ def load_examples(folder: str, size: int | None = None) -> Dataset:
     if "images" in dataset.column_names:
         dataset = dataset.cast_column("images", List(Image(decode=False)))
     return dataset
-
-
-def trainer_arguments(config: TrainConfig) -> DopdConfig:
-    loop = config.training
-    evaluates = config.data.eval is not None
-    on_gpu = torch.cuda.is_available()
-    teacher_dtype = config.model.teacher_dtype
-    if teacher_dtype == "auto":
-        teacher_dtype = "bfloat16" if on_gpu else "float32"
-    attention = {"attn_implementation": config.model.attn_implementation} if config.model.attn_implementation else {}
-    own: dict[str, Any] = {
-        **asdict(loop),
-        "output_dir": config.output_dir,
-        "seed": config.seed,
-        "teacher_variant": config.privilege.teacher_variant,
-        "student_variant": config.privilege.student_variant,
-        "learner_variant": config.privilege.learner_variant,
-        "max_prompt_length": config.data.max_prompt_length,
-        "chat_template_kwargs": config.chat_template_kwargs or None,
-        "trust_remote_code": config.model.trust_remote_code,
-        "model_init_kwargs": {"dtype": "float32", "use_safetensors": True, **attention},
-        "teacher_model_init_kwargs": {"dtype": teacher_dtype, "use_safetensors": True, **attention},
-        "eval_strategy": "steps" if evaluates else "no",
-        "save_strategy": "steps",
-        "save_total_limit": None,  # RunFolder removes the oldest, and only when the newest is whole
-        "use_cpu": not on_gpu,
-        "disable_tqdm": True,
-    }
-    preflight.check_trl_fields(config.trl, own, DopdConfig)
-    defaults = {"report_to": "none", "dataloader_pin_memory": on_gpu}
-    try:
-        return DopdConfig(**{**defaults, **config.trl, **own})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"training: {' '.join(str(error).split())}") from error
 
 
 def _peft_config(lora: LoraSettings | None) -> LoraConfig | None:

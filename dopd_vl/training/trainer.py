@@ -127,9 +127,9 @@ class DopdTrainer(DistillationTrainer):
         self.policies = self._policies()
         # Where no larger model teaches, the student that does is the teacher, and sees what a teacher is to see.
         taught = "teacher" in self.policies.copies.policies
-        of_student = args.student_variant if taught else args.teacher_variant
+        of_student = args.copy_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        self.renderer = ViewRenderer(self.views, variants, args.learner_variant)
+        self.renderer = ViewRenderer(self.views, variants, args.student_variant)
         check_requirements(self.objective, args.num_generations, self.views.reads_images, train_dataset)
         self.refusals: list[Refusal] = []
         self.refused_before = 0

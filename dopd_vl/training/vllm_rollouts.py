@@ -6,25 +6,8 @@ Where the server is slow to start it is waited for, `trl.vllm_server_timeout` se
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dopd_vl.common.errors import ConfigurationError, UserError, nearest
-from dopd_vl.train_config import TrainConfig
+from dopd_vl.common.errors import UserError
 from dopd_vl.training.arguments import DopdConfig
-
-MODES = ("colocate", "server")
-
-
-def check_settings(config: TrainConfig) -> None:
-    """Raises: ConfigurationError: a setting that vLLM's rollouts cannot be drawn with."""
-    if not config.training.use_vllm:
-        return
-    mode = config.trl.get("vllm_mode", "colocate")
-    if mode not in MODES:
-        raise ConfigurationError(f"trl.vllm_mode: unknown mode {mode!r}, {nearest(str(mode), MODES)}")
-    if "seed" in (config.trl.get("generation_kwargs") or {}):
-        raise ConfigurationError(
-            "trl.generation_kwargs.seed: vLLM would draw every rollout of a step with it, and the rollouts of one "
-            "prompt would be equal; leave it out"
-        )
 
 
 def server_address(arguments: DopdConfig) -> str | None:

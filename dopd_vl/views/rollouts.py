@@ -36,11 +36,11 @@ def resolve_variant(example: Mapping[str, Any], variant: str) -> str:
 class ViewRenderer:
     """Renders what each source sees; siblings of one prompt share their views."""
 
-    def __init__(self, views: ViewProcessor, variants: Mapping[str, str], learner_variant: str = "none"):
+    def __init__(self, views: ViewProcessor, variants: Mapping[str, str], student_variant: str = "none"):
         """`variants` maps a policy to the variant that its privileged view shows; the student that learns sees
-        `learner_variant`."""
+        `student_variant`."""
         unknown = [
-            name for name in (*variants.values(), learner_variant) if name != DEFAULT_VARIANT and name not in VARIANTS
+            name for name in (*variants.values(), student_variant) if name != DEFAULT_VARIANT and name not in VARIANTS
         ]
         if unknown:
             raise ValueError(
@@ -48,7 +48,7 @@ class ViewRenderer:
             )
         self.views = views
         self.variants = variants
-        self.learner_variant = learner_variant
+        self.student_variant = student_variant
 
     def render(
         self, examples: Sequence[Mapping[str, Any]], sources: Sequence[Source]
@@ -73,7 +73,7 @@ class ViewRenderer:
         if source.view == "privileged":
             return resolve_variant(example, self.variants[source.policy])
         if source == PLAIN_STUDENT:
-            return resolve_variant(example, self.learner_variant)
+            return resolve_variant(example, self.student_variant)
         return "none" if source.view == "plain" else source.view
 
 

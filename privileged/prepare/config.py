@@ -15,14 +15,7 @@ from privileged.rendering.boxes import BOX_FORMATS
 from privileged.schema import TASKS
 from privileged.sources.sources import SourceConfig
 
-__all__ = ["REMOVED_KEYS", "PrepareConfig", "SourceConfig"]
-
-REMOVED_KEYS = dict.fromkeys(
-    ("images.allow_urls", "images.allow_private_urls", "images.url_seconds"),
-    "nothing is fetched; download the images into a folder, name it in the source's option 'images', and let the "
-    "records give paths in there",
-)
-"""Keys of earlier versions, and what to do without them."""
+__all__ = ["PrepareConfig", "SourceConfig"]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -35,6 +35,12 @@ class ImageLimits:
         max_bytes: Largest file.
         max_aspect: Longest side over shortest. Vision processors refuse slivers (Qwen's limit is 200).
     """
+
+    RENAMED: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("allow_urls", "allow_private_urls", "url_seconds"),
+        "is gone: nothing is fetched; download the images into a folder, name it in the source's option 'images', and "
+        "let the records give paths in there",
+    )
 
     max_pixels: int = 50_000_000
     max_bytes: int = 64 * 1024 * 1024

@@ -8,6 +8,7 @@ import pytest
 
 from dopd_vl.commands.plan import main
 from dopd_vl.common.errors import UserError
+from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.planning import build
 from dopd_vl.planning.config import PlanConfig
 
@@ -61,17 +62,29 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (["--gpus", "eight"], "gpus: 'eight' is not NUMBERxGB"),
         (["--gpus", "0x80"], "is not NUMBERxGB"),
         (["--gpu", "h1000"], "did you mean 'h100'"),
-        (["--mfu", "1.5"], "mfu: 1.5 must be above 0"),
+        (["--mfu", "1.5"], "mfu=1.5 must be above 0"),
         (["--gpus", "2x80", "--parallel", "single"], "parallel: single uses one GPU"),
         (["--model.teacher", "Qwen/Qwen3-8B"], "model.teacher: its vocabulary has 151936"),
         (["--objective.name", "dodp"], "did you mean 'dopd'"),
         (["--trl.optim", "sgd"], "trl.optim: the memory of 'sgd'"),
-        (["--objective.name", "va-opd"], "compares several rollouts"),
+        (["--objective.name", "va-opd"], "compares rollouts of one prompt"),
         (["--trl.logits_chunk_sise", "64"], "did you mean 'logits_chunk_size'"),
-        (["--trl.logits_chunk_size", "many"], "trl.logits_chunk_size: 'many' must be a whole number"),
-        (["--trl.offload_scores", "3"], "trl.offload_scores: 3 must be true or false"),
-        (["--training.num_generations", "5"], "training.num_generations: does not divide"),
-        (["--prompt_tokens", "0"], "prompt_tokens: 0 must be at least 1"),
+        (["--trl.logits_chunk_size", "64"], "trl.logits_chunk_size: has a key of its own, training.logits_chunk_size"),
+        (["--trl.learning_rate", "0.1"], "trl.learning_rate: has a key of its own, training.learning_rate"),
+        (["--trl.use_cpu", "true"], "trl.use_cpu: follows from other keys"),
+        (["--trl.vllm_enable_sleep_mode", "3"], "trl.vllm_enable_sleep_mode: must be true or false, not 3"),
+        (["--trl.vllm_mode", "serve", "--training.use_vllm", "true"], "did you mean 'server'"),
+        (["--training.logits_chunk_size", "0"], "training.logits_chunk_size=0 must be at least 1"),
+        (["--training.num_generations", "5"], "training.num_generations=5 does not divide the 32 rollouts"),
+        (["--training.eval_variants", "[boxes]"], "training.eval_variants: unknown variant 'boxes'"),
+        (["--privilege.learner_variant", "hints"], "is called student_variant now"),
+        (["--privilege.student_variant", "hints"], "Give copy_variant"),
+        (["--objective.name", "vision-opd", "--training.num_generations", "2"], "the student reads text only"),
+        (
+            ["--objective.name", "dopd-anchored", "--gpus", "8x80", "--parallel", "zero3"],
+            "are not kept with ZeRO-3",
+        ),
+        (["--prompt_tokens", "0"], "prompt_tokens=0 must be at least 1"),
         (["--gpus", "8x80", "--parallel", "fsdp2", "--training.bf16", "false"], "training.bf16: false is not counted"),
     ],
 )
@@ -85,9 +98,8 @@ def test_settings_that_are_left_out_are_the_trainers_defaults() -> None:
 
     defaults = DopdConfig.__dataclass_fields__
     work = build.workload_of(PlanConfig())
-    names = {"top_k": "logged_top_k", "chunk": "logits_chunk_size", "share_prompts": "share_prompts"}
-    names |= {"offload_scores": "offload_scores", "vllm_sleeps": "vllm_enable_sleep_mode"}
-    assert {ours: getattr(work, ours) for ours in names} == {ours: defaults[n].default for ours, n in names.items()}
+    assert work.chunk == defaults["logits_chunk_size"].default == DEFAULT_CHUNK_SIZE
+    assert work.vllm_sleeps == defaults["vllm_enable_sleep_mode"].default
     served = PlanConfig()
     served.training.use_vllm = True
     assert build.workload_of(served).vllm_share == defaults["vllm_gpu_memory_utilization"].default

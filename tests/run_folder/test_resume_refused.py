@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -92,6 +93,22 @@ def test_another_template_of_the_student_is_refused(resumed: TrainConfig) -> Non
     template.write_text(template.read_text() + " ")
     with pytest.raises(UserError, match=r"model\.student: other content now \(file chat_template\.jinja changed\)"):
         run(resumed)
+
+
+def test_a_folder_of_before_keys_were_renamed_goes_on_and_has_todays_keys_then(resumed: TrainConfig) -> None:
+    file = Path(resumed.output_dir) / "config.yaml"
+    old = yaml.safe_load(as_yaml(resumed))
+    old["privilege"] = {"teacher_variant": "default", "student_variant": "hints", "learner_variant": "none"}
+    for name in ("share_prompts", "logits_chunk_size", "offload_scores", "rollouts_to_keep"):
+        del old["training"][name]
+    file.write_text(yaml.safe_dump(old))
+    with pytest.raises(UserError, match=r"resume: privilege\.copy_variant was 'hints' .* is 'default' now"):
+        run(resumed)
+    assert yaml.safe_load(file.read_text()) == old
+    old["privilege"]["student_variant"] = "default"
+    file.write_text(yaml.safe_dump(old))
+    run(resumed)
+    assert file.read_text() == as_yaml(resumed)
 
 
 def test_data_that_is_gone_is_named(resumed: TrainConfig) -> None:

@@ -36,8 +36,8 @@ objective: {objective}
 training:
   {{max_steps: 2, per_device_train_batch_size: {4 // processes}, gradient_accumulation_steps: 2, num_generations: 2,
    max_completion_length: 6, warmup_steps: 0, learning_rate: 1.0e-3, max_grad_norm: 0.5, save_steps: 1, eval_steps: 1,
-   per_device_eval_batch_size: 1, gradient_checkpointing: false}}
-trl: {{top_k: 1, eval_max_completion_length: 2}}
+   per_device_eval_batch_size: 1, gradient_checkpointing: false, eval_max_completion_length: 2}}
+trl: {{top_k: 1}}
 """)
     return config
 

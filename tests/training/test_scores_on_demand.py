@@ -48,8 +48,8 @@ def test_whole_vocabulary_opd_scores_the_kept_rollouts_alone_and_learns_the_same
             training=LoopSettings(
                 max_steps=2, per_device_train_batch_size=8, num_generations=1, max_completion_length=6,
                 learning_rate=1e-3, gradient_checkpointing=False, save_steps=10,
+                rollouts_to_keep=2,
             ),
-            trl={"rollouts_to_keep": 2},
         )  # fmt: skip
         return run_training(config).metrics
 

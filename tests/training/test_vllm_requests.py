@@ -18,8 +18,7 @@ from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.models import image_token_ids
 from dopd_vl.train_config import DataSettings, LoopSettings, ModelSettings, TrainConfig
-from dopd_vl.training import checks as preflight
-from dopd_vl.training import vllm_rollouts
+from dopd_vl.training import checks
 from dopd_vl.training.run import run_training
 from tests.conftest import MakeTrainer
 from tests.training.fake_vllm import FakeVllm, serving, trl_without_vllm
@@ -115,7 +114,7 @@ def train_config(models: Path, data: Path, output: Path, server: FakeVllm, **trl
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "check_device", lambda config: None)
+    monkeypatch.setattr(checks, "check_device", lambda config: None)
 
 
 def test_a_run_folder_holds_the_servers_rollouts(
@@ -176,7 +175,7 @@ def test_a_server_that_is_not_there_is_told_of_before_anything_is_written(
 def test_settings_that_vllm_cannot_draw_with_are_named(trl: dict[str, object], message: str) -> None:
     settings = TrainConfig(training=LoopSettings(use_vllm=True), trl=trl)
     with pytest.raises(ConfigurationError, match=message):
-        vllm_rollouts.check_settings(settings)
+        checks.check(settings)
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "vllm-and-deepspeed.md"
@@ -189,6 +188,6 @@ def test_what_the_page_says_to_type_is_read_by_the_command() -> None:
     for line in typed:
         arguments = shlex.split(line.partition(" -m dopd_vl.cli train ")[2])
         config = read_config(TrainConfig, arguments, "dopd-vl train")
-        vllm_rollouts.check_settings(config)
+        checks.check(config)
         assert config.training.use_vllm
         assert config.trl["vllm_mode"] == ("server" if "vllm_mode" in line else "colocate")

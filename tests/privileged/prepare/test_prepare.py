@@ -16,7 +16,7 @@ from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError, PrepareError, RecordError, UserError
 from dopd_vl.common.files import exclusive
 from privileged.dataset import load_privileged
-from privileged.prepare.config import REMOVED_KEYS, PrepareConfig, SourceConfig
+from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.prepare.prepare import prepare
 from privileged.schema import COLUMNS, features
 
@@ -196,7 +196,7 @@ def test_a_setting_that_is_gone_is_refused_with_what_to_do_instead(tmp_path, key
     wanted = rf"images\.{key}.* is gone: nothing is fetched; download the images into a folder"
     for arguments in (["--config", str(file)], [f"--images.{key}=1"], [f"--images.{key}", "1"]):
         with pytest.raises(ConfigurationError, match=wanted):
-            read_config(PrepareConfig, arguments, "dopd-vl prepare", REMOVED_KEYS)
+            read_config(PrepareConfig, arguments, "dopd-vl prepare")
 
 
 def test_a_source_from_outside_may_fail_for_a_record_and_not_altogether(tmp_path):

@@ -243,7 +243,7 @@ CARD = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"licens": "MIT"}, r"own\.yaml\.licens: unknown key; did you mean 'licence'"),
+        ({"licens": "MIT"}, r"own\.yaml: unknown key 'licens', did you mean 'licence'"),
         ({"title": None}, r"own\.yaml\.title: must be a text"),
         ({"task": "maths"}, r"own\.yaml\.task: 'maths' is unknown; did you mean 'math'"),
         ({"columns": {"promt": "q"}}, r"own\.yaml\.columns\.promt: 'promt' is unknown; did you mean 'prompt'"),
@@ -257,7 +257,7 @@ CARD = {
         ({"transforms": [{"column": "answer", "do": ["unbox"]}]}, r"transforms\[0\]\.do: .*'unbox'.* is unknown"),
         ({"transforms": [{"do": "unbox"}]}, r"transforms\[0\]\.column: must name"),
         ({"transforms": [{"column": "answer", "do": "strip_prefix"}]}, r"transforms\[0\]\.text: missing"),
-        ({"transforms": [{"column": "answer", "do": "item", "idx": 1}]}, r"transforms\[0\]\.idx: unknown key; did you"),
+        ({"transforms": [{"column": "answer", "do": "item", "idx": 1}]}, r"transforms\[0\]: unknown key 'idx', did you"),
         (
             {"transforms": [{"column": "answer", "do": "item", "index": "1"}]},
             r"transforms\[0\]\.index: must be a whole number",

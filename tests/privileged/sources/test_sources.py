@@ -165,7 +165,7 @@ def test_coco_annotations_become_questions_with_their_boxes(coco):
         ("jsonl", {}, r"source\.options\.path: missing"),
         ("jsonl", {"path": "nowhere.jsonl"}, r"source\.options\.path: no file 'nowhere\.jsonl'"),
         ("jsonl", {"path": 5}, r"source\.options\.path: must be a text"),
-        ("jsonl", {"pth": "a"}, r"source\.options\.pth: unknown key; did you mean 'path'"),
+        ("jsonl", {"pth": "a"}, r"source\.options: unknown key 'pth', did you mean 'path'"),
         ("jsonl", {"path": __file__, "images": "nowhere"}, r"source\.options\.images"),
         (
             "jsonl",
