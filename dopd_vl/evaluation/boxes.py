@@ -2,7 +2,8 @@
 
 import warnings
 
-from privileged.records.grounding import ReplyError, grounded_boxes
+from dopd_vl.common.errors import RecordError
+from privileged.records.grounding import grounded_boxes
 from privileged.rendering.boxes import GRID
 
 
@@ -24,7 +25,7 @@ def verify_boxes(response: str, answer: str, least_iou: float = 0.5) -> bool:
     wanted = grounded_boxes(answer, whole)
     try:
         given = grounded_boxes(response, whole)
-    except ReplyError:
+    except RecordError:
         return False
     if len(given) != len(wanted):
         return False

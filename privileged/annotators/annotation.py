@@ -16,7 +16,7 @@ from privileged.annotators.replies import verdict
 from privileged.annotators.requests import Reply
 from privileged.annotators.settings import AnnotateConfig
 from privileged.audit.audit import AuditConfig, check_record, judge
-from privileged.records.grounding import ReplyError, grounded_boxes, pixel_boxes
+from privileged.records.grounding import grounded_boxes, pixel_boxes
 from privileged.records.records import Record
 from privileged.schema import empty_privileged
 
@@ -129,7 +129,7 @@ class RecordAnnotator:
                 raise answer
             boxes += read(_text(answer), stored.size, number)
         if not boxes:
-            raise ReplyError("no box in any image")
+            raise RecordError("no box in any image")
         return boxes
 
     def _audited(self, record: Record, part: str, value: Any) -> str | None:
@@ -149,5 +149,5 @@ class RecordAnnotator:
 
 def _text(reply: Reply) -> str:
     if reply.problem is not None:
-        raise ReplyError(reply.problem)
+        raise RecordError(reply.problem)
     return reply.text

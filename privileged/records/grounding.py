@@ -1,17 +1,17 @@
 """What a model wrote, read: JSON in free text, and boxes by their coordinates.
 
-Whatever the text is, the outcome is a value or a `ReplyError`. Tolerated are thinking blocks, one code fence with words
-around it, and LaTeX whose backslashes are not written twice; the JSON in them must be exactly what was asked.
+Whatever the text is, the outcome is a value or a `RecordError` with the reason. Tolerated are thinking blocks, one code
+fence with words around it, and LaTeX whose backslashes are not written twice; the JSON in them must be exactly what was
+asked.
 """
 
 import json
-import math
 import re
 import reprlib
 from typing import Any
 
 from dopd_vl.common.errors import RecordError
-from privileged.records.fields import shown_text
+from privileged.records.fields import number_list, shown_text
 from privileged.rendering.boxes import GRID, clip, is_empty
 
 MAX_REPLY = 100_000
@@ -34,10 +34,6 @@ _ESCAPE = re.compile(
 )
 
 
-class ReplyError(RecordError):
-    """A reply cannot be used. The message is the reason."""
-
-
 def without_thinking(text: str) -> str:
     """The reply after its thinking.
 
@@ -48,7 +44,7 @@ def without_thinking(text: str) -> str:
     _, closed, rest = text.rpartition("</think>")
     text = rest if closed else text
     if "<think>" in text:
-        raise ReplyError("the reply ends while still thinking")
+        raise RecordError("the reply ends while still thinking")
     return text.strip()
 
 
@@ -59,20 +55,20 @@ def json_of(text: str) -> Any:
     {'hint': 'Count.'}
     """
     if len(text) > MAX_REPLY:
-        raise ReplyError(f"the reply has {len(text)} characters, more than the {MAX_REPLY} allowed")
+        raise RecordError(f"the reply has {len(text)} characters, more than the {MAX_REPLY} allowed")
     text = without_thinking(text)
     if not text:
-        raise ReplyError("the reply is empty")
+        raise RecordError("the reply is empty")
     if not text.startswith(("{", "[")):
         fences = _FENCE.findall(text)
         if len(fences) != 1:
-            raise ReplyError(f"the reply is no JSON and holds {len(fences)} code blocks: {reprlib.repr(text)}")
+            raise RecordError(f"the reply is no JSON and holds {len(fences)} code blocks: {reprlib.repr(text)}")
         text = fences[0].strip()
     text = with_latex_escaped(text)
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
-        raise ReplyError(f"the reply is no JSON ({error}): {reprlib.repr(text)}") from error
+        raise RecordError(f"the reply is no JSON ({error}): {reprlib.repr(text)}") from error
 
 
 def with_latex_escaped(text: str) -> str:
@@ -87,7 +83,7 @@ def with_latex_escaped(text: str) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) < len(pairs):
-        raise ReplyError("the reply names a key twice")
+        raise RecordError("the reply names a key twice")
     return keys
 
 
@@ -103,7 +99,7 @@ def grounded_boxes(text: str, size: tuple[int, int], image: int = 0) -> list[dic
     boxes = []
     for number, (corners, label) in enumerate(_entries(text, "bbox_2d")):
         if not all(-SLACK <= value <= GRID + SLACK for value in corners):
-            raise ReplyError(f"box {number} leaves the image: {reprlib.repr(corners)} in thousandths")
+            raise RecordError(f"box {number} leaves the image: {reprlib.repr(corners)} in thousandths")
         bbox = [value / GRID * side for value, side in zip(corners, size * 2, strict=True)]
         boxes.append(_pixel_box(bbox, label, number, size, image))
     return boxes
@@ -119,13 +115,13 @@ def _entries(text: str, corners: str) -> list[tuple[list[float], str]]:
     """The four numbers under the key `corners`, and the label, of each box in a reply."""
     entries = json_of(text)
     if not isinstance(entries, list) or len(entries) > MAX_BOXES:
-        raise ReplyError(f"the reply must be a list of at most {MAX_BOXES} boxes, not {reprlib.repr(entries)}")
+        raise RecordError(f"the reply must be a list of at most {MAX_BOXES} boxes, not {reprlib.repr(entries)}")
     found = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or set(entry) != {corners, "label"}:
-            raise ReplyError(f"box {number} must have {corners} and label, not {reprlib.repr(entry)}")
+            raise RecordError(f"box {number} must have {corners} and label, not {reprlib.repr(entry)}")
         label = reply_text(entry["label"], f"the label of box {number}", MAX_LABEL)
-        found.append((_four_numbers(entry[corners], number), label))
+        found.append((number_list(entry[corners], 4, f"box {number}"), label))
     return found
 
 
@@ -133,26 +129,15 @@ def _pixel_box(bbox: list[float], label: str, number: int, size: tuple[int, int]
     clipped = clip(bbox, *size)
     if is_empty(clipped):
         shown = ", ".join(f"{value:g}" for value in bbox)
-        raise ReplyError(f"box {number} [{shown}] holds no pixel of its {size[0]} x {size[1]} image")
+        raise RecordError(f"box {number} [{shown}] holds no pixel of its {size[0]} x {size[1]} image")
     return {"label": " ".join(label.split()), "bbox": list(clipped), "caption": None, "image": image}
-
-
-def _four_numbers(value: Any, number: int) -> list[float]:
-    usable = isinstance(value, list) and len(value) == 4
-    # Huge integers do not fit a float, and NaN compares false.
-    if not usable or not all(
-        isinstance(item, int | float) and not isinstance(item, bool) and -1e6 <= item <= 1e6 and math.isfinite(item)
-        for item in value
-    ):
-        raise ReplyError(f"box {number} must be four numbers, not {reprlib.repr(value)}")
-    return [float(item) for item in value]
 
 
 def reply_text(value: Any, where: str, longest: int) -> str:
     """A text that a reply must hold, not empty and not too long."""
     text = shown_text(value, where)
     if text is None:
-        raise ReplyError(f"{where} is empty")
+        raise RecordError(f"{where} is empty")
     if len(text) > longest:
-        raise ReplyError(f"{where} has {len(text)} characters, more than the {longest} allowed")
+        raise RecordError(f"{where} has {len(text)} characters, more than the {longest} allowed")
     return text

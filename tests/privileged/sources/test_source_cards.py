@@ -257,7 +257,10 @@ CARD = {
         ({"transforms": [{"column": "answer", "do": ["unbox"]}]}, r"transforms\[0\]\.do: .*'unbox'.* is unknown"),
         ({"transforms": [{"do": "unbox"}]}, r"transforms\[0\]\.column: must name"),
         ({"transforms": [{"column": "answer", "do": "strip_prefix"}]}, r"transforms\[0\]\.text: missing"),
-        ({"transforms": [{"column": "answer", "do": "item", "idx": 1}]}, r"transforms\[0\]: unknown key 'idx', did you"),
+        (
+            {"transforms": [{"column": "answer", "do": "item", "idx": 1}]},
+            r"transforms\[0\]: unknown key 'idx', did you",
+        ),
         (
             {"transforms": [{"column": "answer", "do": "item", "index": "1"}]},
             r"transforms\[0\]\.index: must be a whole number",
