@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
 
     machine, (devices, device_bytes) = build.machine_of(config), build.devices_of(config)
     work = build.workload_of(config)
-    mean = build.mean_lengths(work, config.mean_share)
+    mean = work.of_mean_length(config.mean_share)
     memory = memory_of(work, int(device_bytes))
     fits = memory.peak <= device_bytes
     console = Console()

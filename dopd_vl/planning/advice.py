@@ -1,6 +1,6 @@
 """What to change when a run does not fit: concrete settings, the least harmful first, each with what it saves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dopd_vl.common.errors import UserError
@@ -41,120 +41,64 @@ def changes_to_fit(work: Workload, device_bytes: float) -> list[Change]:
 
 def _first_worth_it(work: Workload, peak: int, device_bytes: float) -> tuple[Workload, Change] | None:
     """The least harmful change that saves something, and the run with it."""
-    for propose in PROPOSALS:
-        proposal = propose(work)
-        if proposal is None:
-            continue
-        candidate, settings, cost = proposal
+    for candidate, settings, cost in _proposals(work):
         lower = memory_of(candidate, int(device_bytes)).peak
         if peak - lower >= _WORTH * peak:
             return candidate, Change(settings, cost, peak - lower, lower)
     return None
 
 
-Proposal = tuple[Workload, str, str] | None
+def _proposals(work: Workload) -> Iterator[tuple[Workload, str, str]]:
+    """What can be changed, the least harmful first: the run with it, its settings, and what it takes in return."""
+    if work.batch % 2 == 0:
+        batch, slices = work.batch // 2, work.accumulation * 2
+        settings = f"training.per_device_train_batch_size: {batch}, training.gradient_accumulation_steps: {slices}"
+        smaller = replace(work, batch=batch, accumulation=slices, scoring_batch=min(work.scoring_batch, batch))
+        yield smaller, settings, "the same step in more, smaller slices"
+    if work.scoring_batch > 1:
+        size = work.scoring_batch // 2
+        settings = f"training.scoring_batch_size: {size}"
+        yield replace(work, scoring_batch=size), settings, "more, smaller scoring passes"
+    if not work.uses_vllm and work.on_gpu:
+        settings = "training.use_vllm: true, trl.vllm_enable_sleep_mode: true"
+        served = replace(work, uses_vllm=True, vllm_share=VLLM_SHARE, vllm_sleeps=True)
+        yield served, settings, "needs vLLM; faster rollouts, too"
+    if work.vllm_share and not work.vllm_sleeps:
+        settings = "trl.vllm_enable_sleep_mode: true"
+        yield replace(work, vllm_sleeps=True), settings, "vLLM's weights move at each step"
+    if not work.offload_scores and work.on_gpu:
+        settings = "training.offload_scores: true"
+        yield replace(work, offload_scores=True), settings, "copies to and from host memory"
+    if not work.checkpointing:
+        settings = "training.gradient_checkpointing: true"
+        yield replace(work, checkpointing=True), settings, "one forward pass more"
+    if work.devices > 1 and work.parallel in ("ddp", "zero2"):
+        settings = "accelerate launch --config_file configs/accelerate/fsdp2.yaml (--parallel fsdp2)"
+        yield replace(work, parallel="fsdp2"), settings, "weights are gathered layer by layer"
+    if work.chunk >= 64:
+        settings = f"training.logits_chunk_size: {work.chunk // 2}"
+        yield replace(work, chunk=work.chunk // 2), settings, "smaller products"
+    if work.devices > 1 and work.parallel != "zero3" and _zero3_can_teach(work):
+        settings = "accelerate launch --config_file configs/accelerate/zero3.yaml (--parallel zero3)"
+        cost = "the teacher is gathered layer by layer, too; needs DeepSpeed"
+        yield replace(work, parallel="zero3"), settings, cost
+    if work.optimizer_bytes != 2 and work.parallel not in ("zero2", "zero3") and work.on_gpu:
+        settings = "trl.optim: adamw_8bit"
+        yield replace(work, optimizer_bytes=2), settings, "needs bitsandbytes; moments in 8 bits"
+    if not work.lora_rank:
+        yield replace(work, lora_rank=32), "--config configs/lora.yaml", "trains adapters, not all weights"
+    if work.response_tokens >= 512:
+        length = work.response_tokens // 2
+        settings = f"training.max_completion_length: {length}"
+        yield replace(work, response_tokens=length), settings, "longer responses are cut off"
 
 
-def _smaller_slices(work: Workload) -> Proposal:
-    if work.batch % 2:
-        return None
-    batch, accumulation = work.batch // 2, work.accumulation * 2
-    settings = f"training.per_device_train_batch_size: {batch}, training.gradient_accumulation_steps: {accumulation}"
-    smaller = replace(work, batch=batch, accumulation=accumulation, scoring_batch=min(work.scoring_batch, batch))
-    return smaller, settings, "the same step in more, smaller slices"
-
-
-def _smaller_scoring(work: Workload) -> Proposal:
-    size = work.scoring_batch // 2
-    if size < 1:
-        return None
-    return replace(work, scoring_batch=size), f"training.scoring_batch_size: {size}", "more, smaller scoring passes"
-
-
-def _sleeping(work: Workload) -> Proposal:
-    if not work.vllm_share or work.vllm_sleeps:
-        return None
-    return replace(work, vllm_sleeps=True), "trl.vllm_enable_sleep_mode: true", "vLLM's weights move at each step"
-
-
-def _with_vllm(work: Workload) -> Proposal:
-    if work.uses_vllm or not work.on_gpu:
-        return None
-    served = replace(work, uses_vllm=True, vllm_share=VLLM_SHARE, vllm_sleeps=True)
-    return served, "training.use_vllm: true, trl.vllm_enable_sleep_mode: true", "needs vLLM; faster rollouts, too"
-
-
-def _offloaded(work: Workload) -> Proposal:
-    if work.offload_scores or not work.on_gpu:
-        return None
-    return replace(work, offload_scores=True), "training.offload_scores: true", "copies to and from host memory"
-
-
-def _sharded(work: Workload) -> Proposal:
-    if work.devices == 1 or work.parallel not in ("ddp", "zero2"):
-        return None
-    settings = "accelerate launch --config_file configs/accelerate/fsdp2.yaml (--parallel fsdp2)"
-    return replace(work, parallel="fsdp2"), settings, "weights are gathered layer by layer"
-
-
-def _checkpointed(work: Workload) -> Proposal:
-    if work.checkpointing:
-        return None
-    return replace(work, checkpointing=True), "training.gradient_checkpointing: true", "one forward pass more"
-
-
-def _smaller_chunks(work: Workload) -> Proposal:
-    size = work.chunk // 2
-    if size < 32:
-        return None
-    return replace(work, chunk=size), f"training.logits_chunk_size: {size}", "smaller products"
-
-
-def _sharded_teacher(work: Workload) -> Proposal:
-    if work.devices == 1 or work.parallel == "zero3":
-        return None
+def _zero3_can_teach(work: Workload) -> bool:
     try:
         check_copies({scoring.policy for scoring in work.scorings}, bool(work.lora_rank), zero_stage=3)
     except UserError:
-        return None
-    settings = "accelerate launch --config_file configs/accelerate/zero3.yaml (--parallel zero3)"
-    return replace(work, parallel="zero3"), settings, "the teacher is gathered layer by layer, too; needs DeepSpeed"
-
-
-def _small_optimizer(work: Workload) -> Proposal:
-    if work.optimizer_bytes == 2 or work.parallel in ("zero2", "zero3") or not work.on_gpu:
-        return None
-    return replace(work, optimizer_bytes=2), "trl.optim: adamw_8bit", "needs bitsandbytes; moments in 8 bits"
-
-
-def _adapters(work: Workload) -> Proposal:
-    if work.lora_rank:
-        return None
-    return replace(work, lora_rank=32), "--config configs/lora.yaml", "trains adapters, not all weights"
-
-
-def _shorter(work: Workload) -> Proposal:
-    length = work.response_tokens // 2
-    if length < 256:
-        return None
-    settings = f"training.max_completion_length: {length}"
-    return replace(work, response_tokens=length), settings, "longer responses are cut off"
-
-
-PROPOSALS: tuple[Callable[[Workload], Proposal], ...] = (
-    _smaller_slices,
-    _smaller_scoring,
-    _with_vllm,
-    _sleeping,
-    _offloaded,
-    _checkpointed,
-    _sharded,
-    _smaller_chunks,
-    _sharded_teacher,
-    _small_optimizer,
-    _adapters,
-    _shorter,
-)
+        return False
+    return True
 
 
 def _merged(changes: list[Change]) -> Iterator[Change]:

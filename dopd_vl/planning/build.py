@@ -4,7 +4,7 @@ import re
 
 from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
-from dopd_vl.planning.compute import Lengths, Machine
+from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.objective_needs import needs_of
 from dopd_vl.planning.workload import Parallel, Workload
@@ -82,11 +82,6 @@ def machine_of(config: PlanConfig) -> Machine:
         return Machine(config.tflops, config.bandwidth, config.mfu, config.mbu)
     gpu = gpu_of(config.gpu)
     return Machine(config.tflops or gpu.tflops, config.bandwidth or gpu.bandwidth_tb, config.mfu, config.mbu)
-
-
-def mean_lengths(work: Workload, share: float) -> Lengths:
-    """An average rollout's, as a share of the longest."""
-    return Lengths(work.prompt_tokens * share, work.privileged_tokens * share, work.response_tokens * share)
 
 
 def _parallel(config: PlanConfig, devices: int) -> Parallel:

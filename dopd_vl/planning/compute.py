@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dopd_vl.planning import activations as act
 from dopd_vl.planning.shapes import ModelShape, VisionShape
-from dopd_vl.planning.workload import Scoring, Workload
+from dopd_vl.planning.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,6 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Tokens of an average rollout."""
-
-    prompt: float
-    privileged: float
-    response: float
-
-    def of(self, scoring: Scoring) -> float:
-        """The prompt of a policy's view."""
-        if scoring.view == "plain":
-            return self.prompt
-        return self.privileged + (self.response if scoring.view == "sibling" else 0.0)
-
-
-@dataclass(frozen=True)
 class Part:
     """A part of a step, of one device."""
 
@@ -45,30 +30,28 @@ class Part:
     reason: str
 
 
-def time_of(work: Workload, machine: Machine, mean: Lengths) -> list[Part]:
+def time_of(work: Workload, machine: Machine, mean: Workload) -> list[Part]:
     """The parts of one optimizer step. Communication between devices is not counted, nor verifiers and data loading.
 
     Args:
-        mean: lengths of an average rollout; a step takes as long as its mean, where its memory is set by the longest.
+        mean: the same run with the lengths of an average rollout (`Workload.of_mean_length`): a step takes as long as
+            its mean, where its memory is set by the longest.
     """
     rate = machine.tflops * 1e12 * machine.mfu
     parts = [_rollout(work, machine, mean)]
     for scoring in work.scorings:
-        shape = work.student if scoring.policy != "teacher" else work.teacher
-        assert shape is not None
         shared = scoring.shares_prompts and work.share_prompts
-        flops = _pass_flops(work, shape, mean.of(scoring), mean.response, shared)
+        flops = _pass_flops(work, work.model_of(scoring), mean.view_tokens(scoring), mean.response_tokens, shared)
         reason = "a forward pass" + (", a prompt once for its siblings" if shared and work.group > 1 else "")
         parts.append(Part(f"scoring: {scoring}", flops, flops / rate, reason))
-    forward = _pass_flops(work, work.student, mean.prompt, mean.response, work.learns_from_shared_prompts)
+    forward = _pass_flops(work, work.student, mean.prompt_tokens, mean.response_tokens, work.learns_from_shared_prompts)
     # Backward: gradients of inputs and, unless frozen, of weights. Checkpointing repeats the layers' forward pass.
     times = 1 + (1 if work.lora_rank else 2) + (1 if work.checkpointing else 0)
     dense = 0.0  # what a term over the whole vocabulary projects once more
     for scoring in work.scorings:
         if scoring.keeps_hidden:
-            shape = work.student if scoring.policy != "teacher" else work.teacher
-            assert shape is not None
-            dense += 2 * shape.head_parameters * work.rollouts * mean.response * work.hidden_share(scoring)
+            taught = work.rollouts * mean.response_tokens * work.hidden_share(scoring)
+            dense += 2 * work.model_of(scoring).head_parameters * taught
     flops = times * forward + dense
     parts.append(Part("learning", flops, flops / rate, f"{times} forward passes' worth"))
     return parts
@@ -94,18 +77,18 @@ def _vision_flops(vision: VisionShape, image_tokens: int) -> float:
     return 2 * vision.parameters * patches + 4 * vision.hidden * vision.layers * patches**2
 
 
-def _rollout(work: Workload, machine: Machine, mean: Lengths) -> Part:
+def _rollout(work: Workload, machine: Machine, mean: Workload) -> Part:
     shape, rows = work.student, work.rollouts
     served = work.uses_vllm
     weight = 2 if served or work.precision == "bfloat16" else 4
     cache = act.cache_bytes(shape, "bfloat16" if served else work.precision)
     per_token = weight * (shape.body_parameters + shape.head_parameters)
     steps = work.response_tokens  # a batch rolls out until its longest rollout ends
-    context = mean.prompt + mean.response / 2
-    reads = steps * per_token + rows * mean.response * context * cache
+    context = mean.prompt_tokens + mean.response_tokens / 2
+    reads = steps * per_token + rows * mean.response_tokens * context * cache
     by_memory = reads / (machine.bandwidth_tb * 1e12 * machine.mbu)
-    flops = 2 * (shape.body_parameters + shape.head_parameters) * rows * mean.response
-    flops += _pass_flops(work, shape, mean.prompt, 0, served)
+    flops = 2.0 * (shape.body_parameters + shape.head_parameters) * rows * mean.response_tokens
+    flops += _pass_flops(work, shape, mean.prompt_tokens, 0, served)
     by_compute = flops / (machine.tflops * 1e12 * machine.mfu)
     reason = f"{steps:,} tokens one after another, each reads the weights; " + ("vLLM" if served else "transformers")
     return Part("rollouts", flops, max(by_memory, by_compute), reason)

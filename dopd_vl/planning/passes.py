@@ -178,8 +178,6 @@ def _scored_rows(work: Workload) -> int:
 
 
 def _policy(work: Workload, scoring: Scoring) -> tuple[ModelShape, Precision]:
-    if scoring.policy != "teacher":
-        return work.student, work.precision
-    assert work.teacher is not None
     # A bf16 teacher computes in bf16 throughout; an fp32 one as the student does.
-    return work.teacher, work.precision if work.teacher_bytes == 4 else "bfloat16"
+    of_its_own = scoring.policy == "teacher" and work.teacher_bytes != 4
+    return work.model_of(scoring), "bfloat16" if of_its_own else work.precision

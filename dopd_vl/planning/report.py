@@ -5,7 +5,7 @@ from rich.table import Table
 
 from dopd_vl.planning import activations as act
 from dopd_vl.planning.advice import Change
-from dopd_vl.planning.compute import Lengths, Machine, Part
+from dopd_vl.planning.compute import Machine, Part
 from dopd_vl.planning.lines import MOMENTS
 from dopd_vl.planning.memory import Memory
 from dopd_vl.planning.workload import Workload
@@ -70,13 +70,13 @@ def print_time(console: Console, work: Workload, parts: list[Part], steps: int) 
     )
 
 
-def print_assumptions(console: Console, work: Workload, machine: Machine, mean: Lengths) -> None:
+def print_assumptions(console: Console, work: Workload, machine: Machine, mean: Workload) -> None:
     """Everything that was not known and was assumed."""
     lines = [
         f"longest prompt {work.prompt_tokens} tokens, privileged {work.privileged_tokens}, response "
         f"{work.response_tokens}, and every rollout that long when memory is counted",
-        f"average rollout {mean.prompt:.0f} + {mean.response:.0f} tokens, privileged {mean.privileged:.0f} + "
-        f"{mean.response:.0f} (--mean_share)",
+        f"average rollout {mean.prompt_tokens} + {mean.response_tokens} tokens, privileged {mean.privileged_tokens} + "
+        f"{mean.response_tokens} (--mean_share)",
         f"{machine.tflops:g} TFLOPS dense bf16 a GPU at {machine.mfu:.0%} (--tflops, --mfu); {machine.bandwidth_tb:g} "
         f"TB/s at {machine.mbu:.0%} in rollouts (--bandwidth, --mbu)",
     ]

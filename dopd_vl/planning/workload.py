@@ -1,6 +1,6 @@
 """What a run does, as plain numbers: all that the memory and the time of a step are computed from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dopd_vl.planning.shapes import ModelShape
@@ -101,6 +101,18 @@ class Workload:
         if scoring.view == "plain":
             return self.prompt_tokens
         return self.privileged_tokens + (self.response_tokens if scoring.view == "sibling" else 0)
+
+    def model_of(self, scoring: Scoring) -> ModelShape:
+        """The model that scores."""
+        if scoring.policy != "teacher":
+            return self.student
+        assert self.teacher is not None
+        return self.teacher
+
+    def of_mean_length(self, share: float) -> "Workload":
+        """With the tokens of an average rollout, as a share of the longest."""
+        names = ("prompt_tokens", "privileged_tokens", "response_tokens")
+        return replace(self, **{name: round(getattr(self, name) * share) for name in names})
 
     @property
     def shards(self) -> int:

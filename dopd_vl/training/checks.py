@@ -21,10 +21,10 @@ from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
-from dopd_vl.train_config import DEFAULT_VARIANT, ModelSettings, TrainConfig, check_sizes
+from dopd_vl.train_config import ModelSettings, TrainConfig, check_sizes
 from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS
-from dopd_vl.views.rollouts import SIBLING_VIEW
+from dopd_vl.views.rollouts import SIBLING_VIEW, check_variant
 from privileged import VARIANTS
 
 VIEWS = ("plain", "privileged", SIBLING_VIEW, *VARIANTS)
@@ -130,9 +130,10 @@ def _check_variants(config: TrainConfig) -> None:
     named["training.eval_variants"] = config.training.eval_variants
     for key, variants in named.items():
         for variant in variants:
-            if variant != DEFAULT_VARIANT and variant not in VARIANTS:
-                known = [DEFAULT_VARIANT, *VARIANTS]
-                raise ConfigurationError(f"{key}: unknown variant {variant!r}, {nearest(variant, known)}")
+            try:
+                check_variant(variant)
+            except ValueError as error:
+                raise ConfigurationError(f"{key}: {error}") from error
 
 
 def check_device(config: TrainConfig) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dopd_vl.common.errors import nearest
 from dopd_vl.core import Source
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.train_config import DEFAULT_VARIANT
@@ -26,6 +27,12 @@ class Refusal:
     reason: str
 
 
+def check_variant(name: str) -> None:
+    """Raises: ValueError: there is no such variant, and it is not "default"."""
+    if name != DEFAULT_VARIANT and name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r}, {nearest(name, [DEFAULT_VARIANT, *VARIANTS])}")
+
+
 def resolve_variant(example: Mapping[str, Any], variant: str) -> str:
     """The named variant, or, for "default", the one that fits the example."""
     if variant != DEFAULT_VARIANT:
@@ -39,13 +46,8 @@ class ViewRenderer:
     def __init__(self, views: ViewProcessor, variants: Mapping[str, str], student_variant: str = "none"):
         """`variants` maps a policy to the variant that its privileged view shows; the student that learns sees
         `student_variant`."""
-        unknown = [
-            name for name in (*variants.values(), student_variant) if name != DEFAULT_VARIANT and name not in VARIANTS
-        ]
-        if unknown:
-            raise ValueError(
-                f"unknown variant {unknown[0]!r}, expected one of {', '.join([DEFAULT_VARIANT, *VARIANTS])}"
-            )
+        for name in (*variants.values(), student_variant):
+            check_variant(name)
         self.views = views
         self.variants = variants
         self.student_variant = student_variant

@@ -40,3 +40,9 @@ def test_nothing_is_proposed_that_is_so_already() -> None:
     settings = " ".join(change.settings for change in changes_to_fit(work, 2 * GB))
     for word in ("per_device", "scoring_batch", "offload", "lora", "zero3", "fsdp2", "gradient_checkpointing"):
         assert word not in settings
+
+
+def test_what_training_refuses_is_not_proposed() -> None:
+    averaged = replace(WORK, scorings=(replace(WORK.scorings[0], policy="average"),))
+    for work, proposed in ((WORK, True), (averaged, False)):
+        assert any("zero3" in change.settings for change in changes_to_fit(work, GB)) == proposed

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dopd_vl.planning.compute import Lengths, Machine, time_of
+from dopd_vl.planning.compute import Machine, time_of
 from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Scoring, Workload
 
@@ -22,7 +22,7 @@ WORK = Workload(
     privileged_tokens=100,
     response_tokens=10,
 )
-MEAN = Lengths(prompt=100, privileged=100, response=10)
+MEAN = WORK  # every rollout of the longest length
 MACHINE = Machine(tflops=100, bandwidth_tb=2, mfu=0.5, mbu=0.5)
 
 
