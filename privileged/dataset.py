@@ -24,6 +24,7 @@ REJECTED_FILE = "rejected.jsonl"
 DROPPED_FILE = "dropped.jsonl"
 WORK_FOLDER = ".prepare"
 PREPARE_COMMAND = "dopd-vl prepare --config ..."
+AGAIN = "prepare it again with overwrite: true"
 
 
 def read_audit(folder: Path) -> dict[str, Any] | None:
@@ -67,7 +68,7 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
     files = [folder / DATA_FOLDER / name for name in audit["files"]]
     for file in files:
         if not file.is_file():
-            raise PrepareError(f"{file}: missing; prepare the dataset again with overwrite: true")
+            raise PrepareError(f"{file}: missing; {AGAIN}")
         _check_columns(file)
 
     from datasets import Dataset
@@ -83,15 +84,10 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
                 f"{cache}: the cache of datasets cannot be written ({cause.strerror}); make room there, or name "
                 "another folder in the environment variable HF_DATASETS_CACHE"
             ) from error
-        raise PrepareError(
-            f"{folder}: its data cannot be read ({one_line(cause)}); prepare it again with overwrite: true"
-        ) from error
+        raise PrepareError(f"{folder}: its data cannot be read ({one_line(cause)}); {AGAIN}") from error
     assert isinstance(dataset, Dataset)
     if len(dataset) != audit["records"]:
-        raise PrepareError(
-            f"{folder}: holds {len(dataset)} rows, its audit counted {audit['records']}; prepare it again with "
-            "overwrite: true"
-        )
+        raise PrepareError(f"{folder}: holds {len(dataset)} rows, its audit counted {audit['records']}; {AGAIN}")
     return dataset
 
 
@@ -111,9 +107,7 @@ def _check_columns(file: Path) -> None:
     try:
         found = pq.read_schema(file)
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name is no UTF-8
-        raise PrepareError(
-            f"{file}: cannot be read ({one_line(error)}); prepare it again with overwrite: true"
-        ) from error
+        raise PrepareError(f"{file}: cannot be read ({one_line(error)}); {AGAIN}") from error
     if not found.equals(expected):
         missing = sorted(set(expected.names) - set(found.names))
         what = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"

@@ -1,13 +1,13 @@
 """What a privileged dataset holds: the columns, their types, and the features that datasets reads them with.
 
 A dataset keeps every raw annotation. Which of them a policy gets to see (the variant) is chosen at training time,
-see `privileged.variants`.
+see `privileged.rendering.variants`.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -18,8 +18,8 @@ IMAGE_MARKER = "<image>"
 
 ROLES = ("system", "user", "assistant")
 TASKS = ("exact", "number", "choice", "math", "code", "boxes", "open")
-"""Names of the verifiers that score an answer. `code`: the answer is tests, see `privileged.code_tests`. `boxes`: it is
-boxes as Qwen3-VL writes them, see `annotators.replies.grounded_boxes`. `open`: free text, which no verifier scores."""
+"""Names of the verifiers that score an answer. `code`: the answer is tests, see `records.code_tests`. `boxes`: it is
+boxes as Qwen3-VL writes them, see `records.grounding`. `open`: free text, which no verifier scores."""
 
 
 class Message(TypedDict):
@@ -109,10 +109,3 @@ def features() -> Features:
             },
         }
     )
-
-
-def __getattr__(name: str) -> Any:
-    """`FEATURES` is `features()`, made when first asked for."""
-    if name == "FEATURES":
-        return features()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

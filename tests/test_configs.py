@@ -214,12 +214,12 @@ def test_the_wheel_carries_configs_data_and_prompts(tmp_path: Path) -> None:
         "configs/llm/pairs/4b-to-0.6b.yaml",
     ):
         assert f"dopd_vl/{name}" in names
-    assert "privileged/variants.py" in names
+    assert {"privileged/rendering/variants.py", "privileged/prepare/sample.html.jinja"} <= names
     assert {"privileged/prompts/hints.md", "privileged/prompts/check_hints.md"} <= names
     # An installed copy finds them there, from any folder.
     code = (
         "from dopd_vl.common.resources import find_config, find_model;"
-        "from privileged.source_cards import find_card;"
+        "from privileged.sources.cards import find_card;"
         "print(find_config('configs/quickstart.yaml')); print(find_model('nano:vision-student'));"
         "print(find_card('virl39k'))"
     )

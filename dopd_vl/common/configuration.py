@@ -9,6 +9,7 @@ A key that was renamed or removed is refused with what became of it, which its d
 import dataclasses
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,10 +95,33 @@ def call_of(function: Callable[..., Any], arguments: Mapping[str, Any], where: s
     return functools.partial(function, **arguments)
 
 
-def check_choice(value: str, known: Iterable[str], key: str) -> None:
-    """Raises: ConfigurationError: the setting `key` has a value that is none of the known ones."""
-    if value not in known:
+def check_choice(value: str | None, known: Iterable[str], key: str) -> None:
+    """Raises: ConfigurationError: the setting `key` has a value that is none of the known ones; None is no value."""
+    if value is not None and value not in known:
         raise ConfigurationError(f"{key}: {value!r} is unknown; {nearest(value, known)}")
+
+
+def check_between(value: float | None, low: float, high: float, key: str) -> None:
+    """Raises: ConfigurationError: a number is not within its bounds, both of which are allowed; None is no number."""
+    if value is not None and not low <= value <= high:  # true for NaN
+        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ConfigurationError(f"{key}: {value} is not {bounds}")
+
+
+def existing_path(path: str, key: str, what: Literal["file", "folder", "file or folder"]) -> Path:
+    """The path that the setting `key` names. Raises: ConfigurationError: no such thing is there."""
+    found = Path(path)
+    if not {"file": found.is_file(), "folder": found.is_dir()}.get(what, found.exists()):
+        raise ConfigurationError(f"{key}: no {what} {path!r} (relative paths start from {Path.cwd()})")
+    return found
+
+
+def read_yaml(path: Path, where: str) -> Any:
+    """What a YAML file holds. Raises: ConfigurationError: it cannot be read, or is no YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date with a 13th month
+        raise ConfigurationError(f"{where} is no YAML ({one_line(error)})") from error
 
 
 def check_at_least(least: float, settings: object, *names: str, where: str = "") -> None:
@@ -170,6 +194,8 @@ def _in_words(annotation: Any) -> str:
     plain = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping"}
     if kind in (list, tuple):
         return f"a list (each item {_in_words(inner[0])})" if inner else "a list"
+    if kind is dict and inner:
+        return f"a mapping (each value {_in_words(inner[1])})"
     return "null" if kind is type(None) else plain.get(kind, getattr(kind, "__name__", str(kind)))
 
 

@@ -1,7 +1,8 @@
 """Are the boxes of a response right? Both sides are lists in the form that Qwen3-VL grounds with."""
 
+from dopd_vl.common.errors import RecordError
 from dopd_vl.common.quiet import import_supervision
-from privileged.records.grounding import ReplyError, grounded_boxes
+from privileged.records.grounding import grounded_boxes
 from privileged.rendering.boxes import GRID
 
 
@@ -23,7 +24,7 @@ def verify_boxes(response: str, answer: str, least_iou: float = 0.5) -> bool:
     wanted = grounded_boxes(answer, whole)
     try:
         given = grounded_boxes(response, whole)
-    except ReplyError:
+    except RecordError:
         return False
     if len(given) != len(wanted):
         return False

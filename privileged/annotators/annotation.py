@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dopd_vl.common.errors import RecordError
-from privileged.annotators import replies
 from privileged.annotators.asking import Asker, RequestFailed
 from privileged.annotators.parts import TEXT_PARTS, check_request, generation_requests, wanted_parts
 from privileged.annotators.prompts import Prompt
+from privileged.annotators.replies import verdict
 from privileged.annotators.requests import Reply
 from privileged.annotators.settings import AnnotateConfig
 from privileged.audit.audit import AuditConfig, check_record, judge
+from privileged.records.grounding import grounded_boxes, pixel_boxes
 from privileged.records.records import Record
 from privileged.schema import empty_privileged
 
@@ -120,7 +121,7 @@ class RecordAnnotator:
             return TEXT_PARTS[part].read(_text(await self._asker.ask(requests[0])))
         asker = self._detector or self._asker
         assert asker is not None
-        read = replies.pixel_boxes if self._detector is not None else replies.grounded_boxes
+        read = pixel_boxes if self._detector is not None else grounded_boxes
         answers = await asyncio.gather(*(asker.ask(request) for request in requests), return_exceptions=True)
         boxes: list[dict[str, Any]] = []
         for number, (answer, stored) in enumerate(zip(answers, record.images, strict=True)):
@@ -128,7 +129,7 @@ class RecordAnnotator:
                 raise answer
             boxes += read(_text(answer), stored.size, number)
         if not boxes:
-            raise replies.ReplyError("no box in any image")
+            raise RecordError("no box in any image")
         return boxes
 
     def _audited(self, record: Record, part: str, value: Any) -> str | None:
@@ -143,10 +144,10 @@ class RecordAnnotator:
 
     async def _checked(self, asker: Asker, record: Record, part: str, value: Any, number: int) -> tuple[bool, str]:
         request = check_request(record, part, value, self._prompts, self._settings.sampling.seed + number)
-        return replies.verdict(_text(await asker.ask(request)))
+        return verdict(_text(await asker.ask(request)))
 
 
 def _text(reply: Reply) -> str:
     if reply.problem is not None:
-        raise replies.ReplyError(reply.problem)
+        raise RecordError(reply.problem)
     return reply.text

@@ -61,7 +61,7 @@ class DetectorGenerator:
 
 
 def boxes_json(found: Any) -> str:
-    """What a detector gave, as the JSON that `replies.pixel_boxes` judges.
+    """What a detector gave, as the JSON that `grounding.pixel_boxes` judges.
 
     >>> boxes_json([("STOP", (4, 5.5, 20, 30))])
     '[{"label": "STOP", "bbox": [4.0, 5.5, 20.0, 30.0]}]'

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dopd_vl.common.errors import ConfigurationError, PrepareError
 from privileged.annotators.requests import Reply, Request, RequestRefused, Transient
 from privileged.annotators.settings import AnnotateConfig
+from privileged.records.images import StoredImage
 
 if TYPE_CHECKING:
     import httpx2
@@ -60,15 +61,7 @@ class EndpointGenerator:
         )
 
     def identity(self) -> dict[str, Any]:
-        sampling = self._settings.sampling
-        return {
-            "kind": "endpoint",
-            "model": self._settings.model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "extra": sampling.extra,
-        }
+        return {"kind": "endpoint", "model": self._settings.model, **self._settings.sampling.identity()}
 
     async def generate(self, request: Request) -> Reply:
         import httpx2
@@ -158,16 +151,14 @@ class EndpointGenerator:
 
 
 def chat_messages(request: Request) -> list[dict[str, Any]]:
-    """A request as chat messages with images as data URLs; several images are told apart by a number before each."""
-    content: list[dict[str, Any]] = []
-    for number, stored in enumerate(request.images, start=1):
-        if len(request.images) > 1:
-            content.append({"type": "text", "text": f"Image {number}:"})
+    """A request as chat messages with images as data URLs."""
+
+    def shown(stored: StoredImage) -> dict[str, Any]:
         url = f"data:{_media_type(stored.data)};base64,{base64.b64encode(stored.data).decode()}"
-        content.append({"type": "image_url", "image_url": {"url": url}})
-    text = {"type": "text", "text": request.user}
+        return {"type": "image_url", "image_url": {"url": url}}
+
     # Plain text where there is no image: servers of text models often take nothing else.
-    user: Any = [*content, text] if content else request.user
+    user: Any = request.content(shown) if request.images else request.user
     return [{"role": "system", "content": request.system}, {"role": "user", "content": user}]
 
 

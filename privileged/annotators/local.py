@@ -22,16 +22,8 @@ class LocalGenerator:
         self._loaded: tuple[Any, Any, bool] | None = None
 
     def identity(self) -> dict[str, Any]:
-        sampling = self._settings.sampling
-        return {
-            "kind": "local",
-            "model": model_identity(str(self._settings.model)),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "extra": sampling.extra,
-            "dtype": self._settings.dtype,
-        }
+        model = model_identity(str(self._settings.model))
+        return {"kind": "local", "model": model, "dtype": self._settings.dtype, **self._settings.sampling.identity()}
 
     async def generate(self, request: Request) -> Reply:
         return await asyncio.to_thread(self._generate, request)
@@ -116,11 +108,6 @@ def _load(settings: AnnotateConfig) -> tuple[Any, Any, bool]:
 def _messages(request: Request, takes_images: bool) -> list[dict[str, Any]]:
     if not takes_images:
         return [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
-    content: list[dict[str, Any]] = []
-    for number, stored in enumerate(request.images, start=1):
-        if len(request.images) > 1:
-            content.append({"type": "text", "text": f"Image {number}:"})
-        content.append({"type": "image", "image": stored.image.convert("RGB")})
-    content.append({"type": "text", "text": request.user})
+    content = request.content(lambda stored: {"type": "image", "image": stored.image.convert("RGB")})
     system = [{"type": "text", "text": request.system}]
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]

@@ -1,8 +1,4 @@
-"""What a model's reply must look like, part by part. Whatever the text is, the outcome is a value or a `ReplyError`.
-
-Tolerated are thinking blocks, one code fence with words around it, and LaTeX whose backslashes are not written twice.
-The JSON in them must be exactly what was asked.
-"""
+"""What a model's reply must look like, part by part; boxes are read in `records.grounding`."""
 
 from __future__ import annotations
 
@@ -10,8 +6,9 @@ import re
 import reprlib
 from typing import Any
 
+from dopd_vl.common.errors import RecordError
 from privileged.records.fields import item_list
-from privileged.records.grounding import ReplyError, _text, json_of
+from privileged.records.grounding import json_of, reply_text
 
 MAX_STEPS = 20
 MAX_HINT = 2000
@@ -26,8 +23,8 @@ def hint_list(text: str) -> list[str]:
     """
     items = item_list(_only_key(json_of(text), "hints"), "hints")
     if not 1 <= len(items) <= MAX_STEPS:
-        raise ReplyError(f"the reply has {len(items)} hints, not 1 to {MAX_STEPS}")
-    steps = [_text(item, f"hints[{number}]", MAX_HINT) for number, item in enumerate(items)]
+        raise RecordError(f"the reply has {len(items)} hints, not 1 to {MAX_STEPS}")
+    steps = [reply_text(item, f"hints[{number}]", MAX_HINT) for number, item in enumerate(items)]
     numbered = [re.sub(rf"^(?:Step\s*)?{number}\s*[.):]\s+", "", step) for number, step in enumerate(steps, start=1)]
     # Only when all are numbered and something is left: "2. Weltkrieg" may well begin a hint.
     changed = all(new and new != old for new, old in zip(numbered, steps, strict=True))
@@ -36,25 +33,25 @@ def hint_list(text: str) -> list[str]:
 
 def one_hint(text: str) -> str:
     """The text of {"hint": "..."}."""
-    return _text(_only_key(json_of(text), "hint"), "hint", MAX_HINT)
+    return reply_text(_only_key(json_of(text), "hint"), "hint", MAX_HINT)
 
 
 def caption(text: str) -> str:
     """The text of {"caption": "..."}."""
-    return _text(_only_key(json_of(text), "caption"), "caption", MAX_CAPTION)
+    return reply_text(_only_key(json_of(text), "caption"), "caption", MAX_CAPTION)
 
 
 def verdict(text: str) -> tuple[bool, str]:
     """Whether a check found its part good, and the reason: {"verdict": "good" or "poor", "reason": "..."}."""
     value = json_of(text)
     if not isinstance(value, dict) or not {"verdict"} <= set(value) <= {"verdict", "reason"}:
-        raise ReplyError(f"the verdict must be an object with verdict and reason, not {reprlib.repr(value)}")
+        raise RecordError(f"the verdict must be an object with verdict and reason, not {reprlib.repr(value)}")
     if value["verdict"] not in ("good", "poor"):
-        raise ReplyError(f"the verdict is {reprlib.repr(value['verdict'])}, neither good nor poor")
-    return value["verdict"] == "good", _text(value.get("reason") or "no reason given", "reason", MAX_CAPTION)
+        raise RecordError(f"the verdict is {reprlib.repr(value['verdict'])}, neither good nor poor")
+    return value["verdict"] == "good", reply_text(value.get("reason") or "no reason given", "reason", MAX_CAPTION)
 
 
 def _only_key(value: Any, key: str) -> Any:
     if not isinstance(value, dict) or set(value) != {key}:
-        raise ReplyError(f"the reply must be an object with the key {key!r} alone, not {reprlib.repr(value)}")
+        raise RecordError(f"the reply must be an object with the key {key!r} alone, not {reprlib.repr(value)}")
     return value[key]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dopd_vl.common.digests import digest_json
 from privileged.records.images import StoredImage
 
 CHARACTERS_IN_TOKEN = 3.5
@@ -33,8 +33,20 @@ class Request:
     def key(self, generator: Mapping[str, Any]) -> str:
         """Equal for requests that mean the same to the same generator: model, texts, image bytes, sampling."""
         images = [hashlib.sha256(stored.data).hexdigest() for stored in self.images]
-        parts = [dict(generator), self.system, self.user, images, self.seed]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return digest_json([dict(generator), self.system, self.user, images, self.seed])
+
+    def content(self, shown: Callable[[StoredImage], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Images and user text as the parts of a chat message; several images are told apart by a number before each.
+
+        Args:
+            shown: Makes the part of an image.
+        """
+        parts = []
+        for number, stored in enumerate(self.images, start=1):
+            if len(self.images) > 1:
+                parts.append({"type": "text", "text": f"Image {number}:"})
+            parts.append(shown(stored))
+        return [*parts, {"type": "text", "text": self.user}]
 
     def prompt_tokens(self) -> int:
         """An estimate of the prompt's length."""

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dopd_vl.common.errors import ConfigurationError, nearest
+from dopd_vl.common.configuration import check_between, check_choice, existing_path
+from dopd_vl.common.errors import ConfigurationError
 
 KINDS = ("endpoint", "local", "detector")
 PART_NAMES = ("hints", "hints_executed", "hint_summary", "caption", "boxes", "wrong_hint")
 """What can be asked for. `caption` and `boxes` are asked of records with images only."""
 
 IMAGE_PARTS = ("caption", "boxes")
-NOT_CONTENT = (
-    *("url", "key_env", "device", "concurrency", "timeout", "retries", "budget", "cache", "dry_run", "prompts"),
-)
+NOT_CONTENT = ["url", "key_env", "device", "concurrency", "timeout", "retries", "budget", "cache", "dry_run", "prompts"]
 """Settings that decide how the annotations are made and not what they are. Prompts count by their text."""
+
+MOST = 1e15
+"""Of a budget and its prices: any finite number will do."""
 
 
 @dataclass
@@ -39,6 +41,10 @@ class SamplingConfig:
     max_tokens: int = 1024
     seed: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """What a model's replies depend on. The seed is the request's."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "seed"}
 
 
 @dataclass
@@ -109,8 +115,7 @@ class AnnotateConfig:
 
     def check(self) -> None:
         """Raise ConfigurationError, naming the key, when a value cannot be used."""
-        if self.kind not in KINDS:
-            raise ConfigurationError(f"annotate.kind: {self.kind!r} is unknown; {nearest(self.kind, KINDS)}")
+        check_choice(self.kind, KINDS, "annotate.kind")
         _check_parts(self.parts, PART_NAMES, "annotate.parts")
         if not self.parts:
             raise ConfigurationError(f"annotate.parts: name at least one of {', '.join(PART_NAMES)}")
@@ -123,32 +128,25 @@ class AnnotateConfig:
             raise ConfigurationError(f"annotate.model: kind {self.kind} needs a model")
         if self.kind == "endpoint":
             _check_url(self.url)
-        if self.prompts is not None and not Path(self.prompts).is_dir():
-            raise ConfigurationError(f"annotate.prompts: no folder {self.prompts!r}")
-        for key, least in (("concurrency", 1), ("tries", 1), ("retries", 0)):
-            if getattr(self, key) < least:
-                raise ConfigurationError(f"annotate.{key}: {getattr(self, key)} is less than {least}")
+        if self.prompts is not None:
+            existing_path(self.prompts, "annotate.prompts", "folder")
         if not 0 < self.timeout < math.inf:
             raise ConfigurationError(f"annotate.timeout: {self.timeout} is no number of seconds above 0")
-        self._check_sampling()
-        self._check_budget()
-
-    def _check_sampling(self) -> None:
-        if not 0 <= self.sampling.temperature <= 5:
-            raise ConfigurationError(
-                f"annotate.sampling.temperature: {self.sampling.temperature} is not between 0 and 5"
-            )
-        if not 0 < self.sampling.top_p <= 1:
-            raise ConfigurationError(f"annotate.sampling.top_p: {self.sampling.top_p} is not above 0 and at most 1")
-        if self.sampling.max_tokens < 1:
-            raise ConfigurationError(f"annotate.sampling.max_tokens: {self.sampling.max_tokens} is less than 1")
-
-    def _check_budget(self) -> None:
-        budget = self.budget
-        for key in ("tokens", "money", "price_input", "price_output"):
-            value = getattr(budget, key)
-            if value is not None and not 0 <= value < math.inf:
-                raise ConfigurationError(f"annotate.budget.{key}: {value} must be 0 or more")
+        sampling, budget = self.sampling, self.budget
+        for key, value, low, high in (
+            ("concurrency", self.concurrency, 1, math.inf),
+            ("tries", self.tries, 1, math.inf),
+            ("retries", self.retries, 0, math.inf),
+            ("sampling.temperature", sampling.temperature, 0, 5),
+            ("sampling.max_tokens", sampling.max_tokens, 1, math.inf),
+            ("budget.tokens", budget.tokens, 0, MOST),
+            ("budget.money", budget.money, 0, MOST),
+            ("budget.price_input", budget.price_input, 0, MOST),
+            ("budget.price_output", budget.price_output, 0, MOST),
+        ):
+            check_between(value, low, high, f"annotate.{key}")
+        if not 0 < sampling.top_p <= 1:
+            raise ConfigurationError(f"annotate.sampling.top_p: {sampling.top_p} is not above 0 and at most 1")
         if budget.money is not None and not budget.price_input and not budget.price_output:
             raise ConfigurationError("annotate.budget.money: needs annotate.budget.price_input and price_output")
 
@@ -162,8 +160,7 @@ class AnnotateConfig:
 
 def _check_parts(parts: list[str], known: Any, key: str) -> None:
     for part in parts:
-        if part not in known:
-            raise ConfigurationError(f"{key}: {part!r} is unknown; {nearest(part, known)}")
+        check_choice(part, known, key)
     if len(set(parts)) < len(parts):
         raise ConfigurationError(f"{key}: names a part twice")
 

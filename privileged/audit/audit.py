@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from dopd_vl.common.errors import ConfigurationError, nearest
+from dopd_vl.common.configuration import check_between, check_choice
 from privileged.audit.code_leaks import code_leak
 from privileged.audit.contamination import EvaluationQuestions, file_digest
 from privileged.audit.leaks import answer_leaks, executed_step, same_answer
@@ -18,50 +19,38 @@ from privileged.rendering.boxes import is_empty
 
 Severity = Literal["reject", "warn", "ignore"]
 
-SEVERITIES: dict[str, Severity] = {
-    "duplicate_record": "reject",
-    "near_duplicate": "warn",
-    "evaluation_overlap": "reject",
-    "box_empty": "reject",
-    "box_out_of_range": "warn",
-    "box_whole_image": "warn",
-    "box_duplicated": "warn",
-    "box_unlabelled": "warn",
-    "label_language": "warn",
-    "answer_in_hint": "reject",
-    "code_in_hint": "reject",
-    "answer_in_hint_summary": "warn",
-    "answer_in_wrong_hint": "warn",
-    "executed_step_in_hint": "warn",
-    "hint_too_long": "warn",
-    "final_answer_differs": "warn",
-    "no_privilege": "warn",
+FINDINGS: dict[str, tuple[Severity, str]] = {
+    "duplicate_record": ("reject", "the same prompt and pixels as an earlier record"),
+    "near_duplicate": ("warn", "nearly the words of an earlier record's prompt, with the same numbers and pixels"),
+    "evaluation_overlap": ("reject", "the prompt shares words with a question of audit.decontaminate"),
+    "box_empty": ("reject", "a box has no area, or lies outside its image (when kept, the box is dropped)"),
+    "box_out_of_range": ("warn", "a box sticks out of its image by more than a pixel (it is clipped)"),
+    "box_whole_image": ("warn", "a box covers nearly all of its image, and so points at nothing"),
+    "box_duplicated": ("warn", "two boxes of a record have the same label and nearly the same place"),
+    "box_unlabelled": ("warn", "a box has no label: variants with labels cannot be rendered"),
+    "label_language": ("warn", "a box label is in a script that neither question nor answer uses"),
+    "answer_in_hint": ("reject", "an unexecuted hint gives the answer away"),
+    "code_in_hint": (
+        "reject",
+        "an unexecuted hint for a coding task holds the program or an output that its tests expect",
+    ),
+    "answer_in_hint_summary": ("warn", "the summarised hint gives the answer away"),
+    "answer_in_wrong_hint": ("warn", "the wrong hint states the right answer"),
+    "executed_step_in_hint": ("warn", "an unexecuted hint holds a worked-out step"),
+    "hint_too_long": ("warn", "a hint has more words than audit.max_hint_words"),
+    "final_answer_differs": ("warn", "privileged.final_answer is not the answer"),
+    "no_privilege": ("warn", "no privileged information beyond the final answer"),
 }
-"""Every finding and what it leads to by default: the record is set aside, kept and counted, or not looked at."""
+"""Every finding: what it leads to by default (the record is set aside, kept and counted, or not looked at), and what it
+means."""
 
-DESCRIPTIONS: dict[str, str] = {
-    "duplicate_record": "the same prompt and pixels as an earlier record",
-    "near_duplicate": "nearly the words of an earlier record's prompt, with the same numbers and pixels",
-    "evaluation_overlap": "the prompt shares words with a question of audit.decontaminate",
-    "box_empty": "a box has no area, or lies outside its image (when kept, the box is dropped)",
-    "box_out_of_range": "a box sticks out of its image by more than a pixel (it is clipped)",
-    "box_whole_image": "a box covers nearly all of its image, and so points at nothing",
-    "box_duplicated": "two boxes of a record have the same label and nearly the same place",
-    "box_unlabelled": "a box has no label: variants with labels cannot be rendered",
-    "label_language": "a box label is in a script that neither question nor answer uses",
-    "answer_in_hint": "an unexecuted hint gives the answer away",
-    "code_in_hint": "an unexecuted hint for a coding task holds the program or an output that its tests expect",
-    "answer_in_hint_summary": "the summarised hint gives the answer away",
-    "answer_in_wrong_hint": "the wrong hint states the right answer",
-    "executed_step_in_hint": "an unexecuted hint holds a worked-out step",
-    "hint_too_long": "a hint has more words than audit.max_hint_words",
-    "final_answer_differs": "privileged.final_answer is not the answer",
-    "no_privilege": "no privileged information beyond the final answer",
-}
+SEVERITIES = {code: severity for code, (severity, _) in FINDINGS.items()}
+DESCRIPTIONS = {code: meaning for code, (_, meaning) in FINDINGS.items()}
 
 WHOLE_IMAGE_SHARE = 0.98
 SAME_BOX = 0.95
 EXAMPLES_KEPT = 5
+_ONE_SCRIPT = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HALFWIDTH"), "EAST ASIAN")
 
 
 @dataclass
@@ -87,11 +76,9 @@ class AuditConfig:
     def check(self) -> None:
         """Raise ConfigurationError, naming the key, when a value cannot be used."""
         self.resolved()
-        for key in ("max_hint_words", "decontaminate_ngram"):
-            if getattr(self, key) < 1:
-                raise ConfigurationError(f"audit.{key}: {getattr(self, key)} is less than 1")
-        if not 0.5 <= self.near_duplicate <= 1:
-            raise ConfigurationError(f"audit.near_duplicate: {self.near_duplicate} is not between 0.5 and 1")
+        check_between(self.max_hint_words, 1, math.inf, "audit.max_hint_words")
+        check_between(self.decontaminate_ngram, 1, math.inf, "audit.decontaminate_ngram")
+        check_between(self.near_duplicate, 0.5, 1, "audit.near_duplicate")
         if self.decontaminate is not None:
             file_digest(self.decontaminate)
 
@@ -110,10 +97,8 @@ class AuditConfig:
         """The severity of every finding; ConfigurationError for an unknown name or value."""
         table = dict(SEVERITIES)
         for code, severity in self.severity.items():
-            if code not in SEVERITIES:
-                raise ConfigurationError(f"audit.severity: unknown finding {code!r}; {nearest(code, SEVERITIES)}")
-            if severity not in ("reject", "warn", "ignore"):
-                raise ConfigurationError(f"audit.severity.{code}: {severity!r} is none of reject, warn, ignore")
+            check_choice(code, SEVERITIES, "audit.severity: the finding")
+            check_choice(severity, get_args(Severity), f"audit.severity.{code}")
             table[code] = severity  # type: ignore[assignment]
         return table
 
@@ -211,6 +196,33 @@ def _check_text(record: Record) -> Iterable[Finding]:
         yield Finding("no_privilege", "it has neither hints, caption nor boxes")
 
 
+def scripts_of(text: str) -> set[str]:
+    """The scripts of a text's letters, Chinese and Japanese as one.
+
+    >>> sorted(scripts_of("OK, 東京タワー 7"))
+    ['EAST ASIAN', 'LATIN']
+    """
+    names = (unicodedata.name(char, "").partition(" ")[0] for char in text[:2000] if char.isalpha())
+    return {_ONE_SCRIPT.get(name, name) for name in names if name}
+
+
+def other_script(label: str, question: str, answer: str) -> bool:
+    """Whether a label is written in a script that neither the question nor the answer uses.
+
+    Latin labels of other questions count only when they are words: a name, a sign or a unit (STOP, km) is Latin in
+    many languages. What the letters do not show is not seen: a German label for an English question.
+
+    >>> other_script("猫", "Where is the cat?", "left"), other_script("cat", "猫はどこ?", "左")
+    (True, True)
+    >>> other_script("STOP", "标志上写着什么?", "停"), other_script("出口", "What does the sign say?", "出口")
+    (False, False)
+    """
+    found, known = scripts_of(label), scripts_of(question) | scripts_of(answer)
+    if not found or not known or found & known:
+        return False
+    return found != {"LATIN"} or (label.islower() and sum(char.isalpha() for char in label) > 2)
+
+
 @dataclass
 class Tally:
     """Counts over records, of fixed size however many there are. Tallies of parts add up to that of the whole."""
@@ -264,42 +276,4 @@ class Tally:
         return {**counts, "examples": {code: list(ids) for code, ids in sorted(self.examples.items())}}
 
     def _counters(self) -> dict[str, Counter[str]]:
-        return {
-            "numbers": self.numbers,
-            "tasks": self.tasks,
-            "sources": self.sources,
-            "variants": self.variants,
-            "findings": self.findings,
-            "stages": self.stages,
-            "annotated": self.annotated,
-        }
-
-
-_SHARED = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HALFWIDTH"), "EAST ASIAN")
-
-
-def scripts_of(text: str) -> set[str]:
-    """The scripts of a text's letters, Chinese and Japanese as one.
-
-    >>> sorted(scripts_of("OK, 東京タワー 7"))
-    ['EAST ASIAN', 'LATIN']
-    """
-    names = (unicodedata.name(char, "").partition(" ")[0] for char in text[:2000] if char.isalpha())
-    return {_SHARED.get(name, name) for name in names if name}
-
-
-def other_script(label: str, question: str, answer: str) -> bool:
-    """Whether a label is written in a script that neither the question nor the answer uses.
-
-    Latin labels of other questions count only when they are words: a name, a sign or a unit (STOP, km) is Latin in
-    many languages. What the letters do not show is not seen: a German label for an English question.
-
-    >>> other_script("猫", "Where is the cat?", "left"), other_script("cat", "猫はどこ?", "左")
-    (True, True)
-    >>> other_script("STOP", "标志上写着什么?", "停"), other_script("出口", "What does the sign say?", "出口")
-    (False, False)
-    """
-    found, known = scripts_of(label), scripts_of(question) | scripts_of(answer)
-    if not found or not known or found & known:
-        return False
-    return found != {"LATIN"} or (label.islower() and sum(char.isalpha() for char in label) > 2)
+        return {name: counter for name, counter in vars(self).items() if isinstance(counter, Counter)}

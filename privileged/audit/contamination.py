@@ -15,6 +15,8 @@ KEY = "audit.decontaminate"
 TEXT_KEYS = ("question", "problem", "prompt", "text", "input")
 """Columns that may hold the question, the first that a row has."""
 
+_WORD = re.compile(r"\w+")
+
 
 class EvaluationQuestions:
     """The questions of a file: JSONL, parquet, or text with one question a line.
@@ -33,7 +35,7 @@ class EvaluationQuestions:
                 continue
             count += 1
             if len(found) < ngram:
-                self._short.add(_hash(found))
+                self._short.add(text_hash(" ".join(found)))
             else:
                 self._grams.update(_grams(found, ngram))
         if count == 0:
@@ -46,7 +48,7 @@ class EvaluationQuestions:
         """
         found = words(text)
         if len(found) < self._ngram:
-            return " ".join(found) if found and _hash(found) in self._short else None
+            return " ".join(found) if found and text_hash(" ".join(found)) in self._short else None
         for at, gram in enumerate(_grams(found, self._ngram)):
             if gram in self._grams:
                 return " ".join(found[at : at + self._ngram])
@@ -62,12 +64,18 @@ def file_digest(path: str) -> str:
         raise ConfigurationError(f"{KEY}: {path} cannot be read ({error.strerror})") from error
 
 
+def words(text: str) -> list[str]:
+    """Words and numbers in lower case, without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
 def _grams(found: list[str], size: int) -> Iterator[int]:
-    return (_hash(found[at : at + size]) for at in range(len(found) - size + 1))
+    return (text_hash(" ".join(found[at : at + size])) for at in range(len(found) - size + 1))
 
 
-def _hash(found: list[str]) -> int:
-    return int.from_bytes(hashlib.blake2b(" ".join(found).encode(), digest_size=8).digest(), "little")
+def text_hash(text: str) -> int:
+    """64 bits of a text, as a number."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _questions(path: Path) -> Iterator[str]:
@@ -78,11 +86,8 @@ def _questions(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield (
-                        _question(_json(line, f"line {number} of {path}"), str(path))
-                        if path.suffix == ".jsonl"
-                        else line
-                    )
+                    is_row = path.suffix == ".jsonl"
+                    yield _question(_json(line, f"line {number} of {path}"), str(path)) if is_row else line
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{KEY}: {path} cannot be read ({error})") from error
 
@@ -120,11 +125,3 @@ def _question(row: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigurationError(f"{KEY}: a row of {where} has no question under {', '.join(TEXT_KEYS)}")
     return value
-
-
-_WORD = re.compile(r"\w+")
-
-
-def words(text: str) -> list[str]:
-    """Words and numbers in lower case, without punctuation."""
-    return _WORD.findall(text.casefold())

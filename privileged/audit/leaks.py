@@ -81,6 +81,9 @@ _QUANTITY_RESULT = re.compile(
     re.IGNORECASE,
 )
 
+# A letter at the start of a line or after a space, closed by ")" or ".", and text up to the next one or the line's end.
+_OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-J])[).:]\s+(\S[^\n]{0,300}?)(?=\s+\(?[A-J][).:]\s|\s*$)", re.MULTILINE)
+
 Check = Callable[[str], bool]
 
 
@@ -230,10 +233,6 @@ def executed_step(hints: Iterable[str], prompt: str) -> str | None:
 
 def _squeeze(text: str) -> str:
     return re.sub(r"\s+", "", text).casefold()
-
-
-# A letter at the start of a line or after a space, closed by ")" or ".", and text up to the next one or the line's end.
-_OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-J])[).:]\s+(\S[^\n]{0,300}?)(?=\s+\(?[A-J][).:]\s|\s*$)", re.MULTILINE)
 
 
 def listed_options(prompt: str) -> dict[str, str]:

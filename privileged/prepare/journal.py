@@ -110,24 +110,24 @@ class Seen:
     """Ids and contents of kept records, on disk. What belongs to uncommitted shards is forgotten on opening."""
 
     def __init__(self, path: Path, committed: int):
-        self.database = self._database = sqlite3.connect(path, isolation_level="DEFERRED")
-        self._database.execute(
+        self.database = sqlite3.connect(path, isolation_level="DEFERRED")
+        self.database.execute(
             "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, id TEXT, shard INTEGER) WITHOUT ROWID"
         )
-        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._database.execute("DELETE FROM seen WHERE shard >= ?", (committed,))
-        self._database.commit()
+        self.database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self.database.execute("DELETE FROM seen WHERE shard >= ?", (committed,))
+        self.database.commit()
 
     def find(self, key: bytes) -> str | None:
         """The id of the record that was added under this key."""
-        found = self._database.execute("SELECT id FROM seen WHERE key = ?", (key,)).fetchone()
+        found = self.database.execute("SELECT id FROM seen WHERE key = ?", (key,)).fetchone()
         return found[0] if found else None
 
     def add(self, key: bytes, record_id: str, shard: int) -> None:
-        self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (key, record_id, shard))
+        self.database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (key, record_id, shard))
 
     def commit(self) -> None:
-        self._database.commit()
+        self.database.commit()
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()

@@ -1,4 +1,8 @@
-"""What becomes of each source record, in order, in this process or in several."""
+"""What becomes of each source record, in order, in this process or in several.
+
+`outcome_stream` opens the outcomes, with annotation beside them where the configuration asks for it; `RecordProcessor`
+makes one outcome.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +29,15 @@ from privileged.audit.audit import check_record, judge
 from privileged.audit.contamination import EvaluationQuestions
 from privileged.prepare.config import PrepareConfig
 from privileged.prepare.near import near_keys, signature
-from privileged.records.annotations import OwnAnnotator
+from privileged.records.annotations import own_annotations
 from privileged.records.fields import Finding
 from privileged.records.records import MAX_ID, Record, default_id, parse_record, user_text
 from privileged.rendering.variants import VARIANTS
-from privileged.sources.sources import ImageFolderSource, Source
+from privileged.sources.sources import ImageFolderSource, Source, SourceFactory
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-SourceFactory = Callable[[Mapping[str, Any]], Source]
 
 BATCH = 16
 MAX_REASON = 1000
@@ -63,6 +65,118 @@ class Outcome:
         self.stage, self.reason, self.row = stage, reason[:MAX_REASON], None
 
 
+OutcomeStream = tuple[Iterator[Outcome], Callable[[], str] | None]
+"""Outcomes in the order of the records, and what annotation has cost so far, for people."""
+
+
+@contextmanager
+def outcome_stream(
+    config: PrepareConfig,
+    source: Source,
+    factory: SourceFactory,
+    indices: Sequence[int],
+    output: Path,
+    work: Path,
+    console: Console,
+) -> Iterator[OutcomeStream]:
+    """The outcomes of some records; leaving ends the workers and the annotation.
+
+    Args:
+        output: The folder that is made; its name is the default for the cache's.
+        work: Where scratch files go.
+    """
+    if config.annotate is None or not indices:
+        with closing(outcomes(config, source, factory, indices)) as stream:
+            yield stream, None
+        return
+    # A source of its own: annotation runs ahead of the writer, and a source that keeps a block in memory would read
+    # each block over and over for the two.
+    processor = RecordProcessor(config, factory(config.source.options))
+    say = partial(_say, console)
+    for line in estimate(config.annotate, processor.to_annotate, indices).lines():
+        say(line)
+    cache, scratch = config.annotate.cache_folder(output), work / "ahead.sqlite"
+    ahead = AnnotationAhead(config.annotate, config.audit, processor.to_annotate, indices, cache, scratch, say)
+    try:
+        with closing(outcomes(config, source, factory, indices, ahead.take)) as stream:
+            yield stream, ahead.spent
+    finally:
+        ahead.close()
+        say(f"annotation: {ahead.spent()}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def counted(
+    stream: Iterable[Outcome], progress: Progress, rejected: int, spent: Callable[[], str] | None
+) -> Iterator[Outcome]:
+    """The same outcomes, each counted when whoever takes it comes back for the next.
+
+    Args:
+        rejected: How many were set aside before.
+        spent: What was paid for annotation so far, if any.
+    """
+    for outcome in stream:
+        yield outcome
+        rejected += outcome.row is None
+        progress.advance(facts=", ".join([f"{rejected} rejected", *([] if spent is None else [spent()])]))
+
+
+def outcomes(
+    config: PrepareConfig,
+    source: Source,
+    factory: SourceFactory,
+    indices: Sequence[int],
+    annotation_of: Callable[[int], Annotation | None] = lambda index: None,
+) -> Generator[Outcome, None, None]:
+    """The outcome of each source record, in the order of `indices`, whatever the number of workers."""
+    if config.workers == 0:
+        processor = RecordProcessor(config, source)
+        for index in indices:
+            yield processor(index, annotation_of(index))
+        return
+    # Fresh processes, not forks: this one may hold threads and locks (progress bar, arrow).
+    pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"), _start_worker, (config, factory))
+    waiting: deque[Future[list[Outcome]]] = deque()
+    try:
+        for start in range(0, len(indices), BATCH):
+            batch = [(index, annotation_of(index)) for index in indices[start : start + BATCH]]
+            waiting.append(pool.submit(_work, batch))
+            if len(waiting) > 2 * config.workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise PrepareError("a worker process died (out of memory?); run again, perhaps with fewer workers") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: RecordProcessor | None = None
+
+
+def _start_worker(config: PrepareConfig, factory: SourceFactory) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = RecordProcessor(config, factory(config.source.options))
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, which would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(batch: list[tuple[int, Annotation | None]]) -> list[Outcome]:
+    assert _worker is not None
+    return [_worker(index, annotation) for index, annotation in batch]
+
+
 class RecordProcessor:
     """Takes one source record through reading, annotation, parsing and the audit."""
 
@@ -72,7 +186,7 @@ class RecordProcessor:
         self._questions: EvaluationQuestions | None = None
         if config.audit.decontaminate is not None:
             self._questions = EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
-        self._annotator, self._annotate = OwnAnnotator(), config.annotate
+        self._annotate = config.annotate
         self._image_root: Path | None = source.image_root if isinstance(source, ImageFolderSource) else None
 
     def __call__(self, index: int, annotation: Annotation | None = None) -> Outcome:
@@ -134,7 +248,7 @@ class RecordProcessor:
                 raise RecordError(f"a record must be a mapping, not {type(raw).__name__}")
             if isinstance(raw.get("id"), str):  # for the report, should the record not parse
                 outcome.id = raw["id"][:MAX_ID]
-            privileged = self._annotator.annotate(raw)
+            privileged = own_annotations(raw)
             for part in without:
                 privileged.pop(part, None)
             return parse_record(
@@ -163,115 +277,3 @@ class RecordProcessor:
         made = [f"{', '.join(parts)} by {maker}" for maker, parts in makers.items()]
         carried = record.privileged["provenance"]
         return "; ".join([carried, *made] if carried else made) or None
-
-
-def outcomes(
-    config: PrepareConfig,
-    source: Source,
-    factory: SourceFactory,
-    indices: Sequence[int],
-    annotation_of: Callable[[int], Annotation | None] = lambda index: None,
-) -> Generator[Outcome, None, None]:
-    """The outcome of each source record, in the order of `indices`, whatever the number of workers."""
-    if config.workers == 0:
-        processor = RecordProcessor(config, source)
-        for index in indices:
-            yield processor(index, annotation_of(index))
-        return
-    # Fresh processes, not forks: this one may hold threads and locks (progress bar, arrow).
-    pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"), _start_worker, (config, factory))
-    waiting: deque[Future[list[Outcome]]] = deque()
-    try:
-        for start in range(0, len(indices), BATCH):
-            batch = [(index, annotation_of(index)) for index in indices[start : start + BATCH]]
-            waiting.append(pool.submit(_work, batch))
-            if len(waiting) > 2 * config.workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise PrepareError("a worker process died (out of memory?); run again, perhaps with fewer workers") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: RecordProcessor | None = None
-
-
-def _start_worker(config: PrepareConfig, factory: SourceFactory) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = RecordProcessor(config, factory(config.source.options))
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, which would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _work(batch: list[tuple[int, Annotation | None]]) -> list[Outcome]:
-    assert _worker is not None
-    return [_worker(index, annotation) for index, annotation in batch]
-
-
-OutcomeStream = tuple[Iterator[Outcome], Callable[[], str] | None]
-"""Outcomes in the order of the records, and what annotation has cost so far, for people."""
-
-
-@contextmanager
-def outcome_stream(
-    config: PrepareConfig,
-    source: Source,
-    factory: SourceFactory,
-    indices: Sequence[int],
-    output: Path,
-    work: Path,
-    console: Console,
-) -> Iterator[OutcomeStream]:
-    """The outcomes of some records; leaving ends the workers and the annotation.
-
-    Args:
-        output: The folder that is made; its name is the default for the cache's.
-        work: Where scratch files go.
-    """
-    if config.annotate is None or not indices:
-        with closing(outcomes(config, source, factory, indices)) as stream:
-            yield stream, None
-        return
-    # A source of its own: annotation runs ahead of the writer, and a source that keeps a block in memory would read
-    # each block over and over for the two.
-    processor = RecordProcessor(config, factory(config.source.options))
-    say = partial(_say, console)
-    for line in estimate(config.annotate, processor.to_annotate, indices).lines():
-        say(line)
-    cache, scratch = config.annotate.cache_folder(output), work / "ahead.sqlite"
-    ahead = AnnotationAhead(config.annotate, config.audit, processor.to_annotate, indices, cache, scratch, say)
-    try:
-        with closing(outcomes(config, source, factory, indices, ahead.take)) as stream:
-            yield stream, ahead.spent
-    finally:
-        ahead.close()
-        say(f"annotation: {ahead.spent()}")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
-
-
-def counted(
-    stream: Iterable[Outcome], progress: Progress, rejected: int, spent: Callable[[], str] | None
-) -> Iterator[Outcome]:
-    """The same outcomes, each counted when whoever takes it comes back for the next.
-
-    Args:
-        rejected: How many were set aside before.
-        spent: What was paid for annotation so far, if any.
-    """
-    for outcome in stream:
-        yield outcome
-        rejected += outcome.row is None
-        progress.advance(facts=", ".join([f"{rejected} rejected", *([] if spent is None else [spent()])]))

@@ -18,11 +18,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dopd_vl.common.errors import ConfigurationError, PrepareError
+from dopd_vl.common.digests import digest_json
+from dopd_vl.common.errors import ConfigurationError, PrepareError, UserError
 from dopd_vl.common.files import disk_told_of, exclusive, write_atomically
 from dopd_vl.common.progress import Progress
+from privileged.annotators.ahead import annotation_fingerprint
 from privileged.annotators.estimate import Estimate, estimate
 from privileged.audit.audit import Tally
+from privileged.audit.contamination import EvaluationQuestions
 from privileged.dataset import (
     AUDIT_FILE,
     CARD_FILE,
@@ -32,33 +35,28 @@ from privileged.dataset import (
     INFO_FILE,
     REJECTED_FILE,
     WORK_FOLDER,
-    load_privileged,
     read_audit,
 )
 from privileged.prepare.card import card, dataset_info
 from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.prepare.duplicates import Duplicates
 from privileged.prepare.journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps
-from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, SourceFactory, counted, outcome_stream
+from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, counted, outcome_stream
 from privileged.prepare.partition import merged_outcomes, part_folder, prepare_part
 from privileged.prepare.sample import sample_note, sample_places, write_sample
 from privileged.prepare.shards import ShardWriter
-from privileged.sources.sources import Source
+from privileged.records.annotations import OWN_ANNOTATIONS
+from privileged.sources.cards import resolve_source
+from privileged.sources.sources import SOURCES, Source, SourceFactory
 
 if TYPE_CHECKING:
     from rich.console import Console
-import hashlib
-import json
 
-from dopd_vl.common.errors import UserError
-from privileged.annotators.ahead import annotation_fingerprint
-from privileged.audit.contamination import EvaluationQuestions
-from privileged.records.annotations import OwnAnnotator
-from privileged.sources.cards import resolve_source
-from privileged.sources.sources import SOURCES
+__all__ = ["PrepareConfig", "PrepareResult", "SourceConfig", "prepare"]
 
-__all__ = ["PrepareConfig", "PrepareResult", "SourceConfig", "load_privileged", "prepare"]
 
+REMOVED_LIMITS = {"allow_urls": False, "allow_private_urls": False, "url_seconds": 20.0}
+"""Settings of images that there were: they stay in fingerprints, so that what was begun with them is taken up."""
 
 WHAT_STAYS = "what is committed stays, make room and run the same command again"
 
@@ -309,24 +307,20 @@ class _Preparation:
 def with_source(
     config: PrepareConfig, extra_sources: Mapping[str, SourceFactory] | None
 ) -> tuple[PrepareConfig, Source, SourceFactory]:
-    """The source, opened, and the configuration with its card's settings filled in."""
+    """The configuration with its card's settings filled in, the source, opened, and what opens it again."""
     if config.audit.decontaminate is not None:  # a file that cannot be used is told of here, and not by a worker
         EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
     settings, factory = resolve_source(config.source, {**SOURCES, **(extra_sources or {})})
     config = dataclasses.replace(config, source=settings)
-    source = _open_source(config.source, factory)
-    if len(source) == 0:
-        raise ConfigurationError(f"source.options: the source {source.name!r} holds no records")
-    return config, source, factory
-
-
-def _open_source(settings: SourceConfig, factory: SourceFactory) -> Source:
     try:
-        return factory(settings.options)
+        source = factory(settings.options)
     except UserError:
         raise
     except ValueError as error:  # a factory from outside need not know our errors
         raise ConfigurationError(f"source.options: {error}") from error
+    if len(source) == 0:
+        raise ConfigurationError(f"source.options: the source {source.name!r} holds no records")
+    return config, source, factory
 
 
 def fingerprint(config: PrepareConfig, source: Source) -> str:
@@ -335,10 +329,11 @@ def fingerprint(config: PrepareConfig, source: Source) -> str:
     for key in ("output", "workers", "max_rejected_share", "overwrite", "annotate", "part", "merge", "sample"):
         del settings[key]
     settings["audit"] = config.audit.fingerprint()
-    parts = [FORMAT, source.name, source.fingerprint(), OwnAnnotator().fingerprint(), settings]
+    settings["images"] |= REMOVED_LIMITS
+    parts = [FORMAT, source.name, source.fingerprint(), OWN_ANNOTATIONS, settings]
     if config.annotate is not None:
         parts.append(annotation_fingerprint(config.annotate))
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return digest_json(parts)
 
 
 def order(count: int, config: PrepareConfig) -> Sequence[int]:

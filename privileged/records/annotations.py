@@ -1,4 +1,7 @@
-"""The privileged part of a raw record, checked: hints, captions and boxes in final form, or why they cannot be."""
+"""The privileged part of a raw record: gathered from what the source carries, and checked.
+
+Hints, captions and boxes get their final form, or the reason why they cannot.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,24 @@ from privileged.schema import BOX_KEYS, PRIVILEGED_KEYS, Box, Privileged, empty_
 CLIP_TOLERANCE = 1.0
 """Pixels by which a box may stick out of its image unmentioned: sources round."""
 
+OWN_ANNOTATIONS = "own-1"
+"""For fingerprints: changes whenever `own_annotations` gives something else."""
+
+
+def own_annotations(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record brings: its `privileged` mapping, and columns named `privileged.<part>` beside it.
+
+    >>> own_annotations({"privileged": {"caption": "A cat."}, "privileged.hints": ["Look closely."]})
+    {'caption': 'A cat.', 'hints': ['Look closely.'], 'provenance': 'source'}
+    """
+    carried = raw.get("privileged")
+    parts = {} if carried is None else dict(_mapping(carried))
+    columns = {key: raw.get(f"privileged.{key}") for key in PRIVILEGED_KEYS}
+    parts |= {key: value for key, value in columns.items() if value is not None}
+    if any(parts.values()) and not parts.get("provenance"):
+        parts["provenance"] = "source"
+    return parts
+
 
 def privileged_part(value: Any, images: Sequence[StoredImage], box_format: str, findings: list[Finding]) -> Privileged:
     """The privileged struct of a record whose images are read; what was put right is added to `findings`.
@@ -36,9 +57,7 @@ def privileged_part(value: Any, images: Sequence[StoredImage], box_format: str, 
     """
     if value is None:
         return empty_privileged()
-    if not isinstance(value, Mapping):
-        raise RecordError(f"privileged must be a mapping, not {type(value).__name__}")
-    check_keys(value, PRIVILEGED_KEYS, "privileged")
+    check_keys(_mapping(value), PRIVILEGED_KEYS, "privileged")
     answer = value.get("final_answer")
     return Privileged(
         final_answer=None if answer is None or answer == "" else answer_text(answer, "privileged.final_answer"),
@@ -50,6 +69,12 @@ def privileged_part(value: Any, images: Sequence[StoredImage], box_format: str, 
         wrong_hint=shown_text(value.get("wrong_hint"), "privileged.wrong_hint"),
         provenance=optional_text(value.get("provenance"), "privileged.provenance"),
     )
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise RecordError(f"privileged must be a mapping, not {type(value).__name__}")
+    return value
 
 
 def _hints(value: Any, where: str) -> list[str]:
@@ -115,30 +140,3 @@ def answer_text(value: Any, where: str = "answer") -> str:
     if not text:
         raise RecordError(f"{where} is empty")
     return without_marker(text, where)
-
-
-class OwnAnnotator:
-    """Takes what the record brings: its `privileged` mapping, and columns named `privileged.<part>` beside it.
-
-    >>> raw = {"privileged": {"caption": "A cat."}, "privileged.hints": ["Look closely."]}
-    >>> OwnAnnotator().annotate(raw)
-    {'caption': 'A cat.', 'hints': ['Look closely.'], 'provenance': 'source'}
-    """
-
-    name = "own"
-
-    def fingerprint(self) -> str:
-        return "own-1"
-
-    def annotate(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        carried = raw.get("privileged")
-        if carried is not None and not isinstance(carried, Mapping):
-            raise RecordError(f"privileged must be a mapping, not {type(carried).__name__}")
-        parts = dict(carried or {})
-        for key in PRIVILEGED_KEYS:
-            value = raw.get(f"privileged.{key}")
-            if value is not None:
-                parts[key] = value
-        if any(parts.values()) and not parts.get("provenance"):
-            parts["provenance"] = "source"
-        return parts

@@ -1,4 +1,7 @@
-"""Checks of single values in a raw record: each gives the value in its final type, or raises RecordError."""
+"""Checks of single values in a raw record: each gives the value in its final type, or raises RecordError.
+
+What was put right and not refused is a `Finding`.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,14 @@ CONTROL_TOKEN = re.compile(
     r"<\|(?:im_start|im_end|endoftext|(?:vision|image|video|object_ref|box|quad|fim|audio)_?\w*)\|>"
 )
 """Chat and vision control tokens. Inside a text they would forge turns or images once it is tokenised."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that the audit noticed about a record: one of `audit.SEVERITIES`, and what exactly."""
+
+    code: str
+    detail: str
 
 
 def number_text(value: int | float) -> str:
@@ -118,11 +129,3 @@ def _part(part: Any, where: str) -> str:
     if kind == "image":
         return IMAGE_MARKER
     raise RecordError(f"{where}.content holds a part that is neither text nor image")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that the audit noticed about a record: one of `audit.SEVERITIES`, and what exactly."""
-
-    code: str
-    detail: str

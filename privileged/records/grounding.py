@@ -1,32 +1,29 @@
-"""What a model wrote, read: JSON in free text, and boxes by their coordinates."""
+"""What a model wrote, read: JSON in free text, and boxes by their coordinates.
+
+Whatever the text is, the outcome is a value or a `RecordError` with the reason. Tolerated are thinking blocks, one code
+fence with words around it, and LaTeX whose backslashes are not written twice; the JSON in them must be exactly what was
+asked.
+"""
 
 import json
-import math
 import re
 import reprlib
 from typing import Any
 
 from dopd_vl.common.errors import RecordError
-from dopd_vl.common.quiet import import_supervision
-from privileged.records.fields import shown_text
+from privileged.records.fields import number_list, shown_text
 from privileged.rendering.boxes import GRID, clip, is_empty
 
 MAX_REPLY = 100_000
 """Characters of a reply. A longer one is a runaway, not an annotation."""
 
-
-MAX_BOXES = 200
-
-
-MAX_LABEL = 200
-
+MAX_BOXES, MAX_LABEL = 200, 200
+"""Boxes of a reply, and characters of a label."""
 
 SLACK = 5
 """Thousandths by which a box may leave its image: models round, and the box is then clipped."""
 
-
 _FENCE = re.compile(r"```[ \t]*+(?:\w++)?[ \t]*+\n(.*?)```", re.DOTALL)  # possessive: linear in any text
-
 
 # JSON's own escapes are kept, unless they begin a LaTeX command: "\frac" would be read as a form feed and "rac".
 _ESCAPE = re.compile(
@@ -35,10 +32,6 @@ _ESCAPE = re.compile(
     r"|t(?!(?:imes|heta|ext[a-z]*|anh?|au|o|op|frac|binom|ilde|herefore|riangle[a-z]*)(?![a-zA-Z])))"
     r"|(\\)"
 )
-
-
-class ReplyError(RecordError):
-    """A reply cannot be used. The message is the reason."""
 
 
 def without_thinking(text: str) -> str:
@@ -51,7 +44,7 @@ def without_thinking(text: str) -> str:
     _, closed, rest = text.rpartition("</think>")
     text = rest if closed else text
     if "<think>" in text:
-        raise ReplyError("the reply ends while still thinking")
+        raise RecordError("the reply ends while still thinking")
     return text.strip()
 
 
@@ -62,20 +55,20 @@ def json_of(text: str) -> Any:
     {'hint': 'Count.'}
     """
     if len(text) > MAX_REPLY:
-        raise ReplyError(f"the reply has {len(text)} characters, more than the {MAX_REPLY} allowed")
+        raise RecordError(f"the reply has {len(text)} characters, more than the {MAX_REPLY} allowed")
     text = without_thinking(text)
     if not text:
-        raise ReplyError("the reply is empty")
+        raise RecordError("the reply is empty")
     if not text.startswith(("{", "[")):
         fences = _FENCE.findall(text)
         if len(fences) != 1:
-            raise ReplyError(f"the reply is no JSON and holds {len(fences)} code blocks: {reprlib.repr(text)}")
+            raise RecordError(f"the reply is no JSON and holds {len(fences)} code blocks: {reprlib.repr(text)}")
         text = fences[0].strip()
     text = with_latex_escaped(text)
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
-        raise ReplyError(f"the reply is no JSON ({error}): {reprlib.repr(text)}") from error
+        raise RecordError(f"the reply is no JSON ({error}): {reprlib.repr(text)}") from error
 
 
 def with_latex_escaped(text: str) -> str:
@@ -90,79 +83,61 @@ def with_latex_escaped(text: str) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) < len(pairs):
-        raise ReplyError("the reply names a key twice")
+        raise RecordError("the reply names a key twice")
     return keys
 
 
 def grounded_boxes(text: str, size: tuple[int, int], image: int = 0) -> list[dict[str, Any]]:
     """Boxes in Qwen3-VL's form, [{"bbox_2d": [x1, y1, x2, y2] in thousandths, "label": "..."}], in pixels of `size`.
 
-    The list may be empty: the image holds nothing that the question needs.
+    The list may be empty: the image holds nothing that the question needs. supervision reads this form too, but
+    forgives much that is refused here.
 
     >>> grounded_boxes('[{"bbox_2d": [0, 250, 500, 1000], "label": "cup"}]', (200, 100))
     [{'label': 'cup', 'bbox': [0.0, 25.0, 100.0, 100.0], 'caption': None, 'image': 0}]
     """
-    labels = []
-    entries = _box_list(json_of(text))
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or set(entry) != {"bbox_2d", "label"}:
-            raise ReplyError(f"box {number} must have bbox_2d and label, not {reprlib.repr(entry)}")
-        labels.append(_text(entry["label"], f"the label of box {number}", MAX_LABEL))
-        for value in _four_numbers(entry["bbox_2d"], number):
-            if not -SLACK <= value <= GRID + SLACK:
-                raise ReplyError(f"box {number} leaves the image: {reprlib.repr(entry['bbox_2d'])} in thousandths")
-    if not entries:
-        return []
-    sv = import_supervision()
-    # supervision's reader forgives much, and so gets nothing that was not judged above.
-    judged = json.dumps([{"bbox_2d": entry["bbox_2d"], "label": "-"} for entry in entries])
-    found = sv.Detections.from_vlm(sv.VLM.QWEN_3_VL, judged, resolution_wh=size)
-    return [
-        pixel_box(bbox, label, number, size, image)
-        for number, (bbox, label) in enumerate(zip(found.xyxy.tolist(), labels, strict=True))
-    ]
+    boxes = []
+    for number, (corners, label) in enumerate(_entries(text, "bbox_2d")):
+        if not all(-SLACK <= value <= GRID + SLACK for value in corners):
+            raise RecordError(f"box {number} leaves the image: {reprlib.repr(corners)} in thousandths")
+        bbox = [value / GRID * side for value, side in zip(corners, size * 2, strict=True)]
+        boxes.append(_pixel_box(bbox, label, number, size, image))
+    return boxes
 
 
 def pixel_boxes(text: str, size: tuple[int, int], image: int = 0) -> list[dict[str, Any]]:
     """Boxes as a detector gives them: [{"bbox": [x1, y1, x2, y2] in pixels, "label": "..."}]."""
-    boxes = []
-    for number, entry in enumerate(_box_list(json_of(text))):
-        if not isinstance(entry, dict) or set(entry) != {"bbox", "label"}:
-            raise ReplyError(f"box {number} must have bbox and label, not {reprlib.repr(entry)}")
-        label = _text(entry["label"], f"the label of box {number}", MAX_LABEL)
-        boxes.append(pixel_box(_four_numbers(entry["bbox"], number), label, number, size, image))
-    return boxes
+    entries = enumerate(_entries(text, "bbox"))
+    return [_pixel_box(bbox, label, number, size, image) for number, (bbox, label) in entries]
 
 
-def pixel_box(bbox: list[float], label: str, number: int, size: tuple[int, int], image: int) -> dict[str, Any]:
+def _entries(text: str, corners: str) -> list[tuple[list[float], str]]:
+    """The four numbers under the key `corners`, and the label, of each box in a reply."""
+    entries = json_of(text)
+    if not isinstance(entries, list) or len(entries) > MAX_BOXES:
+        raise RecordError(f"the reply must be a list of at most {MAX_BOXES} boxes, not {reprlib.repr(entries)}")
+    found = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or set(entry) != {corners, "label"}:
+            raise RecordError(f"box {number} must have {corners} and label, not {reprlib.repr(entry)}")
+        label = reply_text(entry["label"], f"the label of box {number}", MAX_LABEL)
+        found.append((number_list(entry[corners], 4, f"box {number}"), label))
+    return found
+
+
+def _pixel_box(bbox: list[float], label: str, number: int, size: tuple[int, int], image: int) -> dict[str, Any]:
     clipped = clip(bbox, *size)
     if is_empty(clipped):
         shown = ", ".join(f"{value:g}" for value in bbox)
-        raise ReplyError(f"box {number} [{shown}] holds no pixel of its {size[0]} x {size[1]} image")
+        raise RecordError(f"box {number} [{shown}] holds no pixel of its {size[0]} x {size[1]} image")
     return {"label": " ".join(label.split()), "bbox": list(clipped), "caption": None, "image": image}
 
 
-def _box_list(value: Any) -> list[Any]:
-    if not isinstance(value, list) or len(value) > MAX_BOXES:
-        raise ReplyError(f"the reply must be a list of at most {MAX_BOXES} boxes, not {reprlib.repr(value)}")
-    return value
-
-
-def _four_numbers(value: Any, number: int) -> list[float]:
-    usable = isinstance(value, list) and len(value) == 4
-    # Huge integers do not fit a float, and NaN compares false.
-    if not usable or not all(
-        isinstance(item, int | float) and not isinstance(item, bool) and -1e6 <= item <= 1e6 and math.isfinite(item)
-        for item in value
-    ):
-        raise ReplyError(f"box {number} must be four numbers, not {reprlib.repr(value)}")
-    return [float(item) for item in value]
-
-
-def _text(value: Any, where: str, longest: int) -> str:
+def reply_text(value: Any, where: str, longest: int) -> str:
+    """A text that a reply must hold, not empty and not too long."""
     text = shown_text(value, where)
     if text is None:
-        raise ReplyError(f"{where} is empty")
+        raise RecordError(f"{where} is empty")
     if len(text) > longest:
-        raise ReplyError(f"{where} has {len(text)} characters, more than the {longest} allowed")
+        raise RecordError(f"{where} has {len(text)} characters, more than the {longest} allowed")
     return text

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -34,17 +34,17 @@ class ImageLimits:
         max_pixels: Largest width times height. A file that would unpack to more is refused before it is unpacked.
         max_bytes: Largest file.
         max_aspect: Longest side over shortest. Vision processors refuse slivers (Qwen's limit is 200).
-        allow_urls: Fetch images that are http or https addresses; else such records are set aside.
-        allow_private_urls: Fetch them from loopback and private addresses too.
-        url_seconds: Longest fetch of one image.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("allow_urls", "allow_private_urls", "url_seconds"),
+        "is gone: nothing is fetched; download the images into a folder, name it in the source's option 'images', and "
+        "let the records give paths in there",
+    )
 
     max_pixels: int = 50_000_000
     max_bytes: int = 64 * 1024 * 1024
     max_aspect: float = 200.0
-    allow_urls: bool = False
-    allow_private_urls: bool = False
-    url_seconds: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,11 @@ def resolve_inside(path: str, root: Path) -> Path:
 
     >>> resolve_inside("../secret.png", Path("images"))
     Traceback (most recent call last):
-    privileged.errors.ImageError: image path '../secret.png' leaves the image folder
+    dopd_vl.common.errors.ImageError: image path '../secret.png' leaves the image folder
     """
     if "\0" in path or not path.strip():
         raise ImageError(f"{path!r} is no image path")
-    if "://" in path:
-        raise ImageError(
-            f"image {path[:200]!r} is an address; only files inside the image folder are read, and http(s) addresses "
-            "with images.allow_urls: true"
-        )
+    _refuse_address(path)
     try:
         resolved = (root / path).resolve()
         inside = resolved.is_relative_to(root.resolve())
@@ -110,6 +106,17 @@ def resolve_inside(path: str, root: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise ImageError(f"image {path!r} is no file")
     return resolved
+
+
+def _refuse_address(path: str) -> None:
+    scheme, mark, rest = path.partition("://")
+    if mark:
+        host, slash, file = rest.partition("?")[0].partition("/")
+        shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{file}"[:200]  # no password, no token
+        raise ImageError(
+            f"image {shown!r} is an address, and nothing is fetched: download it into the image folder (the source's "
+            "option 'images') and give its path in there"
+        )
 
 
 def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -133,10 +140,7 @@ def _bytes_of(value: Any, root: Path | None, limits: ImageLimits) -> bytes:
         value = str(value)
     if not isinstance(value, str):
         raise ImageError(f"an image must be a path, bytes or a PIL image, not {type(value).__name__}")
-    if limits.allow_urls and value.lower().startswith(("http://", "https://")):
-        from privileged.records.downloads import fetch
-
-        return fetch(value, limits.max_bytes, limits.url_seconds, limits.allow_private_urls)
+    _refuse_address(value)
     if root is None:
         raise ImageError(f"image {value!r} is a path, but no image folder is set: set the source's 'images' option")
     path = resolve_inside(value, root)

@@ -1,7 +1,8 @@
 """Boxes drawn on an image with supervision: outlines outside the boxes, labels where they cover nothing boxed.
 
 The pixels inside every box stay exactly as they were. A line or label that would need them is left off, and the box is
-reported as unmarked, so that the caller can name it in the prompt.
+reported as unmarked, so that the caller can name it in the prompt. supervision draws; it does not choose the places,
+because its `smart_position` keeps labels off each other and inside the image, but lays them over neighbouring boxes.
 """
 
 from __future__ import annotations

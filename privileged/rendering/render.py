@@ -1,23 +1,20 @@
 """What a policy is shown: the functions that turn an example into messages and images, one for each variant.
 
-All of them leave the example as it is. Text goes after the content of the last user message; see `privileged.variants`
-for the table.
+All of them leave the example as it is. Text goes after the content of the last user message; see
+`privileged.rendering.variants` for the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from privileged.rendering import render as hints
 from privileged.rendering.boxes import boxes_block, evidence_region, grounding_json
-from privileged.schema import Message
+from privileged.schema import IMAGE_MARKER, Message
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-from privileged.schema import IMAGE_MARKER
 
 ExampleLike = Mapping[str, Any]
 
@@ -51,47 +48,20 @@ def plain(example: ExampleLike) -> RenderedPrompt:
     return RenderedPrompt(messages, images_of(example))
 
 
-def with_text(example: ExampleLike, block: str, images: Sequence[Image] | None = None) -> RenderedPrompt:
-    messages = hints.append_to_last_user(example["prompt"], block)
-    return RenderedPrompt(messages, images_of(example) if images is None else list(images))
+def text_after(key: str, write: Callable[[Any], str]) -> Callable[[ExampleLike], RenderedPrompt]:
+    """The function that shows one part of the privileged information, written as text after the prompt."""
+    return lambda example: with_text(example, write(privilege(example, key)))
 
 
-def final_answer(example: ExampleLike) -> RenderedPrompt:
-    return with_text(example, hints.answer_line(privilege(example, "final_answer")))
+def boxes_after(*, with_label: bool = True, with_caption: bool = False) -> Callable[[ExampleLike], RenderedPrompt]:
+    """The function that shows the boxes as grounding JSON after the prompt."""
 
+    def draw_up(example: ExampleLike) -> RenderedPrompt:
+        boxes, sizes = privilege(example, "boxes"), image_sizes(example)
+        text = grounding_json(boxes, sizes, with_label=with_label, with_caption=with_caption)
+        return with_text(example, boxes_block(text))
 
-def step_hints(example: ExampleLike) -> RenderedPrompt:
-    return with_text(example, hints.hints_block(privilege(example, "hints")))
-
-
-def executed_hints(example: ExampleLike) -> RenderedPrompt:
-    return with_text(example, hints.hints_block(privilege(example, "hints_executed")))
-
-
-def hint_summary(example: ExampleLike) -> RenderedPrompt:
-    return with_text(example, hints.hint_line(privilege(example, "hint_summary")))
-
-
-def wrong_hint(example: ExampleLike) -> RenderedPrompt:
-    return with_text(example, hints.hint_line(privilege(example, "wrong_hint")))
-
-
-def caption(example: ExampleLike) -> RenderedPrompt:
-    return with_text(example, hints.caption_line(privilege(example, "caption")))
-
-
-def box_label(example: ExampleLike) -> RenderedPrompt:
-    return with_text(example, boxes_block(grounding_json(privilege(example, "boxes"), image_sizes(example))))
-
-
-def box_caption(example: ExampleLike) -> RenderedPrompt:
-    text = grounding_json(privilege(example, "boxes"), image_sizes(example), with_caption=True)
-    return with_text(example, boxes_block(text))
-
-
-def box_only(example: ExampleLike) -> RenderedPrompt:
-    text = grounding_json(privilege(example, "boxes"), image_sizes(example), with_label=False)
-    return with_text(example, boxes_block(text))
+    return draw_up
 
 
 def box_drawn(example: ExampleLike) -> RenderedPrompt:
@@ -140,29 +110,9 @@ def degrade(image: Image, share: float = DEGRADED_SHARE) -> Image:
     return image.convert("RGB").resize(small, Resampling.BICUBIC).resize(image.size, Resampling.BICUBIC)
 
 
-def numbered(steps: Sequence[str]) -> str:
-    r"""Steps as a numbered list.
-
-    >>> numbered(["Find the digits.", "Add them."])
-    '1. Find the digits.\n2. Add them.'
-    """
-    return "\n".join(f"{number}. {step.strip()}" for number, step in enumerate(steps, start=1))
-
-
-def hints_block(steps: Sequence[str]) -> str:
-    return f"Hints:\n{numbered(steps)}"
-
-
-def hint_line(hint: str) -> str:
-    return f"Hint: {hint.strip()}"
-
-
-def answer_line(answer: str) -> str:
-    return f"The final answer is: {answer.strip()}"
-
-
-def caption_line(caption: str) -> str:
-    return f"Image description: {caption.strip()}"
+def with_text(example: ExampleLike, block: str, images: Sequence[Image] | None = None) -> RenderedPrompt:
+    messages = append_to_last_user(example["prompt"], block)
+    return RenderedPrompt(messages, images_of(example) if images is None else list(images))
 
 
 def append_to_last_user(messages: Sequence[Message], block: str) -> list[Message]:
@@ -181,3 +131,23 @@ def append_to_last_user(messages: Sequence[Message], block: str) -> list[Message
             message["content"] = f"{message['content']}\n\n{block}"
             return copied
     raise ValueError("the prompt has no user message to write privileged text after")
+
+
+def hints_block(steps: Sequence[str]) -> str:
+    r"""
+    >>> hints_block(["Find the digits.", "Add them."])
+    'Hints:\n1. Find the digits.\n2. Add them.'
+    """
+    return "\n".join(["Hints:", *(f"{number}. {step.strip()}" for number, step in enumerate(steps, start=1))])
+
+
+def hint_line(hint: str) -> str:
+    return f"Hint: {hint.strip()}"
+
+
+def answer_line(answer: str) -> str:
+    return f"The final answer is: {answer.strip()}"
+
+
+def caption_line(caption: str) -> str:
+    return f"Image description: {caption.strip()}"

@@ -10,25 +10,20 @@ write one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dopd_vl.common.configuration import check_choice, settings_of
+from dopd_vl.common.configuration import check_choice, existing_path, read_yaml, settings_of
+from dopd_vl.common.digests import digest_json
 from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
-from privileged.prepare.config import SourceConfig
+from dopd_vl.common.resources import shipped
 from privileged.rendering.boxes import BOX_FORMATS
 from privileged.schema import TASKS
-from privileged.sources.sources import MAPPABLE, ImageFolderSource, Source, check_columns
+from privileged.sources.sources import MAPPABLE, ImageFolderSource, SourceConfig, SourceFactory, check_columns
 from privileged.sources.transforms import read_transform
-
-SourceFactory = Callable[[Mapping[str, Any]], Source]
 
 COLUMN_KINDS = ("jsonl", "dataset", "hub")
 """Kinds of sources that take columns, and so can read one and the same set."""
@@ -81,40 +76,25 @@ class SourceCard:
         return steps
 
 
-def cards_folder() -> Path:
-    """Where the cards that ship are: beside the package in a checkout, in `dopd_vl` in an installed copy."""
-    root = Path(__file__).resolve().parents[1]
-    installed = root / "dopd_vl" / "data" / "sources"
-    return installed if installed.is_dir() else root / "data" / "sources"
-
-
 def find_card(name: str) -> Path:
     """A card by its name among those that ship, or by its path (which ends in .yaml)."""
     if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise ConfigurationError(f"source.card: no file {name!r} (relative paths start from {Path.cwd()})")
-        return Path(name)
-    shipped = {path.stem: path for path in sorted(cards_folder().glob("*.yaml"))}
-    if name not in shipped:
+        return existing_path(name, "source.card", "file")
+    cards = {path.stem: path for path in sorted(shipped("data/sources").glob("*.yaml"))}
+    if name not in cards:
         raise ConfigurationError(
             f"source.card: {name!r} is unknown (one of your own is named by its path, which ends in .yaml); "
-            f"{nearest(name, shipped)}"
+            f"{nearest(name, cards)}"
         )
-    return shipped[name]
+    return cards[name]
 
 
 def read_card(path: Path) -> SourceCard:
     """A card, checked; ConfigurationError names the file and the key."""
     where = f"source.card: {path}"
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date with a 13th month
-        raise ConfigurationError(f"{where} is no YAML ({' '.join(str(error).split())})") from error
-    card = settings_of(settings, SourceCard, where)
-    if card.task is not None:
-        check_choice(card.task, TASKS, f"{where}.task")
-    if card.box_format is not None:
-        check_choice(card.box_format, BOX_FORMATS, f"{where}.box_format")
+    card = settings_of(SourceCard, read_yaml(path, where), where)
+    check_choice(card.task, TASKS, f"{where}.task")
+    check_choice(card.box_format, BOX_FORMATS, f"{where}.box_format")
     check_columns(card.columns, f"{where}.columns")
     for key in card.hub:
         check_choice(key, ("id", "config", "split"), f"{where}.hub: the key")
@@ -132,8 +112,7 @@ def resolve_source(
         card = read_card(path)
         settings = _with_card(settings, card, path)
     kind = settings.kind or ""
-    if kind not in factories:
-        raise ConfigurationError(f"source.kind: {kind!r} is unknown; {nearest(kind, factories)}")
+    check_choice(kind, factories, "source.kind")
     if card is None or path is None:
         return settings, factories[kind]
     return settings, partial(CardSource, card=card, name=path.stem, factory=factories[kind])
@@ -154,7 +133,7 @@ def _with_card(settings: SourceConfig, card: SourceCard, path: Path) -> SourceCo
     if kind in COLUMN_KINDS:
         own = settings.options.get("columns", {})
         if not isinstance(own, Mapping):
-            raise ConfigurationError(f"source.options.columns: must be dict, not {own!r}")
+            raise ConfigurationError(f"source.options.columns: must be a mapping, not {own!r}")
         options["columns"] = {**card.columns, **own}
     return dataclasses.replace(
         settings,
@@ -173,8 +152,7 @@ class CardSource:
         self.name = name
         self._inner = factory(options)
         self._steps = card.steps(f"source.card: {name}")
-        declared = json.dumps([card.transforms, card.prompt_template], sort_keys=True)
-        self._digest = hashlib.sha256(declared.encode()).hexdigest()
+        self._digest = digest_json([card.transforms, card.prompt_template])
         self.image_root: Path | None = None
         if isinstance(self._inner, ImageFolderSource):
             self.image_root = self._inner.image_root

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.common.configuration import settings_of
+from dopd_vl.common.configuration import existing_path, settings_of
 from dopd_vl.common.errors import ConfigurationError, RecordError
-from privileged.sources.questions import read_questions
+from privileged.sources.questions import asked, read_questions, record_id
 
 
 @dataclass
@@ -36,13 +36,9 @@ class CocoSource:
     """A record for each question and image (or category of an image). The annotation file is held in memory."""
 
     def __init__(self, options: Mapping[str, Any]):
-        self._options = settings_of(options, CocoOptions)
-        self._path = Path(self._options.annotations)
-        if not self._path.is_file():
-            raise ConfigurationError(f"source.options.annotations: no file {self._options.annotations!r}")
-        self.image_root: Path | None = Path(self._options.images)
-        if not self.image_root.is_dir():
-            raise ConfigurationError(f"source.options.images: no folder {self._options.images!r}")
+        self._options = settings_of(CocoOptions, options, "source.options")
+        self._path = existing_path(self._options.annotations, "source.options.annotations", "file")
+        self.image_root: Path | None = existing_path(self._options.images, "source.options.images", "folder")
         self.name = self._path.stem
         self._questions = read_questions(self._options.questions)
         data = self._path.read_bytes()
@@ -76,12 +72,9 @@ class CocoSource:
         for image, category in crowds:
             self._boxes[image].pop(category, None)
         for image in self._images:
-            for number, question in enumerate(self._questions):
-                if question.per == "image":
-                    crowded = any((image, category) in crowds for category in self._labels)
-                    self._items += [] if crowded or not self._boxes[image] else [(number, image, None)]
-                else:
-                    self._items += [(number, image, category) for category in self._boxes[image]]
+            crowded = any((image, category) in crowds for category in self._labels)
+            asks = asked(self._questions, self._boxes[image], whole=not crowded)
+            self._items += [(number, image, category) for number, category in asks]
 
     def fingerprint(self) -> str:
         return f"coco:{self._digest}"
@@ -100,7 +93,7 @@ class CocoSource:
             {"label": self._labels[key], "bbox": _xyxy(bbox)} for key, bboxes in categories.items() for bbox in bboxes
         ]
         raw: dict[str, Any] = {
-            "id": "-".join(str(part) for part in (self.name, image_id, category, number) if part is not None),
+            "id": record_id(self.name, image_id, category, number),
             "images": [entry.get("file_name")],
             "box_format": "xyxy",
             **question.ask(boxes),

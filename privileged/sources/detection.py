@@ -8,19 +8,16 @@ file ends them. Here only which labels each image has is held, and a bad file is
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
-import yaml
-
-from dopd_vl.common.configuration import settings_of
+from dopd_vl.common.configuration import existing_path, read_yaml, settings_of
 from dopd_vl.common.errors import ConfigurationError, RecordError
 from dopd_vl.common.quiet import import_supervision
-from privileged.sources.questions import read_questions
+from privileged.sources.questions import asked, read_questions, record_id
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_ANNOTATION = 16 * 1024 * 1024
@@ -72,8 +69,8 @@ class _ObjectFolders:
 
     def __init__(self, images: str, annotations: str, annotations_key: str, questions: list[Any]):
         self._questions = read_questions(questions)
-        self.image_root: Path | None = _folder(images, "source.options.images")
-        self._annotations = _folder(annotations, f"source.options.{annotations_key}")
+        self.image_root: Path | None = existing_path(images, "source.options.images", "folder")
+        self._annotations = existing_path(annotations, f"source.options.{annotations_key}", "folder")
         self.name = self.image_root.resolve().name
         self._images = sorted(
             path.name for path in self.image_root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
@@ -89,20 +86,13 @@ class _ObjectFolders:
             try:
                 data = _read(path)
                 digest.update(f"{name}:{size}:".encode() + hashlib.sha256(data).digest())
-                labels = Counter(self._labels(data))
+                labels = set(self._labels(data))
             except RecordError as error:
                 digest.update(f"{name}:{size}:{error}".encode())
                 self._items.append((number, str(error)))
                 continue
-            self._items += self._asked(number, labels)
+            self._items += [(number, *ask) for ask in asked(self._questions, sorted(labels))]
         self._digest = digest.hexdigest()
-
-    def _asked(self, image: int, labels: Mapping[str, int]) -> Iterator[tuple[int, int, str | None]]:
-        for number, question in enumerate(self._questions):
-            if question.per == "image" and labels:
-                yield image, number, None
-            elif question.per == "category":
-                yield from ((image, number, label) for label in sorted(labels))
 
     def _annotation_path(self, image: str) -> Path:
         return self._annotations / f"{Path(image).stem}{self.suffix}"
@@ -133,7 +123,7 @@ class _ObjectFolders:
         if label is not None:
             boxes = [box for box in boxes if box["label"] == label]
         return {
-            "id": "-".join(str(part) for part in (self.name, Path(name).stem, label, number) if part is not None),
+            "id": record_id(self.name, Path(name).stem, label, number),
             "images": [name],
             "box_format": self.box_format,
             **self._questions[number].ask(boxes),
@@ -146,7 +136,7 @@ class YoloSource(_ObjectFolders):
     kind, suffix, box_format = "yolo", ".txt", "xyxy_1"
 
     def __init__(self, options: Mapping[str, Any]):
-        settings = settings_of(options, YoloOptions)
+        settings = settings_of(YoloOptions, options, "source.options")
         self._names = _class_names(settings.names)
         super().__init__(settings.images, settings.labels, "labels", settings.questions)
 
@@ -182,7 +172,7 @@ class VocSource(_ObjectFolders):
     kind, suffix = "voc", ".xml"
 
     def __init__(self, options: Mapping[str, Any]):
-        settings = settings_of(options, VocOptions)
+        settings = settings_of(VocOptions, options, "source.options")
         super().__init__(settings.images, settings.annotations, "annotations", settings.questions)
 
     def _labels(self, data: bytes) -> Iterator[str]:
@@ -206,13 +196,6 @@ class VocSource(_ObjectFolders):
             raise RecordError(f"annotations: {error}") from error
         boxes = zip(self._labels(data), found.xyxy.tolist(), strict=True)
         return [{"label": label, "bbox": box} for label, box in boxes]
-
-
-def _folder(path: str, key: str) -> Path:
-    found = Path(path)
-    if not found.is_dir():
-        raise ConfigurationError(f"{key}: no folder {path!r} (relative paths start from {Path.cwd()})")
-    return found
 
 
 def _read(path: Path) -> bytes:
@@ -243,12 +226,7 @@ def _xml(data: bytes) -> Element:
 def _class_names(path: str) -> dict[int, str]:
     """The classes of a data.yaml: {number: name}, from a list or a mapping."""
     where = "source.options.names"
-    if not Path(path).is_file():
-        raise ConfigurationError(f"{where}: no file {path!r}")
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date with a 13th month
-        raise ConfigurationError(f"{where}: {path} is no YAML ({' '.join(str(error).split())})") from error
+    loaded = read_yaml(existing_path(path, where, "file"), f"{where}: {path}")
     names = loaded.get("names") if isinstance(loaded, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))

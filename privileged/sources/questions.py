@@ -6,13 +6,15 @@ Shared by every source of boxes (COCO, YOLO, Pascal VOC).
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dopd_vl.common.configuration import check_choice, settings_of
 from dopd_vl.common.errors import ConfigurationError
 from privileged.schema import TASKS
+
+Label = TypeVar("Label")
 
 FIELDS = {
     "category": ("label", "count"),
@@ -63,12 +65,37 @@ class Question:
         }
 
 
+def asked(
+    questions: Sequence[Question], labels: Iterable[Label], whole: bool = True
+) -> Iterator[tuple[int, Label | None]]:
+    """What to ask of an image: the number of a question, and the label that it is about or None for the whole image.
+
+    Args:
+        labels: The labels in the image. Of an image without any, nothing is asked.
+        whole: Whether questions about the whole image can be answered.
+    """
+    labels = list(labels)
+    for number, question in enumerate(questions):
+        if question.per == "category":
+            yield from ((number, label) for label in labels)
+        elif labels and whole:
+            yield number, None
+
+
+def record_id(*parts: Any) -> str:
+    """
+    >>> record_id("street", 7, None, 0)
+    'street-7-0'
+    """
+    return "-".join(str(part) for part in parts if part is not None)
+
+
 def read_questions(settings: Iterable[Any]) -> list[Question]:
     """The option `questions`, names and templates checked; ConfigurationError names the entry and the key."""
     questions = []
     for number, item in enumerate(settings):
         where = f"source.options.questions[{number}]"
-        question = settings_of(item, Question, where)
+        question = settings_of(Question, item, where)
         check_choice(question.per, tuple(FIELDS), f"{where}.per")
         check_choice(question.task, TASKS, f"{where}.task")
         for key, template in (

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dopd_vl.common.configuration import settings_of
+from dopd_vl.common.configuration import check_choice, existing_path, settings_of
 from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
 from privileged.schema import COLUMNS, PRIVILEGED_KEYS
 from privileged.sources.coco import CocoSource
 from privileged.sources.detection import VocSource, YoloSource
-from privileged.sources.tables import HubRows
+from privileged.sources.tables import ParquetRows, Rows, hub_rows, saved_rows
 
 MAX_LINE = 64 * 1024 * 1024
 PIECE = 1024 * 1024
@@ -31,6 +31,27 @@ INCIDENTAL = ("id", "source", "task", "image_sizes")
 """What a table may lack although its card, written for another revision, names it."""
 
 _MISSING = object()
+
+
+@dataclass
+class SourceConfig:
+    """Where the records come from: a kind of source, or a card that knows how a data set is read.
+
+    Args:
+        kind: "jsonl", "dataset", "hub", "coco", "yolo", "voc" or "nano". With a card: in place of the card's own kind.
+        options: What this kind needs; see docs/data.md.
+        name: Value of the column `source` for records that have none. Default: the source's own name.
+        default_task: The verifier for records that name none: exact, number, choice, math, code or open.
+        box_format: How boxes are given: xyxy or xywh in pixels, xyxy_1 or xywh_1 as shares of the image, or xyxy_1000.
+        card: A source card: one of those that ship (docs/sources.md), or the path of a YAML file.
+    """
+
+    kind: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    default_task: str | None = None
+    box_format: str = "xyxy"
+    card: str | None = None
 
 
 class Source(Protocol):
@@ -47,6 +68,10 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """One raw record. RecordError when it cannot be read: it is set aside and the run goes on."""
         ...
+
+
+SourceFactory = Callable[[Mapping[str, Any]], Source]
+"""Makes a source from the options of a config."""
 
 
 @runtime_checkable
@@ -76,12 +101,12 @@ class JsonlSource:
     """A JSONL file. Only where its lines begin is held in memory."""
 
     def __init__(self, options: Mapping[str, Any]):
-        self._options = settings_of(options, JsonlOptions)
-        self._path = existing(self._options.path, "source.options.path", "file")
+        self._options = settings_of(JsonlOptions, options, "source.options")
+        self._path = existing_path(self._options.path, "source.options.path", "file")
         self.name = self._path.stem
         self.image_root: Path | None = self._path.parent
         if self._options.images is not None:
-            self.image_root = existing(self._options.images, "source.options.images", "folder")
+            self.image_root = existing_path(self._options.images, "source.options.images", "folder")
         self._columns = check_columns(self._options.columns)
         self._starts, self._line_numbers, self._digest = _index_lines(self._path)
 
@@ -125,33 +150,6 @@ def _index_lines(path: Path) -> tuple[array[int], array[int], str]:
     return starts, numbers, digest.hexdigest()
 
 
-class _TableSource:
-    """Rows of a table, with our columns filled from its own."""
-
-    def _read(self, name: str, options: DatasetOptions | HubOptions, rows: Callable[[], Any]) -> None:
-        self.name = name
-        self.image_root: Path | None = None
-        if options.images is not None:
-            self.image_root = existing(options.images, "source.options.images", "folder")
-        self._columns = check_columns(options.columns)
-        self._rows = rows()  # last: a wrong option is told of before anything is read or downloaded
-        for target, column in self._columns.items():
-            if target not in INCIDENTAL and not {column, column.partition(".")[0]} & set(self._rows.columns):
-                raise ConfigurationError(
-                    f"source.options.columns.{target}: the data has no column {column!r}; "
-                    f"{nearest(column, self._rows.columns)}"
-                )
-
-    def fingerprint(self) -> str:
-        return self._rows.fingerprint()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return map_columns(self._rows[index], self._columns)
-
-
 @dataclass
 class DatasetOptions:
     """A Hugging Face dataset on this machine.
@@ -169,16 +167,12 @@ class DatasetOptions:
     columns: dict[str, str] = field(default_factory=dict)
 
 
-class DatasetSource(_TableSource):
+def dataset_source(options: Mapping[str, Any]) -> TableSource:
     """A dataset saved on disk, or parquet files read one row group at a time."""
-
-    def __init__(self, options: Mapping[str, Any]):
-        from privileged.sources.tables import ParquetRows, SavedRows
-
-        given = settings_of(options, DatasetOptions)
-        path = existing(given.path, "source.options.path", "file or folder")
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        self._read(path.stem, given, lambda: (SavedRows if saved else ParquetRows)(path, given.split))
+    given = settings_of(DatasetOptions, options, "source.options")
+    path = existing_path(given.path, "source.options.path", "file or folder")
+    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    return TableSource(path.stem, given, lambda: (saved_rows if saved else ParquetRows)(path, given.split))
 
 
 @dataclass
@@ -202,29 +196,42 @@ class HubOptions:
     columns: dict[str, str] = field(default_factory=dict)
 
 
-class HubSource(_TableSource):
+def hub_source(options: Mapping[str, Any]) -> TableSource:
     """A dataset of the Hugging Face hub, memory-mapped from the cache."""
-
-    def __init__(self, options: Mapping[str, Any]):
-        given = settings_of(options, HubOptions)
-        self._read(given.id, given, lambda: HubRows(given.id, given.revision, given.config, given.split))
+    given = settings_of(HubOptions, options, "source.options")
+    return TableSource(given.id, given, lambda: hub_rows(given.id, given.revision, given.config, given.split))
 
 
-def existing(path: str, key: str, what: str) -> Path:
-    """The path, if it is there: what is "file", "folder" or "file or folder"."""
-    found = Path(path)
-    good = {"file": found.is_file(), "folder": found.is_dir()}.get(what, found.exists())
-    if not good:
-        raise ConfigurationError(f"{key}: no {what} {path!r} (relative paths start from {Path.cwd()})")
-    return found
+class TableSource:
+    """Rows of a table, with our columns filled from its own."""
+
+    def __init__(self, name: str, options: DatasetOptions | HubOptions, rows: Callable[[], Rows]):
+        self.name = name
+        self.image_root: Path | None = None
+        if options.images is not None:
+            self.image_root = existing_path(options.images, "source.options.images", "folder")
+        self._columns = check_columns(options.columns)
+        self._rows = rows()  # last: a wrong option is told of before anything is read or downloaded
+        for target, column in self._columns.items():
+            if target not in INCIDENTAL and not {column, column.partition(".")[0]} & set(self._rows.columns):
+                raise ConfigurationError(
+                    f"source.options.columns.{target}: the data has no column {column!r}; "
+                    f"{nearest(column, self._rows.columns)}"
+                )
+
+    def fingerprint(self) -> str:
+        return self._rows.fingerprint()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return map_columns(self._rows[index], self._columns)
 
 
-def check_columns(columns: Mapping[str, Any], where: str = "source.options.columns") -> dict[str, str]:
-    for target, column in columns.items():
-        if target not in MAPPABLE:
-            raise ConfigurationError(f"{where}.{target}: unknown; {nearest(str(target), MAPPABLE)}")
-        if not isinstance(column, str):
-            raise ConfigurationError(f"{where}.{target}: must name a column, not {column!r}")
+def check_columns(columns: Mapping[str, str], where: str = "source.options.columns") -> dict[str, str]:
+    for target in columns:
+        check_choice(target, MAPPABLE, f"{where}.{target}")
     return dict(columns)
 
 
@@ -235,7 +242,7 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     4
     >>> map_columns({"question": "2+2?"}, {"prompt": "qestion"})
     Traceback (most recent call last):
-    privileged.errors.RecordError: prompt: there is no column 'qestion'; did you mean 'question'?
+    dopd_vl.common.errors.RecordError: prompt: there is no column 'qestion'; did you mean 'question'?
     """
     filled = {target: _look_up(row, column) for target, column in columns.items()}
     for target in NEEDED:
@@ -254,10 +261,10 @@ def _look_up(row: Any, column: str) -> Any:
     return _look_up(row.get(head), rest) if dot else _MISSING
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any]], Source]] = {
+SOURCES: dict[str, SourceFactory] = {
     "jsonl": JsonlSource,
-    "dataset": DatasetSource,
-    "hub": HubSource,
+    "dataset": dataset_source,
+    "hub": hub_source,
     "coco": CocoSource,
     "yolo": YoloSource,
     "voc": VocSource,

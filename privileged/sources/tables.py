@@ -1,4 +1,7 @@
-"""Rows of tables on disk, by number: datasets written by `save_to_disk`, and parquet files. Images stay encoded."""
+"""Rows of tables by number: datasets written by `save_to_disk` or loaded from the hub, and parquet files.
+
+Images stay encoded.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dopd_vl.common.errors import ConfigurationError, RecordError, one_line
 
@@ -14,39 +17,73 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
-
 FOOTER_BYTES = 64 * 1024
+"""Of a parquet file, for fingerprints: sizes, offsets and statistics stand there and change with the content."""
 
 
-class SavedRows:
+class Rows(Protocol):
+    """Rows by number, and the names of their columns."""
+
+    columns: list[str]
+
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+def saved_rows(path: Path, split: str | None) -> Rows:
     """A dataset written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, memory-mapped."""
+    from datasets import DatasetDict, load_from_disk
 
-    def __init__(self, path: Path, split: str | None):
-        from datasets import DatasetDict, load_from_disk
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # whatever datasets, arrow or the file system make of a damaged folder
+        raise ConfigurationError(
+            f"source.options.path: {path} is no readable saved dataset ({one_line(error)})"
+        ) from error
+    if split is not None and not isinstance(loaded, DatasetDict):
+        raise ConfigurationError(f"source.options.split: {path} has no splits; leave it out")
+    return _MappedRows("saved", loaded, split)
 
-        try:
-            loaded = load_from_disk(str(path))
-        except Exception as error:  # whatever datasets, arrow or the file system make of a damaged folder
-            raise ConfigurationError(
-                f"source.options.path: {path} is no readable saved dataset ({one_line(error)})"
-            ) from error
-        if isinstance(loaded, DatasetDict):
-            loaded = pick_split(loaded, split)
-        elif split is not None:
-            raise ConfigurationError(f"source.options.split: {path} has no splits; leave it out")
-        self._fingerprint = loaded._fingerprint
+
+def hub_rows(dataset_id: str, revision: str | None, config: str | None, split: str | None) -> Rows:
+    """A dataset loaded by `datasets.load_dataset`, memory-mapped from its cache. No code of it is run."""
+    from datasets import load_dataset
+
+    where = f"source.options.id: {dataset_id!r}"
+    if dataset_id.count("/") != 1:  # load_dataset would take a local folder, or a builder such as "json"
+        raise ConfigurationError(f"{where} is no hub id (owner/name); for files on this machine use the kind dataset")
+    try:
+        loaded = load_dataset(dataset_id, name=config, revision=revision)
+    except Exception as error:  # no network, no such dataset or revision, files that do not fit together, ...
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConfigurationError(
+            f"{where} could not be loaded ({reason}); without a network, download it elsewhere and use the kind "
+            "dataset with its path"
+        ) from error
+    return _MappedRows("hub", loaded, split)
+
+
+class _MappedRows:
+    def __init__(self, kind: str, loaded: Dataset | DatasetDict, split: str | None):
+        from datasets import DatasetDict
+
+        dataset = pick_split(loaded, split) if isinstance(loaded, DatasetDict) else loaded
+        self._kind, self._fingerprint = kind, dataset._fingerprint
         # The arrow format hands out what is stored: images as bytes and path, not decoded.
-        self._rows = loaded.with_format("arrow")
-        self.columns = list(loaded.column_names)
+        self._rows = dataset.with_format("arrow")
+        self.columns = list(dataset.column_names)
 
     def fingerprint(self) -> str:
-        return f"saved:{self._fingerprint}:{len(self)}"
+        return f"{self._kind}:{self._fingerprint}:{len(self)}"
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _only_row(lambda: self._rows[index : index + 1], f"row {index} of the saved dataset")
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return _only_row(lambda: self._rows[index : index + 1], f"row {index} of the {self._kind} dataset")
 
 
 def pick_split(splits: DatasetDict, split: str | None) -> Dataset:
@@ -102,7 +139,7 @@ class ParquetRows:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
         number = bisect_right(self._starts, index) - 1
         offset = index - self._starts[number]
         return _only_row(lambda: self._group(number).slice(offset, 1), f"row {index} of the parquet files")
@@ -128,43 +165,6 @@ def _only_row(read: Callable[[], pa.Table], where: str) -> dict[str, Any]:
 
 
 def _footer(path: Path) -> bytes:
-    """The end of the file, where parquet keeps sizes, offsets and statistics: it changes with the content."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
         return file.read()
-
-
-class HubRows:
-    """A dataset loaded by `datasets.load_dataset`, memory-mapped from its cache. No code of it is run."""
-
-    def __init__(self, dataset_id: str, revision: str | None, config: str | None, split: str | None):
-        from datasets import DatasetDict, load_dataset
-
-        where = f"source.options.id: {dataset_id!r}"
-        if dataset_id.count("/") != 1:  # load_dataset would take a local folder, or a builder such as "json"
-            raise ConfigurationError(
-                f"{where} is no hub id (owner/name); for files on this machine use the kind dataset"
-            )
-        try:
-            loaded = load_dataset(dataset_id, name=config, revision=revision)
-        except Exception as error:  # no network, no such dataset or revision, files that do not fit together, ...
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise ConfigurationError(
-                f"{where} could not be loaded ({reason}); without a network, download it elsewhere and use the kind "
-                "dataset with its path"
-            ) from error
-        if isinstance(loaded, DatasetDict):
-            loaded = pick_split(loaded, split)
-        self._fingerprint = loaded._fingerprint
-        self._rows = loaded.with_format("arrow")
-        self.columns = list(loaded.column_names)
-
-    def fingerprint(self) -> str:
-        return f"hub:{self._fingerprint}:{len(self)}"
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = self._rows[index : index + 1].to_pylist()[0]
-        return row

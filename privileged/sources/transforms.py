@@ -12,8 +12,8 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dopd_vl.common.configuration import call_of
-from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
+from dopd_vl.common.configuration import call_of, check_choice
+from dopd_vl.common.errors import ConfigurationError, RecordError
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 
@@ -145,7 +145,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 
 
 def read_transform(settings: Any, where: str) -> tuple[str, Callable[[Any], Any]]:
-    """The column that a card's entry is about, and its function with its arguments; ConfigurationError names what is wrong.
+    """The column that a card's entry is about, and its function with its arguments; ConfigurationError for wrong ones.
 
     An entry is e.g. `{column: prompt, do: strip_prefix, text: "Solve this."}`.
     """
@@ -155,9 +155,8 @@ def read_transform(settings: Any, where: str) -> tuple[str, Callable[[Any], Any]
     column, name = arguments.pop("column", None), arguments.pop("do", None)
     if not isinstance(column, str):
         raise ConfigurationError(f"{where}.column: must name one of our columns, not {column!r}")
-    if not isinstance(name, str) or name not in TRANSFORMS:
-        raise ConfigurationError(f"{where}.do: {name!r} is unknown; {nearest(str(name), TRANSFORMS)}")
-    return column, call_of(TRANSFORMS[name], arguments, where)
+    check_choice(str(name), TRANSFORMS, f"{where}.do")
+    return column, call_of(TRANSFORMS[str(name)], arguments, where)
 
 
 def _text(value: Any, what: str) -> str:

@@ -84,6 +84,10 @@ CUP, DOG = ("cup", 100, 100, 300, 300), ("dog", 500, 500, 900, 900)
         (boxes(("dog", 100, 100, 300, 300), ("cup", 500, 500, 900, 900)), False),
         (boxes(CUP), False),
         (boxes(CUP, DOG, DOG), False),
+        # Labels that no record may hold, nor a number: a wrong response, and no end of the evaluation.
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": 7}]', False),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "<image>"}]', False),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "<|im_end|>"}]', False),
         ("[]", False),
         ("a cup and a dog", False),
         ("", False),

@@ -8,16 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dopd_vl.common.errors import RecordError
 from dopd_vl.evaluation.code import program_of
 from privileged.annotators import replies
+from privileged.records.grounding import MAX_REPLY, grounded_boxes, pixel_boxes
 
 READERS = {
     "hints": replies.hint_list,
     "hint": replies.one_hint,
     "caption": replies.caption,
     "check": replies.verdict,
-    "boxes": lambda text: replies.grounded_boxes(text, (64, 48)),
-    "pixel boxes": lambda text: replies.pixel_boxes(text, (64, 48)),
+    "boxes": lambda text: grounded_boxes(text, (64, 48)),
+    "pixel boxes": lambda text: pixel_boxes(text, (64, 48)),
 }
 GOOD = {
     "hints": '{"hints": ["1. Use \\\\frac{1}{2}.", "2. Add."]}',
@@ -61,7 +63,7 @@ def mutated(draw: st.DrawFn) -> tuple[str, str]:
 @given(mutated())
 def test_a_good_reply_with_something_wrong_in_it_is_read_or_refused(case: tuple[str, str]) -> None:
     part, text = case
-    with contextlib.suppress(replies.RecordError):
+    with contextlib.suppress(RecordError):
         # What is read can be written as strict JSON in UTF-8: no NaN, no lone surrogate.
         json.dumps(READERS[part](text), allow_nan=False, ensure_ascii=False).encode()
 
@@ -71,7 +73,7 @@ def test_the_replies_that_are_changed_are_good_ones(part: str) -> None:
     assert READERS[part](GOOD[part])
 
 
-LONG = replies.MAX_REPLY
+LONG = MAX_REPLY
 RUNAWAYS = {
     "blanks after a fence": "```" + " " * (LONG - 4) + "x",
     "word after a fence": "```" + "a" * (LONG - 4) + "!",
@@ -89,7 +91,7 @@ RUNAWAYS = {
 def test_a_runaway_reply_is_judged_in_time_that_grows_with_its_length(name: str) -> None:
     began = time.process_time()
     for read in READERS.values():
-        with contextlib.suppress(replies.RecordError):
+        with contextlib.suppress(RecordError):
             read(RUNAWAYS[name])
     program_of(RUNAWAYS[name])
     # Some hundredths of a second; an expression that goes back over what it read would take over ten.

@@ -8,11 +8,12 @@ import yaml
 from PIL import Image
 
 from dopd_vl.common.configuration import settings_of
+from dopd_vl.common.resources import shipped
 from privileged import VARIANTS
 from privileged.annotators.settings import PART_NAMES, AnnotateConfig, BudgetConfig, SamplingConfig
 from privileged.audit.audit import SEVERITIES, AuditConfig
 from privileged.prepare.config import PrepareConfig, SourceConfig
-from privileged.sources.cards import SourceCard, cards_folder, resolve_source
+from privileged.sources.cards import SourceCard, resolve_source
 from privileged.sources.coco import CocoOptions
 from privileged.sources.detection import VocOptions, YoloOptions
 from privileged.sources.questions import read_questions
@@ -58,7 +59,7 @@ def check_config(settings):
     annotate = check_annotate(settings["annotate"]) if "annotate" in settings else None
     PrepareConfig(**{**settings, "source": source, "audit": audit, "annotate": annotate}).check()
     if source.kind != "nano":
-        options = settings_of(source.options, OPTIONS[source.kind])
+        options = settings_of(OPTIONS[source.kind], source.options, "source.options")
         check_columns(getattr(options, "columns", {}))
         if source.kind in ("coco", "yolo", "voc"):
             read_questions(options.questions)
@@ -124,7 +125,7 @@ def test_tables_on_the_page_name_every_variant_and_finding():
 
 
 def test_the_page_of_sources_names_every_card_kind_and_transform_and_its_configs_parse():
-    for path in cards_folder().glob("*.yaml"):
+    for path in shipped("data/sources").glob("*.yaml"):
         assert f"| `{path.stem}` |" in SOURCES_PAGE
     for name in (*SOURCES, *TRANSFORMS):
         assert f"`{name}`" in SOURCES_PAGE

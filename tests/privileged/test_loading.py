@@ -15,7 +15,7 @@ from privileged.dataset import load_privileged
 LOAD = """
 import sys
 from privileged.dataset import load_privileged
-from privileged.errors import UserError
+from dopd_vl.common.errors import UserError
 try:
     print(len(load_privileged(sys.argv[1])), "rows")
 except UserError as error:

@@ -171,7 +171,7 @@ def test_a_misspelt_key_of_the_section_is_named_in_one_line(tmp_path):
     code, said = finish(config)
     assert code == 2
     assert "annotate.concurency" in said
-    assert "did you mean 'concurrency'" in said
+    assert "did you mean 'annotate.concurrency'" in said
     assert said.count("\n") == 1
 
 

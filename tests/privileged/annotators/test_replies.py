@@ -14,11 +14,12 @@ from dopd_vl.common.errors import ConfigurationError, RecordError
 from privileged.annotators import replies
 from privileged.annotators.parts import TEXT_PARTS
 from privileged.annotators.prompts import FILES, Prompt, load_prompts
+from privileged.records.grounding import grounded_boxes, pixel_boxes
 
 READERS = {
     **{part: TEXT_PARTS[part].read for part in TEXT_PARTS},
-    "boxes": lambda text: replies.grounded_boxes(text, (64, 48)),
-    "pixel boxes": lambda text: replies.pixel_boxes(text, (64, 48)),
+    "boxes": lambda text: grounded_boxes(text, (64, 48)),
+    "pixel boxes": lambda text: pixel_boxes(text, (64, 48)),
     "check": replies.verdict,
 }
 
@@ -56,7 +57,7 @@ def test_any_text_is_read_or_refused(text):
 @given(near_boxes)
 def test_boxes_that_are_read_lie_in_their_image(boxes):
     try:
-        found = replies.grounded_boxes(json.dumps(boxes), (64, 48))
+        found = grounded_boxes(json.dumps(boxes), (64, 48))
     except RecordError:
         return
     assert len(found) == len(boxes)
@@ -108,8 +109,8 @@ def test_latex_in_a_reply_is_what_the_model_meant_with_or_without_doubled_backsl
         ("hints", "[" * 100_000, "no JSON"),
         ("boxes", '[{"bbox_2d": [0, 0, 2000, 10], "label": "a"}]', "leaves the image"),
         ("boxes", '[{"bbox_2d": [10, 10, 10, 20], "label": "a"}]', "no pixel"),
-        ("boxes", '[{"bbox_2d": [1, 2, 3], "label": "a"}]', "four numbers"),
-        ("boxes", '[{"bbox_2d": [1, 2, NaN, 4], "label": "a"}]', "four numbers"),
+        ("boxes", '[{"bbox_2d": [1, 2, 3], "label": "a"}]', "4 numbers"),
+        ("boxes", '[{"bbox_2d": [1, 2, NaN, 4], "label": "a"}]', "no usable number"),
         ("boxes", '[{"bbox_2d": [1, 2, 3, 4]}]', "bbox_2d and label"),
         ("check", '{"verdict": "fine"}', "neither good nor poor"),
     ],

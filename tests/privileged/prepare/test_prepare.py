@@ -12,10 +12,12 @@ from datasets import load_dataset
 from privileged_samples import files_of, jsonl_settings, noise, raw_record
 from rich.console import Console
 
-from dopd_vl.common.errors import ConfigurationError, PrepareError, RecordError
+from dopd_vl.common.configuration import read_config
+from dopd_vl.common.errors import ConfigurationError, PrepareError, RecordError, UserError
 from dopd_vl.common.files import exclusive
 from privileged.dataset import load_privileged
-from privileged.prepare.prepare import PrepareConfig, SourceConfig, prepare
+from privileged.prepare.config import PrepareConfig, SourceConfig
+from privileged.prepare.prepare import prepare
 from privileged.schema import COLUMNS, features
 
 
@@ -165,7 +167,7 @@ def test_folders_and_files_of_others_are_never_touched(jsonl_world, tmp_path):
 
 def test_only_one_preparation_writes_to_a_folder(jsonl_world, tmp_path):
     (tmp_path / "out").mkdir()
-    with exclusive(tmp_path / "out"), pytest.raises(PrepareError, match="another preparation"):
+    with exclusive(tmp_path / "out", "preparation"), pytest.raises(UserError, match="another preparation"):
         prepare(jsonl_settings(jsonl_world, tmp_path / "out"), console=quiet())
 
 
@@ -185,6 +187,16 @@ def test_wrong_settings_name_their_key_and_write_nothing(jsonl_world, tmp_path, 
     with pytest.raises(ConfigurationError, match=message):
         prepare(jsonl_settings(jsonl_world, tmp_path / "out", **changes), console=quiet())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["allow_urls", "allow_private_urls", "url_seconds"])
+def test_a_setting_that_is_gone_is_refused_with_what_to_do_instead(tmp_path, key):
+    file = tmp_path / "old.yaml"
+    file.write_text(f"source: {{kind: jsonl}}\noutput: out\nimages: {{{key}: 1}}")
+    wanted = rf"images\.{key}.* is gone: nothing is fetched; download the images into a folder"
+    for arguments in (["--config", str(file)], [f"--images.{key}=1"], [f"--images.{key}", "1"]):
+        with pytest.raises(ConfigurationError, match=wanted):
+            read_config(PrepareConfig, arguments, "dopd-vl prepare")
 
 
 def test_a_source_from_outside_may_fail_for_a_record_and_not_altogether(tmp_path):
@@ -234,7 +246,7 @@ def test_a_finished_dataset_is_a_source_of_the_same_records(prepared, tmp_path):
 
 
 def test_progress_is_told_in_lines_or_on_a_bar(jsonl_world, tmp_path, monkeypatch):
-    monkeypatch.setattr("privileged.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("dopd_vl.common.progress.SECONDS_BETWEEN_LINES", 0.0)
     lines = quiet()
     prepare(jsonl_settings(jsonl_world, tmp_path / "a"), console=lines)
     assert "preparing: 20/40 records" in lines.file.getvalue()
@@ -276,7 +288,7 @@ def test_a_full_disk_is_one_clear_line_and_the_next_run_goes_on(jsonl_world, tmp
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr("privileged.journal.commit_file", full)
-        with pytest.raises(PrepareError, match=r"out: cannot be written \(No space left on device\)"):
+        patch.setattr("privileged.prepare.journal.commit_file", full)
+        with pytest.raises(UserError, match=r"out: cannot be written \(No space left on device\)"):
             prepare(jsonl_settings(jsonl_world, tmp_path / "out"), console=quiet())
     assert prepare(jsonl_settings(jsonl_world, tmp_path / "out"), console=quiet()).records == 36

@@ -16,7 +16,9 @@ from privileged_samples import files_of, jsonl_settings
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # The children start from a server that has imported what they need, and so within milliseconds.
-CONTEXT.set_forkserver_preload(["privileged.prepare", "datasets", "pyarrow.parquet", "rich.console", "supervision"])
+CONTEXT.set_forkserver_preload(
+    ["privileged.prepare.prepare", "datasets", "pyarrow.parquet", "rich.console", "supervision"]
+)
 
 
 def run(config, dies_at=None):
@@ -134,7 +136,7 @@ def test_killed_while_overwriting_it_ends_with_the_new_records_only(jsonl_world,
 def test_a_killed_run_leaves_no_worker_behind(jsonl_world, tmp_path):
     script = (
         "import json, sys\n"
-        "from privileged.prepare import PrepareConfig, SourceConfig, prepare\n"
+        "from privileged.prepare.prepare import PrepareConfig, SourceConfig, prepare\n"
         "if __name__ == '__main__':\n"
         "    source, output = sys.argv[1:]\n"
         "    prepare(PrepareConfig(SourceConfig(**json.loads(source)), output, workers=1, shuffle=True))\n"

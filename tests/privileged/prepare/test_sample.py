@@ -3,10 +3,11 @@
 import io
 import json
 import re
+from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from privileged_samples import files_of, jsonl_settings
+from privileged_samples import files_of, jsonl_settings, noise
 from rich.console import Console
 
 from dopd_vl.common.errors import ConfigurationError
@@ -46,7 +47,7 @@ def test_the_page_shows_prompts_findings_and_rejected_records(tmp_path):
     assert "Hint: It is 48." in page
     rejected = page.partition('id="rejected"')[2]
     assert "answer_in_hint" in rejected
-    assert "allow_urls" in rejected
+    assert "download it into the image folder" in rejected
     assert not (output / "sample.png").exists(), "there is no image to show"
 
 
@@ -57,6 +58,23 @@ def test_what_the_data_says_is_escaped_and_nothing_comes_from_outside(tmp_path):
     assert "&lt;script&gt;" in page
     assert not re.search(r"""(?:src|href)=["'](?!data:image/|#)""", page)
     assert not re.search(r"<[^>]*\sonerror", page)
+
+
+def test_what_stands_beside_a_picture_is_escaped_too(tmp_path):
+    noise(64, 48).save(tmp_path / "a.png")
+    boxes = [{"label": EVIL, "bbox": [5, 5, 20, 20]}]
+    row = {"id": EVIL, "prompt": "Where?", "answer": EVIL, "task": "exact", "images": ["a.png"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "privileged": {"boxes": boxes}}), encoding="utf-8")
+    source = SourceConfig("jsonl", {"path": str(tmp_path / "rows.jsonl")}, name=EVIL)
+    page = (run(PrepareConfig(source, str(tmp_path / "out"))).output / "sample.html").read_text(encoding="utf-8")
+    assert page.count("<img") == page.count('src="data:image/jpeg') >= 4
+    assert "1 boxes, in pixels" in page
+    elements = set()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: elements.add((tag, *sorted(name for name, _ in attributes)))
+    parser.feed(page)
+    assert ("img", "alt", "height", "src", "width") in elements
+    assert not {"script", "onerror"} & {name for element in elements for name in element}
 
 
 def test_images_are_shown_with_their_boxes_and_each_variant(jsonl_world, tmp_path):

@@ -147,7 +147,7 @@ def test_the_source_opens_no_picture(folders: Path) -> None:
         ({"labels": "nowhere"}, r"source\.options\.labels: no folder"),
         ({"names": "nowhere.yaml"}, r"source\.options\.names: no file"),
         ({"names": __file__}, r"source\.options\.names: .* is no YAML|has no list"),
-        ({"label": "x"}, r"source\.options\.label: unknown; did you mean 'labels'"),
+        ({"label": "x"}, r"source\.options: unknown key 'label', did you mean 'labels'"),
         ({"questions": []}, "at least one question"),
     ],
 )

@@ -9,7 +9,7 @@ from privileged_samples import noise
 from dopd_vl.common.errors import ConfigurationError, RecordError
 from privileged.records.records import parse_record
 from privileged.sources.coco import CocoSource
-from privileged.sources.sources import SOURCES, DatasetSource, JsonlSource
+from privileged.sources.sources import SOURCES, JsonlSource, dataset_source
 
 
 def test_jsonl_lines_are_found_by_number(tmp_path):
@@ -80,10 +80,10 @@ def test_saved_datasets_and_parquet_files_give_the_same_records(tmp_path, table)
         table.select(rows).to_parquet(str(tmp_path / "parts" / f"train-{number}.parquet"), batch_size=2)
     columns = {"prompt": "question", "images": "image"}
     sources = [
-        DatasetSource({"path": str(tmp_path / "saved"), "columns": columns}),
-        DatasetSource({"path": str(tmp_path / "splits"), "split": "train", "columns": columns}),
-        DatasetSource({"path": str(tmp_path / "parts"), "split": "train", "columns": columns}),
-        DatasetSource({"path": str(tmp_path / "parts"), "columns": columns}),
+        dataset_source({"path": str(tmp_path / "saved"), "columns": columns}),
+        dataset_source({"path": str(tmp_path / "splits"), "split": "train", "columns": columns}),
+        dataset_source({"path": str(tmp_path / "parts"), "split": "train", "columns": columns}),
+        dataset_source({"path": str(tmp_path / "parts"), "columns": columns}),
     ]
     for source in sources:
         assert len(source) == 7
@@ -164,12 +164,16 @@ def test_coco_annotations_become_questions_with_their_boxes(coco):
     [
         ("jsonl", {}, r"source\.options\.path: missing"),
         ("jsonl", {"path": "nowhere.jsonl"}, r"source\.options\.path: no file 'nowhere\.jsonl'"),
-        ("jsonl", {"path": 5}, r"source\.options\.path: must be str"),
-        ("jsonl", {"pth": "a"}, r"source\.options\.pth: unknown; did you mean 'path'"),
+        ("jsonl", {"path": 5}, r"source\.options\.path: must be a text"),
+        ("jsonl", {"pth": "a"}, r"source\.options: unknown key 'pth', did you mean 'path'"),
         ("jsonl", {"path": __file__, "images": "nowhere"}, r"source\.options\.images"),
-        ("jsonl", {"path": __file__, "columns": {"promt": "q"}}, r"columns\.promt: unknown; did you mean 'prompt'"),
-        ("jsonl", {"path": __file__, "columns": {"prompt": 1}}, r"columns\.prompt: must name a column"),
-        ("jsonl", {"path": __file__, "columns": ["q"]}, r"source\.options\.columns: must be dict"),
+        (
+            "jsonl",
+            {"path": __file__, "columns": {"promt": "q"}},
+            r"columns\.promt: 'promt' is unknown; did you mean 'prompt'",
+        ),
+        ("jsonl", {"path": __file__, "columns": {"prompt": 1}}, r"source\.options\.columns: .*each value a text"),
+        ("jsonl", {"path": __file__, "columns": ["q"]}, r"source\.options\.columns: must be a mapping"),
         ("dataset", {"path": "nowhere"}, r"source\.options\.path"),
         ("dataset", {"path": __file__}, "no readable parquet file"),
         ("coco", {"annotations": __file__, "images": ".", "questions": [COUNTING]}, "is no JSON"),
@@ -215,7 +219,7 @@ def test_a_column_that_a_table_lacks_is_named_before_anything_is_prepared(tmp_pa
     Dataset.from_list([{"question": "q", "answer": "a", "picture": "1.png", "meta": {"steps": ["s"]}}]).to_parquet(path)
 
     def source(**columns):
-        return DatasetSource({"path": str(path), "columns": {"prompt": "question", **columns}})
+        return dataset_source({"path": str(path), "columns": {"prompt": "question", **columns}})
 
     for columns, message in (
         ({"images": "pictures"}, "images: the data has no column 'pictures'; did you mean 'picture'"),
