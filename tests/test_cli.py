@@ -70,7 +70,7 @@ def test_misspelt_key_in_a_file_names_file_line_and_nearest(tmp_path: Path) -> N
     file = tmp_path / "typo.yaml"
     file.write_text("seed: 1\ntraining:\n  learning_rat: 1.0e-3\n")
     result = dopd_vl("train", "--config", file)
-    assert_one_line(result, f"{file}:3", "'training.learning_rat'", "did you mean 'learning_rate'")
+    assert_one_line(result, f"{file}:3", "'training.learning_rat'", "did you mean 'training.learning_rate'")
 
 
 def test_misspelt_option_names_the_nearest(config_file: Path) -> None:
