@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from dopd_vl import __version__
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.files import read_jsonl, write_atomically
 from dopd_vl.common.resources import NANO_PREFIX
+from dopd_vl.common.version import __version__
 from dopd_vl.objectives.base import needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import TrainConfig
