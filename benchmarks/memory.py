@@ -109,7 +109,7 @@ def run(models: Path, way: str, args: argparse.Namespace) -> dict[str, Any]:
         peft_config=LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
     )
     seen = {"prompt_tokens": 0, "privileged_tokens": 0, "response_tokens": 0}
-    score = trainer._score
+    score = trainer.policies.score
 
     def watched(source: Any, views: Any, responses: Any, mask: Any) -> Any:
         longest = max(len(view.prompt_ids) for view in views)
@@ -123,7 +123,7 @@ def run(models: Path, way: str, args: argparse.Namespace) -> dict[str, Any]:
         seen["prompt_tokens"] = max(seen["prompt_tokens"], max(len(view.prompt_ids) for view in views))
         return generate(views)
 
-    trainer._score, trainer._generate = watched, watched_rollouts  # type: ignore[method-assign]
+    trainer.policies.score, trainer._generate = watched, watched_rollouts  # type: ignore[method-assign]
     trainer.train()
     peak = resident("VmHWM")
     return {"measured": peak - before, "peak": peak, **seen}

@@ -25,8 +25,8 @@ from dopd_vl.core import REGIMES
 from dopd_vl.nano.sft import Phase, make_rows, response_loss
 from dopd_vl.nano.source import WORLDS
 from dopd_vl.objectives import Dopd
+from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import TrainConfig
-from dopd_vl.training import checks as preflight
 from dopd_vl.training.run import load_examples, trainer_arguments
 from dopd_vl.training.trainer import DopdTrainer
 
@@ -66,7 +66,7 @@ def measure(
     config: TrainConfig, student: str, world: str, tasks: Sequence[str] | None, rollouts: int
 ) -> dict[str, Any]:
     """Shares, norms and cosines of the regimes' gradients for one student, on `rollouts` rollouts."""
-    objective = preflight.build_objective(config)
+    objective = build_objective(config)
     if not isinstance(objective, Dopd) or objective.student_policy != "student":
         raise ValueError("only DOPD with the student's live copy has all that a checkpoint alone can tell")
     one_step: dict[str, Any] = {

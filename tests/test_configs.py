@@ -23,6 +23,7 @@ from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.nano.cli import LADDERS
 from dopd_vl.nano.source import NanoSource
+from dopd_vl.objectives.build import build_objective
 from dopd_vl.planning.build import devices_of, workload_of
 from dopd_vl.planning.catalogue import known_models, published
 from dopd_vl.planning.config import PlanConfig
@@ -91,7 +92,7 @@ def test_training_config_parses_and_names_what_exists(file: Path) -> None:
     from dopd_vl.training.arguments import DopdConfig
 
     config = read_config(TrainConfig, ["--config", str(file)], "test")
-    preflight.build_objective(config)
+    build_objective(config)
     preflight.check_variants(config)
     preflight.check_trl_fields(config.trl, (), DopdConfig)
     loop = config.training

@@ -1,8 +1,8 @@
-"""Any policy on any view of a rollout: hidden states, scores and projections, on top of rollouts from views.
+"""What each policy makes of the rollouts: hidden states, scores and projections of any policy on any view.
 
-A policy is the student, its teacher, or the student at another time (`teachers.py`): the student's own model with other
-weights in it while that policy acts. However a model is wrapped, sharded or adapted, it is so here and nowhere else.
-What the scores are for is `trainer.py`'s.
+A policy is the student, its teacher, or the student at another time (`student_copies.py`): the student's own model with
+other weights in it while that policy acts. `Policies` is handed models (`sharding.py`) and knows of no trainer; what
+the scores are for is the trainer's.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,179 +11,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, TrainerCallback
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from dopd_vl.core import Projection, Source, TokenScores, divergence_of, score_tokens
+from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.models import backbone_of, to_device
-from dopd_vl.objectives import Objective
-from dopd_vl.objectives.base import Pair, Requirements
-from dopd_vl.training.prompt_sharing import can_go_on, sibling_hidden_states, siblings_of
-from dopd_vl.training.student_copies import KeepTimes, StudentTimes, check_copies
-from dopd_vl.training.trainer import ViewTrainer
+from dopd_vl.objectives.base import Pair
+from dopd_vl.training.prompt_sharing import can_go_on, hidden_states_from_shared_prompts, prompts_of
+from dopd_vl.training.sharding import Models
+from dopd_vl.training.student_copies import StudentCopies
 from dopd_vl.training.vision_features import SharedFeatures, shared_vision_features
-from dopd_vl.views import View
+from dopd_vl.views import View, ViewProcessor
 from dopd_vl.views.rollouts import SIBLING_VIEW, pad_responses
-
-
-class PolicyTrainer(ViewTrainer):
-    """Scores what the objective's policies make of the rollouts. The arguments are `DopdTrainer`'s."""
-
-    objective: Objective
-
-    def __init__(
-        self,
-        model: str | PreTrainedModel,
-        objective: Objective,
-        callbacks: list[TrainerCallback] | None = None,
-        **kwargs: Any,
-    ):
-        self.objective = objective
-        self.requirements = Requirements.of(objective)
-        # First of all callbacks: before whatever marks a checkpoint as whole.
-        super().__init__(model, callbacks=[KeepTimes(self), *(callbacks or [])], **kwargs)
-        policies = {source.policy for source in objective.sources()}
-        for policy in policies | {"student"}:
-            _refuse_scaled_logits(self._policy(policy)[1].config, policy)
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        check_copies(policies, hasattr(unwrapped, "disable_adapter"), self._dist.zero_stage)
-        self.times = StudentTimes(unwrapped, policies, self.requirements.average_rate)
-        self._features: dict[int, SharedFeatures] = {}
-
-    @contextmanager
-    def _shared_features(self) -> Iterator[None]:
-        """While it lasts, each model looks at an image once; nothing may be learnt meanwhile."""
-        # Of sharded models every rank must run every module, whatever it has seen already.
-        models = [] if self.is_fsdp_enabled or self.is_deepspeed_enabled else [self.model, self.teacher_model]
-        with ExitStack() as stack:
-            for model in models:
-                if model is not None:
-                    self._features[id(model)] = stack.enter_context(shared_vision_features(model))
-            try:
-                yield
-            finally:
-                self._features.clear()
-
-    def _score(self, source: Source, views: Sequence[View], responses: list[list[int]], mask: Tensor) -> Scored:
-        """Scores and hidden states of a policy as a constant (dropout off), length-sorted micro-batch after another."""
-        wrapped, unwrapped = self._policy(source.policy)
-        top_k = max(self.args.logged_top_k, getattr(self.objective, "top_k", 0))
-        store = "cpu" if self.args.offload_scores else None
-        shared = self._shares_prompts(source.policy) and source.view != SIBLING_VIEW
-
-        def forward(
-            some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
-        ) -> tuple[Tensor, TokenScores]:
-            hidden = self._hidden_states(unwrapped, some_views, some_responses, shared)
-            ids, _ = pad_responses(some_responses, self._tokenizer.pad_token_id)
-            projection = self._projection(source, hidden)
-            chunk_size = self.args.logits_chunk_size
-            ids, some_mask = ids.to(hidden.device), some_mask.to(hidden.device)
-            scores = score_tokens(projection, ids, some_mask, top_k, chunk_size, store)
-            return hidden if store is None else hidden.to(store), scores
-
-        def redirected(
-            some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
-        ) -> tuple[Tensor, TokenScores]:
-            # Through the wrapper's own forward pass, so that a sharded policy's weights are whole in it, head and all.
-            with self.compute_loss_context_manager():  # the same precision as in learning
-                return self._forward_redirection(wrapped, unwrapped, forward, some_views, some_responses, some_mask)
-
-        was_training = wrapped.training
-        wrapped.eval()
-        size = self.args.scoring_batch_size or self.args.per_device_train_batch_size
-        try:
-            with ExitStack() as stack:
-                if source.policy not in ("student", "teacher"):
-                    stack.enter_context(self.times.acting(source.policy))
-                    if id(self.model) in self._features:
-                        stack.enter_context(self._features[id(self.model)].of(source.policy))
-                return score_views(redirected, views, responses, size, mask)
-        finally:
-            wrapped.train(was_training)
-
-    def _shares_prompts(self, policy: str) -> bool:
-        several = self.args.share_prompts and self.args.num_generations > 1
-        return several and can_go_on(self._policy(policy)[1].config)
-
-    @torch.no_grad()
-    def _measure(self, pair: Pair, scored: Mapping[Source, Scored], mask: Tensor) -> Tensor:
-        """A divergence between two policies over the whole vocabulary, `[B, N]`."""
-        with self.compute_loss_context_manager(), self._whole_heads(pair.student, pair.target, in_forward=False):
-            student, target = (
-                self._projection(source, scored[source].hidden.to(mask.device), policy_acts=False)
-                for source in (pair.student, pair.target)
-            )
-            return divergence_of(pair.divergence, student, target, mask, self.args.logits_chunk_size)
-
-    def _hidden_states(
-        self, unwrapped: PreTrainedModel, views: Sequence[View], responses: Sequence[Sequence[int]], shared: bool
-    ) -> Tensor:
-        """`[b, n, H]`, n the longest response; `shared`: siblings' prompts are read once."""
-        device, pad = self.accelerator.device, self._tokenizer.pad_token_id
-        if shared:
-            different, rows = siblings_of(views)
-            prompts = to_device(self.views.collate(different, [[] for _ in different], pad), device)
-            ids, mask = (tensor.to(device) for tensor in pad_responses(responses, pad))
-            return sibling_hidden_states(backbone_of(unwrapped), prompts, torch.tensor(rows, device=device), ids, mask)
-        inputs = to_device(self.views.collate(views, responses, pad), device)
-        length = max(len(ids) for ids in responses)
-        return self._get_last_hidden_state(unwrapped, logits_to_keep=length, **inputs)
-
-    @contextmanager
-    def _whole_heads(self, *sources: Source, in_forward: bool = True) -> Iterator[None]:
-        """While it lasts, the heads of these policies are not sharded (FSDP2, ZeRO-3).
-
-        `in_forward`: within the student's own forward pass, where its weights are whole already.
-        """
-        with ExitStack() as stack:
-            for policy in dict.fromkeys(source.policy for source in sources):
-                wrapped, unwrapped = self._policy(policy)
-                head: Any = unwrapped.get_output_embeddings()
-                if isinstance(wrapped, FSDPModule):
-                    if policy == "teacher" or not in_forward:
-                        # Accelerate shards the head apart from the rest; older releases shard it with the whole.
-                        part = head if isinstance(head, FSDPModule) else wrapped
-                        part.unshard()
-                        stack.callback(part.reshard)
-                else:
-                    bias: Any = getattr(head, "bias", None)
-                    stack.enter_context(maybe_gather_lm_head_ctx(head.weight, bias))
-            yield
-
-    def _projection(
-        self, source: Source, hidden: Tensor, constant: bool = True, policy_acts: bool = True
-    ) -> Projection:
-        """The policy's head on hidden states. `policy_acts`: the student's model has that policy's weights now."""
-        head = self._policy(source.policy)[1].get_output_embeddings()
-        weight, bias = head.weight, getattr(head, "bias", None)
-        if not policy_acts:
-            weight = self.times.head(source.policy, weight)
-            bias = None if bias is None else self.times.head(source.policy, bias)
-        if constant:
-            weight, bias = weight.detach(), None if bias is None else bias.detach()
-        return Projection(hidden, weight, bias)
-
-    def _policy(self, policy: str) -> tuple[torch.nn.Module, PreTrainedModel]:
-        """The wrapped and the bare model of a policy."""
-        if policy != "teacher":
-            wrapped = self.model_wrapped
-        elif self.teacher_model is None:
-            raise ValueError(f"objective {self.objective.name!r} needs a teacher_model")
-        else:
-            wrapped = self.teacher_model
-        return wrapped, self.accelerator.unwrap_model(wrapped)
-
-
-def _refuse_scaled_logits(config: Any, policy: str) -> None:
-    """The losses read logits as `hidden @ head.T`: a family that scales or caps them would be taught wrongly."""
-    text_config = config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
-        value = getattr(text_config, name, None)
-        if value is not None and value != 1:
-            raise ValueError(f"the {policy} scales its logits ({name}={value}), which is not supported")
-
 
 Forward = Callable[[list[View], list[list[int]], Tensor], tuple[Tensor, TokenScores]]
 """Views, responses and the tokens to score, bool `[b, n]`, of a micro-batch -> hidden states `[b, n, H]` that predict
@@ -198,19 +36,168 @@ class Scored(NamedTuple):
     scores: TokenScores
 
 
+class Policies:
+    """Scores rollouts by the policies that an objective names.
+
+    Args:
+        models: the student's model and its teacher's.
+        views: the processor that made the views.
+        copies: the student at other times.
+        batch_size: sequences a scoring pass.
+        top_k: entries kept a token.
+        chunk_size: response tokens projected to the vocabulary at a time.
+        share_prompts: read a prompt once for all of its rollouts, where a model's cache allows it.
+        store: where the kept entries and hidden states lie until they are learned from, e.g. "cpu"; default: where
+            they were computed.
+
+    Raises:
+        ValueError: a model scales or caps its logits, which would be taught wrongly.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        views: ViewProcessor,
+        copies: StudentCopies,
+        batch_size: int,
+        top_k: int = 128,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        share_prompts: bool = True,
+        store: str | None = None,
+    ):
+        self.models, self.views, self.copies = models, views, copies
+        self.batch_size, self.top_k, self.chunk_size, self.store = batch_size, top_k, chunk_size, store
+        self._share_prompts = share_prompts
+        self._features: dict[int, SharedFeatures] = {}
+        for policy in {"student", *copies.policies}:
+            _refuse_scaled_logits(models.bare(policy).config, policy)
+
+    def score(self, source: Source, views: Sequence[View], responses: Sequence[list[int]], mask: Tensor) -> Scored:
+        """What a policy, as a constant and without dropout, makes of B rollouts.
+
+        Args:
+            views: what it sees of each.
+            responses: the rollouts' token ids.
+            mask: `[B, N]` bool, the tokens to score.
+        """
+        policy = source.policy
+        shared = self.shares_prompts(policy) and source.view != SIBLING_VIEW
+
+        def forward(
+            some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
+        ) -> tuple[Tensor, TokenScores]:
+            hidden = self.hidden_states(policy, some_views, some_responses, shared)
+            ids, _ = pad_responses(some_responses, self._pad)
+            projection = self.projection(source, hidden)
+            ids, some_mask = ids.to(hidden.device), some_mask.to(hidden.device)
+            scores = score_tokens(projection, ids, some_mask, self.top_k, self.chunk_size, self.store)
+            return hidden if self.store is None else hidden.to(self.store), scores
+
+        def run(*arguments: Any) -> tuple[Tensor, TokenScores]:
+            return self.models.run(policy, forward, *arguments)
+
+        wrapped = self.models.wrapped(policy)
+        was_training = wrapped.training
+        wrapped.eval()
+        try:
+            with self._acting(policy):
+                return score_views(run, views, responses, self.batch_size, mask)
+        finally:
+            wrapped.train(was_training)
+
+    @torch.no_grad()
+    def measure(self, pair: Pair, scored: Mapping[Source, Scored], mask: Tensor) -> Tensor:
+        """A divergence between two policies over the whole vocabulary, `[B, N]`."""
+        policies = (pair.student.policy, pair.target.policy)
+        with self.models.precision(), self.models.whole_heads(policies, in_forward=False):
+            student, target = (
+                self.projection(source, scored[source].hidden.to(mask.device), acting=False)
+                for source in (pair.student, pair.target)
+            )
+            return divergence_of(pair.divergence, student, target, mask, self.chunk_size)
+
+    def hidden_states(
+        self, policy: str, views: Sequence[View], responses: Sequence[Sequence[int]], shared: bool = False
+    ) -> Tensor:
+        """`[b, n, H]` that predict the response tokens, n the longest response; differentiable.
+
+        Args:
+            shared: Read equal prompts once.
+        """
+        backbone, device = backbone_of(self.models.bare(policy)), self.models.device
+        if shared:
+            different, rows = prompts_of(views)
+            prompts = to_device(self.views.collate(different, [[] for _ in different], self._pad), device)
+            ids, mask = (tensor.to(device) for tensor in pad_responses(responses, self._pad))
+            places = torch.tensor(rows, device=device)
+            return hidden_states_from_shared_prompts(backbone, prompts, places, ids, mask)
+        inputs: dict[str, Any] = to_device(self.views.collate(views, responses, self._pad), device)
+        longest = max(len(ids) for ids in responses)
+        return backbone(**inputs, use_cache=False).last_hidden_state[:, :-1][:, -longest:]
+
+    def projection(self, source: Source, hidden: Tensor, constant: bool = True, acting: bool = True) -> Projection:
+        """The policy's head on hidden states.
+
+        Args:
+            constant: Without a gradient in the head.
+            acting: Whether the student's model has that policy's weights now.
+        """
+        head: Any = self.models.bare(source.policy).get_output_embeddings()
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if not acting:
+            weight = self.copies.head(source.policy, weight)
+            bias = None if bias is None else self.copies.head(source.policy, bias)
+        if constant:
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        return Projection(hidden, weight, bias)
+
+    def shares_prompts(self, policy: str) -> bool:
+        """Whether a prompt is read once for all of its rollouts."""
+        return self._share_prompts and can_go_on(self.models.bare(policy).config)
+
+    @contextmanager
+    def shared_features(self) -> Iterator[None]:
+        """While it lasts, each model looks at an image once; nothing may be learnt meanwhile."""
+        # Of sharded models every rank must run every module, whatever it has seen already.
+        policies = () if self.models.sharded else dict.fromkeys(["student", *sorted(self.copies.policies)])
+        models = {id(model): model for model in map(self.models.bare, policies)}
+        with ExitStack() as stack:
+            for number, model in models.items():
+                self._features[number] = stack.enter_context(shared_vision_features(model))
+            try:
+                yield
+            finally:
+                self._features.clear()
+
+    @contextmanager
+    def _acting(self, policy: str) -> Iterator[None]:
+        """While it lasts, the student's model is this policy."""
+        with ExitStack() as stack:
+            if policy not in ("student", "teacher"):
+                stack.enter_context(self.copies.acting(policy))
+                features = self._features.get(id(self.models.bare("student")))
+                if features is not None:
+                    stack.enter_context(features.of(policy))
+            yield
+
+    @property
+    def _pad(self) -> int:
+        return self.views.tokenizer.pad_token_id
+
+
 @torch.no_grad()
 def score_views(
     forward: Forward, views: Sequence[View], responses: Sequence[list[int]], batch_size: int, token_mask: Tensor
 ) -> Scored:
     """Score all rollouts, `batch_size` at a time.
 
-    Sequences of like length share a forward pass, so that little of it is padding, and siblings do, so that they can
-    share their prompt.
+    Sequences of like length share a forward pass, so that little of it is padding, and rollouts of one prompt do, so
+    that they can share it.
 
     Args:
         token_mask: `[B, N]`, the tokens to score; false also for those of an example that takes no part.
     """
-    _, prompt = siblings_of(views)
+    _, prompt = prompts_of(views)
     longest = [0] * len(views)
     for b, response in enumerate(responses):
         longest[prompt[b]] = max(longest[prompt[b]], len(response))
@@ -251,3 +238,12 @@ def _empty_like(scores: TokenScores, sequences: int, length: int) -> TokenScores
         for name, values in vars(scores).items()
     }
     return TokenScores(**filled)
+
+
+def _refuse_scaled_logits(config: Any, policy: str) -> None:
+    """The losses read logits as `hidden @ head.T`: a family that scales or caps them would be taught wrongly."""
+    text_config = config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(text_config, name, None)
+        if value is not None and value != 1:
+            raise ValueError(f"the {policy} scales its logits ({name}={value}), which is not supported")

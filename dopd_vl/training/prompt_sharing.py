@@ -1,6 +1,6 @@
 """A prompt is read once for all of its rollouts: their responses go on from the same keys and values.
 
-The hidden states stay what they were; of n siblings, n - 1 readings of the prompt, its image tokens and its privileged
+The hidden states stay what they were; of n rollouts, n - 1 readings of the prompt, its image tokens and its privileged
 text are saved.
 """
 
@@ -15,8 +15,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from dopd_vl.views import View
 
 
-def siblings_of(views: Sequence[View]) -> tuple[list[View], list[int]]:
-    """The different views, and which of them each rollout has. Siblings have the same view, not merely an equal one."""
+def prompts_of(views: Sequence[View]) -> tuple[list[View], list[int]]:
+    """The different views, and which of them each rollout has: the same view, not merely an equal one."""
     numbers: dict[int, int] = {}
     different: list[View] = []
     rows = []
@@ -29,11 +29,11 @@ def siblings_of(views: Sequence[View]) -> tuple[list[View], list[int]]:
 
 
 def can_go_on(config: PreTrainedConfig) -> bool:
-    """Whether siblings can go on from a model's cache: it holds keys and values alone, and no recurrent state."""
+    """Whether several responses can go on from a model's cache: it holds keys and values, and no recurrent state."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
 
 
-def sibling_hidden_states(
+def hidden_states_from_shared_prompts(
     backbone: Any, prompts: Mapping[str, Tensor], rows: Tensor, response_ids: Tensor, response_mask: Tensor
 ) -> Tensor:
     """Hidden states `[B, N, H]` that predict the response tokens; differentiable.

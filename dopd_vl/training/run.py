@@ -18,6 +18,7 @@ from dopd_vl.evaluation.code import allow_code
 from dopd_vl.health.rows import RunFacts
 from dopd_vl.health.watch import Watch
 from dopd_vl.objectives.base import needs_teacher
+from dopd_vl.objectives.build import build_objective
 from dopd_vl.run_folder.fingerprint import Fingerprint, fingerprint_of
 from dopd_vl.run_folder.folder import RunFolder, save_whole
 from dopd_vl.run_folder.resume import opened_together
@@ -50,7 +51,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         UserError: anything that the user can mend; nothing was trained. Or an alarm ended the run, as its configuration
             asked (`health.on_alarm: stop`): its folder holds what was trained, but no student/.
     """
-    objective = preflight.build_objective(config)
+    objective = build_objective(config)
     preflight.check_variants(config)
     preflight.check_device(config)
     vllm_rollouts.check_settings(config)

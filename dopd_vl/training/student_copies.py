@@ -93,7 +93,7 @@ def check_copies(policies: set[str], has_adapters: bool, zero_stage: int) -> Non
         )
 
 
-class StudentTimes:
+class StudentCopies:
     """The policies "start" and "average" of one student; only what the objective asks for is kept."""
 
     def __init__(self, model: PreTrainedModel, policies: set[str], average_rate: float):
@@ -160,19 +160,19 @@ def trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
 
 
-class KeepTimes(TrainerCallback):
-    """A trainer's `times` along its run: begun, moved on once per optimizer step, saved, taken up again."""
+class CopiesAlongTheRun(TrainerCallback):
+    """The copies of a trainer's student along its run: begun, moved on each optimizer step, saved, taken up again."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        trainer.times.begin(trainer.accelerator.unwrap_model(trainer.model), trainer.resumed_from)
+        policies = self.trainer.policies
+        policies.copies.begin(policies.models.bare("student"), self.trainer.resumed_from)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.times.after_step()
+        self.trainer.policies.copies.after_step()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        self.trainer.times.save(folder, state.is_world_process_zero)
+        self.trainer.policies.copies.save(folder, state.is_world_process_zero)

@@ -8,6 +8,7 @@ import pytest
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.nano.source import NanoSource
+from dopd_vl.objectives.build import build_objective
 from dopd_vl.studies.config import StudyConfig, check, expand, unfold
 from dopd_vl.studies.results import paper_column
 from dopd_vl.training import checks as preflight
@@ -90,7 +91,7 @@ def test_every_shipped_study_unfolds_in_every_world_that_it_is_for(world: Path, 
     assert config.name == file.stem
     for run in unfold(config):
         for _, stage in run.stages:
-            preflight.build_objective(stage)
+            build_objective(stage)
             preflight.check_variants(stage)
     for source in config.data.values():
         if isinstance(source, dict) and source["kind"] == "nano":
@@ -111,7 +112,7 @@ def test_every_question_of_the_stability_map_unfolds(world: str, file: Path) -> 
     assert len(config.seeds) >= 3
     for run in unfold(config):
         for _, stage in run.stages:
-            preflight.build_objective(stage)
+            build_objective(stage)
             preflight.check_variants(stage)
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dopd_vl.models import backbone_of
-from dopd_vl.training.prompt_sharing import can_go_on, sibling_hidden_states
+from dopd_vl.training.prompt_sharing import can_go_on, hidden_states_from_shared_prompts
 from dopd_vl.views.rollouts import pad_responses
 
 SHAPE = {
@@ -54,7 +54,9 @@ def test_padding_and_sharing_change_no_hidden_state(family: str) -> None:
 
     whole = {"input_ids": torch.cat([padded[rows], ids], 1), "attention_mask": torch.cat([seen[rows], mask], 1).long()}
     together = backbone(**whole, use_cache=False).last_hidden_state[:, -ids.shape[1] - 1 : -1]
-    shared = sibling_hidden_states(backbone, {"input_ids": padded, "attention_mask": seen.long()}, rows, ids, mask)
+    shared = hidden_states_from_shared_prompts(
+        backbone, {"input_ids": padded, "attention_mask": seen.long()}, rows, ids, mask
+    )
     for number, response in enumerate(RESPONSES):
         prompt = prompts[ROWS[number]]
         alone = backbone(input_ids=torch.cat([prompt, torch.tensor(response)])[None], use_cache=False)

@@ -12,7 +12,7 @@ from dopd_vl import DopdConfig, DopdTrainer
 from dopd_vl.models import backbone_of
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.objectives import Dopd
-from dopd_vl.training.prompt_sharing import sibling_hidden_states, siblings_of
+from dopd_vl.training.prompt_sharing import hidden_states_from_shared_prompts, prompts_of
 from dopd_vl.training.run import load_examples
 from dopd_vl.views import View, ViewProcessor, processor_for
 from dopd_vl.views.rollouts import pad_responses
@@ -53,11 +53,11 @@ def ordinary(model: Any, views: ViewProcessor, shown: list[View]) -> Tensor:
 
 
 def sharing(model: Any, views: ViewProcessor, shown: list[View]) -> Tensor:
-    different, rows = siblings_of(shown)
+    different, rows = prompts_of(shown)
     assert len(different) == 3
     prompts = views.collate(different, [[] for _ in different], views.tokenizer.pad_token_id)
     ids, mask = pad_responses(RESPONSES, views.tokenizer.pad_token_id)
-    return sibling_hidden_states(backbone_of(model), prompts, torch.tensor(rows), ids, mask)
+    return hidden_states_from_shared_prompts(backbone_of(model), prompts, torch.tensor(rows), ids, mask)
 
 
 @pytest.mark.parametrize("world", ["vision", "text"])

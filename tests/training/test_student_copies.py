@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from dopd_vl import DopdConfig, DopdTrainer
 from dopd_vl.objectives import Dopd, Opsd, Sdft
 from dopd_vl.training.run import load_examples
-from dopd_vl.training.student_copies import StudentTimes, trained
+from dopd_vl.training.student_copies import StudentCopies, trained
 from dopd_vl.views import processor_for
 from dopd_vl.views.rollouts import SOLUTION, ViewRenderer, render_siblings, siblings_shown
 
@@ -37,7 +37,7 @@ def disturb(model: torch.nn.Module, by: float) -> None:
 def test_start_and_average_act_and_leave_the_student_as_it_was(nano_models: Path) -> None:
     model = load(nano_models)
     first = logits(model)
-    times = StudentTimes(model, {"student", "start", "average"}, average_rate=0.25)
+    times = StudentCopies(model, {"student", "start", "average"}, average_rate=0.25)
     times.begin(model, None)
     disturb(model, 0.04)
     now = logits(model)
@@ -59,7 +59,7 @@ def test_start_and_average_act_and_leave_the_student_as_it_was(nano_models: Path
 
 
 def test_only_what_is_asked_for_is_kept(nano_models: Path) -> None:
-    times = StudentTimes(load(nano_models), {"student", "teacher"}, average_rate=0.0)
+    times = StudentCopies(load(nano_models), {"student", "teacher"}, average_rate=0.0)
     times.begin(load(nano_models), None)
     assert (times.start, times.average, times._first) == (None, None, None)
 
@@ -67,7 +67,7 @@ def test_only_what_is_asked_for_is_kept(nano_models: Path) -> None:
 def test_with_lora_the_start_is_the_base_and_costs_no_copy(nano_models: Path) -> None:
     base = logits(load(nano_models))
     model = get_peft_model(load(nano_models), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
-    times = StudentTimes(model, {"start", "average"}, average_rate=0.5)
+    times = StudentCopies(model, {"start", "average"}, average_rate=0.5)
     times.begin(model, None)
     assert times.start is None
     assert times._first is None
@@ -84,13 +84,13 @@ def test_with_lora_the_start_is_the_base_and_costs_no_copy(nano_models: Path) ->
 
 def test_an_average_is_saved_whole_and_taken_up_again(nano_models: Path, tmp_path: Path) -> None:
     model = load(nano_models)
-    times = StudentTimes(model, {"average"}, average_rate=0.5)
+    times = StudentCopies(model, {"average"}, average_rate=0.5)
     times.begin(model, None)
     disturb(model, 0.1)
     times.after_step()
     times.save(tmp_path, write=True)
     assert [path.name for path in tmp_path.iterdir()] == ["average.safetensors"]
-    again = StudentTimes(model, {"average"}, average_rate=0.5)
+    again = StudentCopies(model, {"average"}, average_rate=0.5)
     again.begin(model, tmp_path)
     assert again.average is not None
     assert times.average is not None
@@ -99,7 +99,7 @@ def test_an_average_is_saved_whole_and_taken_up_again(nano_models: Path, tmp_pat
         again.begin(model, tmp_path / "elsewhere")
     other = get_peft_model(load(nano_models), LoraConfig(r=2, target_modules="all-linear"))
     with pytest.raises(ValueError, match="holds other weights than this student's"):
-        StudentTimes(other, {"average"}, 0.5).begin(other, tmp_path)
+        StudentCopies(other, {"average"}, 0.5).begin(other, tmp_path)
 
 
 class Remember(TrainerCallback):
@@ -142,8 +142,8 @@ def test_the_average_follows_once_per_optimizer_step(nano_models: Path, text_dat
     for weights in remember.weights[1:]:
         average = {name: 0.9 * average[name] + 0.1 * weight for name, weight in weights.items()}
     assert len(remember.weights) == 4
-    assert run.times.average is not None
-    for name, weight in run.times.average.weights.items():
+    assert run.policies.copies.average is not None
+    for name, weight in run.policies.copies.average.weights.items():
         assert torch.allclose(weight, average[name], atol=1e-6)
     assert any(not torch.equal(a, b) for a, b in zip(average.values(), remember.weights[-1].values(), strict=True))
 
@@ -157,7 +157,7 @@ def test_the_fixed_self_teacher_stays_where_it_began(
     run.train()
     model = run.accelerator.unwrap_model(run.model).eval()
     assert not torch.allclose(logits(model), logits(load(nano_models)), atol=1e-3)
-    with run.times.acting("start"):
+    with run.policies.copies.acting("start"):
         assert torch.allclose(logits(model), logits(load(nano_models)), atol=1e-6)
 
 
