@@ -2,19 +2,18 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.pages import ROOT, blocks_of
+
 EXAMPLE = ROOT / "examples" / "from_python.py"
 
 
 def block_with(page: str, words: str) -> str:
     """The page's only block of Python that holds these words."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.S)
-    (code,) = (block for block in blocks if words in block)
+    (code,) = (block for block in blocks_of(page, "python") if words in block)
     return code
 
 
@@ -75,7 +74,9 @@ print("took", trainer.state.global_step, "steps with", trainer.objective.name)
 def test_an_objective_and_a_processor_from_outside_the_package_train(
     nano_models: Path, text_data: Path, tmp_path: Path
 ) -> None:
-    own = block_with("architecture.md", "class UnsureTokens") + block_with("views.md", "class TranscriptViews")
+    own = block_with("docs/architecture.md", "class UnsureTokens") + block_with(
+        "docs/views.md", "class TranscriptViews"
+    )
     (tmp_path / "my_methods.py").write_text(own, encoding="utf-8")
     (tmp_path / "script.py").write_text(SCRIPT.format(models=str(nano_models), data=str(text_data)), encoding="utf-8")
     assert "took 2 steps with unsure-tokens" in run_in(tmp_path, tmp_path / "script.py")
