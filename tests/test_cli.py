@@ -1,7 +1,6 @@
 """The real command: help at once, and every mistake one line with exit code 2."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,13 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-COMMAND = [sys.executable, "-m", "dopd_vl.cli"]
-
-
-def dopd_vl(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ}
-    )
+from tests.commands import dopd_vl
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -49,7 +42,7 @@ def test_help_answers_in_under_half_a_second_and_lists_every_command() -> None:
     best = float("inf")
     for _ in range(5):  # the fastest of five: a loaded machine is slow now and then
         start = time.perf_counter()
-        result = dopd_vl("--help")
+        result = subprocess.run([sys.executable, "-m", "dopd_vl.cli", "--help"], capture_output=True, text=True)
         best = min(best, time.perf_counter() - start)
     assert result.returncode == 0
     assert all(name in result.stdout for name in ("prepare", "train", "evaluate", "quickstart", "nano"))

@@ -1,11 +1,6 @@
-"""A short DOPD training with rollouts that chance has no part in; started once by itself and once by torchrun.
-
-python distributed_worker.py MODELS DATA OUTPUT WORLD
-"""
+"""A short DOPD training with rollouts that chance has no part in, in one process or as one of several."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +29,9 @@ def allow_fsdp_on_a_cpu() -> None:
     AcceleratorState.__init__ = initialise_with_fsdp  # type: ignore[method-assign]
 
 
-def main(models: Path, data: Path, output: Path, world: str) -> None:
+def learn(models: Path, data: Path, output: Path, world: str, processes: int) -> None:
     torch.set_num_threads(1)
     allow_fsdp_on_a_cpu()
-    processes = int(sys.argv[5])
     config = DopdConfig(
         str(output / "run"),
         max_steps=2,
@@ -81,11 +75,4 @@ def main(models: Path, data: Path, output: Path, world: str) -> None:
         (output / "log.json").write_text(json.dumps(trainer.state.log_history))
         (output / "kind.json").write_text(json.dumps([type(trainer.model_wrapped).__name__, processes]))
     if torch.distributed.is_initialized():
-        # All is written. On a busy machine the interpreter's own end was now and then an abort ("terminate called
-        # without an active exception"), which says nothing of what was learned.
         torch.distributed.barrier()
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
