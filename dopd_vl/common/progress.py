@@ -67,7 +67,8 @@ class Progress:
         self._done = done
         now = time.monotonic()
         rate = (done - self._before) / max(now - self._start, 1e-9)
-        told = ", ".join(text for text in (f"{rate:.3g} {self._unit}/s", facts) if text)
+        pace = f"{rate:.3g} {self._unit}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s/{self._unit[:-1]}"
+        told = ", ".join(text for text in (pace, facts) if text)
         self._bar.update(self._task, completed=done, facts=told)
         if not self._console.is_terminal and (say or now - self._last_line >= SECONDS_BETWEEN_LINES):
             self._last_line = now
