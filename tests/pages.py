@@ -30,7 +30,7 @@ def links_of(page: str) -> list[str]:
 
 
 def type_in(folder: Path, command: str, *more: str) -> None:
-    """Type a command of `dopd-vl` in a folder where the shipped `configs` lie, with a few words more. It must succeed."""
+    """Type a command of `dopd-vl` in a folder, beside the shipped `configs`, with a few words more. It must succeed."""
     if not (folder / "configs").exists():
         (folder / "configs").symlink_to(ROOT / "configs")
     program, *words = shlex.split(command)

@@ -22,7 +22,8 @@ from tests.pages import ROOT, links_of, text_of
 from tests.test_architecture import ROOMS, imports_of
 
 PAGES = [str(path.relative_to(ROOT)) for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))]
-BASES = (ROOT, ROOT / "dopd_vl", ROOT / "privileged", ROOT / "configs")
+FOLDERS = ("dopd_vl/", "privileged/", "tests/", "docs/", "benchmarks/", "examples/", "configs/", ".ci/")
+BASES = (ROOT, ROOT / "dopd_vl", ROOT / "privileged")
 """A page may name a file from one of these."""
 
 
@@ -38,15 +39,14 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert ((ROOT / page).parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted({*PAGES} - {"CHANGELOG.md"}))
 def test_files_and_names_of_the_packages_on_a_page_exist(page: str) -> None:
     text = text_of(page)
-    for name in set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", text)):
-        if any((base / name.split("/")[0]).is_dir() for base in BASES) and not name.startswith("runs/"):
+    for name in set(re.findall(r"`([\w.-]+/[\w./-]*)`", text)):
+        if name.startswith(FOLDERS) or name.endswith(".py"):
             assert any((base / name).exists() for base in BASES), name
-    for name in set(re.findall(r"\b((?:dopd_vl|privileged)\.\w+(?:\.\w+)*)", text)):
-        if not (ROOT / name).is_file() and not name.endswith((".egg", ".py")):
-            pkgutil.resolve_name(name)
+    for name in set(re.findall(r"\b(dopd_vl\.\w[\w.]*\w|privileged\.\w+\.[\w.]*\w)", text)):
+        pkgutil.resolve_name(name)
 
 
 def test_the_index_has_a_line_for_every_page() -> None:
