@@ -28,8 +28,6 @@ def run_in(folder: Path, script: Path) -> str:
 
 def test_the_example_trains_and_saves_a_student(vision_data: Path, tmp_path: Path) -> None:
     code = EXAMPLE.read_text(encoding="utf-8")
-    statements = code.split('"""')[2]
-    assert len([line for line in statements.splitlines() if line.strip()]) <= 14, "still about ten lines"
     assert code.count("max_steps=20") == 1
     (tmp_path / "script.py").write_text(code.replace("max_steps=20", "max_steps=2"), encoding="utf-8")
     (tmp_path / "runs" / "data").mkdir(parents=True)
@@ -66,7 +64,8 @@ rows = [row for row in trainer.state.log_history if "token_share/unsure" in row]
 assert len(rows) == 2, trainer.state.log_history
 assert all(0 < row["token_share/unsure"] <= 1 for row in rows), rows
 assert (trainer.model.get_output_embeddings().weight != before).any(), "nothing was learnt"
-assert tokenizer.decode(trainer.views.view(trainer.train_dataset[0]).prompt_ids).startswith("User: ")
+shown = tokenizer.decode(trainer.views.view(trainer.train_dataset[0]).prompt_ids)
+assert shown.startswith("User: ") and shown.endswith("Assistant: "), shown
 print("took", trainer.state.global_step, "steps with", trainer.objective.name)
 """
 
