@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
