@@ -6,6 +6,8 @@ What is read from the environment at import (HF_HOME, ...) cannot be changed for
 
 import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +49,12 @@ class Fork:
         self.process = CONTEXT.Process(target=_run, args=work)
         self.process.start()
 
+    def send(self, sign: signal.Signals) -> None:
+        """A signal, if it is still under way."""
+        if self.process.is_alive():
+            assert self.process.pid is not None
+            os.kill(self.process.pid, sign)
+
     def result(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Its exit code (of an int that the function returned, or 0) and what it printed, once it has ended."""
         self.process.join(timeout)
@@ -65,7 +73,24 @@ def dopd_vl(
     *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """`dopd-vl ARGUMENTS`, by default in this folder. `env` is added to the environment."""
-    return Fork(_command, [str(argument) for argument in arguments], cwd=cwd, env=env).result(timeout)
+    return start_dopd_vl(*arguments, cwd=cwd, env=env).result(timeout)
+
+
+def start_dopd_vl(*arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Fork:
+    """The same, under way."""
+    return Fork(_command, [str(argument) for argument in arguments], cwd=cwd, env=env)
+
+
+def run_script(
+    file: Path, *arguments: object, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """`python FILE ARGUMENTS`."""
+    return Fork(_script, file, [str(argument) for argument in arguments], cwd=cwd).result(timeout)
+
+
+def _script(file: Path, words: list[str]) -> None:
+    sys.argv = [str(file), *words]
+    runpy.run_path(str(file), run_name="__main__")
 
 
 def _command(words: list[str]) -> int:
@@ -78,6 +103,8 @@ def _command(words: list[str]) -> int:
 def _run(
     function: Callable[..., Any], arguments: Sequence[Any], files: Sequence[Path], folder: str, env: Mapping[str, str]
 ) -> None:
+    # A shell has what it starts in the background ignore Ctrl-C, and the tests' children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.update(env)

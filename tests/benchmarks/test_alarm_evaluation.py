@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from dopd_vl.common.configuration import as_yaml
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import read_jsonl, write_jsonl
 from dopd_vl.train_config import DataSettings, LoopSettings, ObjectiveSettings, TrainConfig
+from tests.commands import run_script
 
 ROOT = Path(__file__).parents[2]
 RECORDED = Path(__file__).parents[1] / "health" / "recorded_metrics"
@@ -118,17 +118,16 @@ def test_the_command_of_the_page_counts_and_fails_on_a_false_alarm(tmp_path: Pat
     assert "python benchmarks/alarms.py 'runs/studies/*/*/runs/*/seed-*' --output alarms.json" in page
     cell = tmp_path / "runs" / "studies" / "map" / "start" / "runs" / "dopd"
     run_folder(cell / "seed-0", "dopd-collapses", [0.3, 0.0, 0.0])
-    command = [sys.executable, str(ROOT / "benchmarks" / "alarms.py"), "runs/studies/*/*/runs/*/seed-*"]
-    options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True}
-    first = subprocess.run([*command, "--output", "alarms.json"], **options)
+    command = partial(run_script, ROOT / "benchmarks" / "alarms.py", "runs/studies/*/*/runs/*/seed-*", cwd=tmp_path)
+    first = command("--output", "alarms.json")
     assert first.returncode == 0, first.stderr
     assert "collapsed: 1 of 1 told, 1 within 20 steps of the onset" in first.stdout
     (run,) = json.loads((tmp_path / "alarms.json").read_text())
     assert run["verdict"] == "collapsed"
     assert run["alarms"][0]["kind"] == "collapse"
     run_folder(cell / "seed-1", "dopd-collapses", [0.3, 0.3, 0.3])
-    again = subprocess.run(command, **options)
+    again = command()
     assert again.returncode == 1
     assert "healthy: 1 of 1 with a false alarm" in again.stdout
     shutil.rmtree(tmp_path / "runs")
-    assert subprocess.run(command, **options).returncode == 2
+    assert command().returncode == 2

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from dopd_vl.common.errors import UserError
 from dopd_vl.evaluation.accuracy import Batch, Prediction, Refusal
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.evaluation.sampling import Sampling
+from tests.commands import dopd_vl, start_dopd_vl
 
 TWO = Sampling(samples=2, temperature=1.0)
 
@@ -73,41 +72,39 @@ def test_questions_without_a_verdict_are_no_part_of_the_score() -> None:
     assert "index" in asdict(rows[0])
 
 
-def command(model: Path, data: Path, output: Path) -> list[str]:
-    arguments = ["evaluate", "--model", str(model), "--data", str(data), "--output_dir", str(output)]
+def evaluation(model: Path, data: Path, output: Path) -> list[object]:
+    arguments = ["evaluate", "--model", model, "--data", data, "--output_dir", output]
     arguments += ["--batch_size", "4", "--max_new_tokens", "12", "--dtype", "float32"]
-    arguments += ["--sampling.samples", "3", "--sampling.temperature", "1.0"]
-    return [sys.executable, "-m", "dopd_vl.cli", *arguments]
+    return [*arguments, "--sampling.samples", "3", "--sampling.temperature", "1.0"]
 
 
-def _heed_ctrl_c() -> None:
-    # A shell has what it starts in the background ignore Ctrl-C, and the tests' children inherit that.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture(scope="module")
+def undisturbed(nano_models: Path, vision_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation") / "whole"
+    assert dopd_vl(*evaluation(nano_models / "vision-student", vision_data, folder)).returncode == 0
+    return folder
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_started_again_it_says_what_it_would_have(
-    nano_models: Path, vision_data: Path, tmp_path: Path, sign: signal.Signals
+    nano_models: Path, vision_data: Path, undisturbed: Path, tmp_path: Path, sign: signal.Signals
 ) -> None:
-    model = nano_models / "vision-student"
-    whole = command(model, vision_data, tmp_path / "whole")
-    assert subprocess.run(whole, capture_output=True, timeout=200, check=False).returncode == 0
-    cut = command(model, vision_data, tmp_path / "cut")
-    process = subprocess.Popen(
-        cut, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c
-    )
-    kept = tmp_path / "cut" / "predictions.jsonl"
+    cut = tmp_path / "cut"
+    command = evaluation(nano_models / "vision-student", vision_data, cut)
+    process = start_dopd_vl(*command)
+    kept = cut / "predictions.jsonl"
     end = time.monotonic() + 120
-    while not (kept.exists() and kept.stat().st_size) and process.poll() is None and time.monotonic() < end:
+    while not (kept.exists() and kept.stat().st_size) and process.process.is_alive() and time.monotonic() < end:
         time.sleep(0.005)
-    process.send_signal(sign)
-    _, said = process.communicate(timeout=60)
+    process.send(sign)
+    said = process.result(60)
+    assert said.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[sign]
     if sign == signal.SIGINT:
-        assert "run the same command again to go on" in said
-    assert not (tmp_path / "cut" / "scores.json").exists(), "it ended before it could be stopped"
-    assert subprocess.run(cut, capture_output=True, timeout=200, check=False).returncode == 0
+        assert "run the same command again to go on" in said.stderr
+    assert not (cut / "scores.json").exists(), "it ended before it could be stopped"
+    assert dopd_vl(*command).returncode == 0
     for name in ("predictions.jsonl", "refused.jsonl"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    ours, theirs = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("cut", "whole"))
+        assert (cut / name).read_bytes() == (undisturbed / name).read_bytes()
+    ours, theirs = (json.loads((folder / "scores.json").read_text()) for folder in (cut, undisturbed))
     assert {**ours, "output_dir": ""} == {**theirs, "output_dir": ""}
     assert set(ours["estimates"]) == {"avg@3", "pass@2", "pass@3"}
