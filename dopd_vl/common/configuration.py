@@ -36,10 +36,7 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
         _check_file_keys(cls, given)
     file = files[-1] if files else None
     _check_option_keys(cls, arguments)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file; later options override it")
-    parser.add_class_arguments(cls)
+    parser = _parser(cls, prog)
     try:
         namespace = parser.parse_args(arguments)
     except Exception as error:
@@ -51,6 +48,15 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
         return cls(**{f.name: getattr(built, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigurationError(_one_line(str(error), file)) from error
+
+
+@functools.cache
+def _parser(cls: type, prog: str) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    parser.add_class_arguments(cls)
+    return parser
 
 
 def as_yaml(config: Any) -> str:

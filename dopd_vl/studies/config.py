@@ -3,13 +3,14 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError, nearest
+from dopd_vl.common.run_layout import STUDENT_FOLDER
 from dopd_vl.train_config import TrainConfig
 
 DATA_PREFIX = "study:"
@@ -162,41 +163,37 @@ def unfold(config: StudyConfig) -> list[Run]:
     Raises:
         ConfigurationError: a setting that no training run has; the message names the cell.
     """
-    return [_run(config, cell, seed) for seed in config.seeds for cell in expand(config)]
+    cells = [(cell, _stages(config, cell)) for cell in expand(config)]
+    return [_run(config, cell, stages, seed) for seed in config.seeds for cell, stages in cells]
 
 
-def _run(config: StudyConfig, cell: Cell, seed: int) -> Run:
-    folder = study_folder(config) / "runs" / cell.slug / f"seed-{seed}"
-    if not config.stages:
-        return Run(cell, seed, folder, (("", _train_config(config, cell, seed, folder, {})),))
+def _stages(config: StudyConfig, cell: Cell) -> list[tuple[str, TrainConfig]]:
+    """A cell's stages by name, whatever the seed; a study without stages has one without a name."""
     stages = []
-    before: dict[str, Any] = {}
-    for number, (name, overrides) in enumerate(config.stages.items(), start=1):
-        stage = folder / f"{number}-{Cell(name, {}).slug}"
-        stages.append((name, _train_config(config, cell, seed, stage, overrides, before)))
-        before = {"model.student": str(stage / "student")}
-    return Run(cell, seed, folder, tuple(stages))
+    for name, overrides in (config.stages or {"": {}}).items():
+        settings = {**config.settings, **overrides, **cell.overrides}
+        for key in OWN_KEYS:
+            if key in settings:
+                raise ConfigurationError(f"cells.{cell.name}: {key} is the study's own; leave it out")
+        options = [f"--{key}={_value(resolve(config, value))}" for key, value in settings.items()]
+        try:
+            base = ["--config", config.train_config]
+            stages.append((name, read_config(TrainConfig, [*base, *options], "dopd-vl study")))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"cells.{cell.name}: {error}") from error
+    return stages
 
 
-def _train_config(
-    config: StudyConfig,
-    cell: Cell,
-    seed: int,
-    folder: Path,
-    stage: Mapping[str, Any],
-    before: Mapping[str, Any] | None = None,
-) -> TrainConfig:
-    """`before`: what the stage before settles, whatever the cell says."""
-    overrides = {**config.settings, **stage, **cell.overrides, **(before or {})}
-    for key in OWN_KEYS:
-        if key in overrides:
-            raise ConfigurationError(f"cells.{cell.name}: {key} is the study's own; leave it out")
-    overrides = {key: resolve(config, value) for key, value in overrides.items()}
-    overrides |= {"output_dir": str(folder), "seed": seed, "resume": True}
-    try:
-        return read_config(TrainConfig, ["--config", config.train_config, *_options(overrides)], "dopd-vl study")
-    except ConfigurationError as error:
-        raise ConfigurationError(f"cells.{cell.name}: {error}") from error
+def _run(config: StudyConfig, cell: Cell, stages: list[tuple[str, TrainConfig]], seed: int) -> Run:
+    folder = study_folder(config) / "runs" / cell.slug / f"seed-{seed}"
+    runs: list[tuple[str, TrainConfig]] = []
+    for number, (name, settings) in enumerate(stages, start=1):
+        place = folder / f"{number}-{Cell(name, {}).slug}" if name else folder
+        # Each stage begins with the student of the one before, whatever the cell says.
+        student = str(Path(runs[-1][1].output_dir) / STUDENT_FOLDER) if runs else settings.model.student
+        model = replace(settings.model, student=student)
+        runs.append((name, replace(settings, output_dir=str(place), seed=seed, resume=True, model=model)))
+    return Run(cell, seed, folder, tuple(runs))
 
 
 def resolve(config: StudyConfig, value: Any) -> Any:
@@ -217,11 +214,6 @@ def resolve(config: StudyConfig, value: Any) -> Any:
 def data_folder(config: StudyConfig, name: str) -> Path:
     """Where a data set lies that the study makes: beside all studies of its output_dir, which share it."""
     return Path(config.output_dir) / "data" / name
-
-
-def _options(overrides: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in overrides.items():
-        yield f"--{key}={_value(value)}"
 
 
 def _value(value: Any) -> str:
