@@ -122,7 +122,7 @@ def judge_run(folder: Path, settings: HealthSettings, without_verifier: bool = F
     logged = rows_of_training(rows)
     if len(evaluated) < 2 or not logged or evaluated[-1]["step"] < logged[-1]["step"]:
         return None
-    facts = RunFacts.of(config, build_objective(config))
+    facts = RunFacts.of(config, build_objective(config.objective.name, config.objective.settings))
     evaluations = values(evaluated, "eval_accuracy")
     verdict: Verdict = verdict_of(evaluated, config.data.eval_size)
     if any(non_finite(logged[:end], facts, settings) for end in range(1, len(logged) + 1)):

@@ -66,7 +66,7 @@ def measure(
     config: TrainConfig, student: str, world: str, tasks: Sequence[str] | None, rollouts: int
 ) -> dict[str, Any]:
     """Shares, norms and cosines of the regimes' gradients for one student, on `rollouts` rollouts."""
-    objective = build_objective(config)
+    objective = build_objective(config.objective.name, config.objective.settings)
     if not isinstance(objective, Dopd) or objective.student_policy != "student":
         raise ValueError("only DOPD with the student's live copy has all that a checkpoint alone can tell")
     one_step: dict[str, Any] = {

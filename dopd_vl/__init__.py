@@ -3,13 +3,14 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dopd_vl.common.version import __version__
+
 if TYPE_CHECKING:
     from dopd_vl.objectives.dopd import DopdSettings
     from dopd_vl.objectives.dopd_loss import dopd_loss, fused_dopd_loss
     from dopd_vl.training.arguments import DopdConfig
     from dopd_vl.training.trainer import DopdTrainer
 
-__version__ = "0.1.0"
 __all__ = ["DopdConfig", "DopdSettings", "DopdTrainer", "__version__", "dopd_loss", "fused_dopd_loss"]
 
 _HOMES = {

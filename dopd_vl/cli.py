@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     if arguments[0] in ("-V", "--version"):
-        from dopd_vl import __version__
+        from dopd_vl.common.version import __version__
 
         print(f"dopd-vl {__version__}")
         return 0

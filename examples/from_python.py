@@ -5,7 +5,7 @@ First: dopd-vl prepare --config configs/prepare/nano-vision.yaml
 
 from dopd_vl import DopdConfig, DopdTrainer
 from dopd_vl.common.resources import model_folder
-from privileged.dataset import load_privileged
+from privileged import load_privileged
 
 args = DopdConfig("runs/from-python", num_generations=4, max_steps=20, max_completion_length=24, learning_rate=1e-4)
 trainer = DopdTrainer(

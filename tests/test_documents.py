@@ -1,61 +1,118 @@
-"""The pages for contributors name files that there are, and their links lead somewhere."""
+"""Pages name what there is, and what is packed is whole."""
 
+import pkgutil
 import re
 import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import dopd_vl
 from dopd_vl.common.resources import find_config
-from tests.test_architecture import imports_of
+from tests.pages import ROOT, links_of, text_of
+from tests.test_architecture import ROOMS, imports_of
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "docs" / "architecture.md"]
-MADE_LATER = {"best/", "images/", "student/", "dist/", "tests/ROOM/"}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_and_files_of_a_page_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!http)([^)#]+)", text)
-    files = set(re.findall(r"`([\w.-]+(?:/[\w.-]+)*(?:\.py|\.yaml|\.md|/))`", text)) - MADE_LATER
-    assert files
-    for link in links:
-        assert (page.parent / link).exists(), link
-    for name in files - {"config.yaml"}:
-        # A page may name a file from its room.
-        rooms = (ROOT, ROOT / "dopd_vl", ROOT / "privileged", *(p for p in (ROOT / "dopd_vl").iterdir() if p.is_dir()))
-        assert any((room / name).exists() for room in [*rooms, ROOT / "privileged" / "annotators"]), name
+PAGES = [str(path.relative_to(ROOT)) for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))]
+FOLDERS = ("dopd_vl/", "privileged/", "tests/", "docs/", "benchmarks/", "examples/", "configs/", ".ci/")
+BASES = (ROOT, ROOT / "dopd_vl", ROOT / "privileged")
+"""A page may name a file from one of these."""
 
 
-def test_the_version_is_told_once_in_two_places() -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == dopd_vl.__version__
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    loaded: dict[str, Any] = tomllib.loads(text_of("pyproject.toml"))["project"]
+    return loaded
 
 
-def test_the_source_distribution_carries_what_a_contributor_needs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for link in links_of(page):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - {"CHANGELOG.md"}))
+def test_files_and_names_of_the_packages_on_a_page_exist(page: str) -> None:
+    text = text_of(page)
+    for name in set(re.findall(r"`([\w.-]+/[\w./-]*)`", text)):
+        if name.startswith(FOLDERS) or name.endswith(".py"):
+            assert any((base / name).exists() for base in BASES), name
+    for name in set(re.findall(r"\b(dopd_vl\.\w[\w.]*\w|privileged\.\w+\.[\w.]*\w)", text)):
+        pkgutil.resolve_name(name)
+
+
+def test_the_index_has_a_line_for_every_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")} - {"README.md"}
+    assert pages <= set(links_of("docs/README.md"))
+
+
+def test_the_page_of_the_rooms_has_them_in_their_order() -> None:
+    table = text_of("docs/architecture.md").partition("| room |")[2].partition("\n\n")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    named = [name.rstrip("/").removesuffix(".py") for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)]
+    rooms = [room.removeprefix("dopd_vl.") for room in ROOMS if room.count(".") == 1 and "privileged" not in room]
+    assert [name.removeprefix("dopd_vl/") for name in named if name != "privileged"] == rooms
+
+
+def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
+    entries = re.findall(r"^## \[?([\w.]+)", text_of("CHANGELOG.md"), re.MULTILINE)
+    assert next(entry for entry in entries if entry != "Unreleased") == dopd_vl.__version__
+
+
+def test_the_citation_names_the_paper_and_the_licence(project: dict[str, Any]) -> None:
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    assert citation["license"] == project["license"]
+    (paper,) = citation["references"]
+    assert paper["url"].removeprefix("https://arxiv.org/abs/") in project["description"]
+
+
+def test_the_workflow_runs_ci_on_supported_versions_and_may_only_read(project: dict[str, Any]) -> None:
+    workflow = yaml.safe_load(text_of(".github/workflows/ci.yml"))
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert workflow["permissions"] == {"contents": "read"}
+    supported = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    versions = job["strategy"]["matrix"]["python-version"]
+    assert (versions[0], versions[-1]) == (supported[0], supported[-1])
+
+
+def test_pre_commit_has_the_linter_in_the_project_s_range(project: dict[str, Any]) -> None:
+    (repository,) = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"]
+    ruff = [hook["additional_dependencies"] for hook in repository["hooks"] if hook["entry"].startswith("ruff ")]
+    (declared,) = [line for line in project["optional-dependencies"]["dev"] if line.startswith("ruff")]
+    assert ruff == [[declared], [declared]]
+
+
+def test_what_is_packed_has_its_version_types_and_what_a_contributor_needs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    (archive,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as opened:
+    with tarfile.open(tmp_path / f"dopd_vl-{dopd_vl.__version__}.tar.gz") as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
-    for page in [*PAGES, ROOT / "README.md", ROOT / "LICENSE", *(ROOT / "docs").glob("*.md")]:
-        assert str(page.relative_to(ROOT)) in names
+    assert set(PAGES) <= names
     assert {
         "examples/from_python.py",
         "configs/quickstart.yaml",
         "data/nano/digits/LICENSE",
+        "docs/routing.ipynb",
+        "LICENSE",
+        "CITATION.cff",
         "Makefile",
         ".ci/package-check",
+        ".github/workflows/ci.yml",
+        ".pre-commit-config.yaml",
     } <= names
     assert not [name for name in names if name.startswith(("runs/", ".venv/", "dist/"))]
+    with zipfile.ZipFile(tmp_path / f"dopd_vl-{dopd_vl.__version__}-py3-none-any.whl") as wheel:
+        assert {"dopd_vl/py.typed", "privileged/py.typed"} <= set(wheel.namelist())
 
 
 def test_the_check_of_packages_names_what_there_is() -> None:
@@ -72,8 +129,7 @@ def test_the_check_of_packages_names_what_there_is() -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_every_dependency_is_bounded_below_and_above() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def test_every_dependency_is_bounded_below_and_above(project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
     for requirement in [*project["dependencies"], *(one for extra in extras.values() for one in extra)]:
         assert re.search(r">=[\d.]+,<[\d.]+$", requirement), requirement
@@ -84,8 +140,7 @@ def names_of(requirements: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("folder", ["dopd_vl", "privileged"])
-def test_what_is_imported_is_declared_and_does_not_come_along_by_chance(folder: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def test_what_is_imported_is_declared_and_does_not_come_along_by_chance(folder: str, project: dict[str, Any]) -> None:
     always = names_of(project["dependencies"])
     asking = names_of(project["optional-dependencies"]["annotate"])
     packages = packages_distributions()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -14,11 +13,10 @@ import pytest
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.train_config import TrainConfig
+from tests.pages import ROOT, commands_of
 from tests.test_other_models import check_run
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "other-models.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines() if line]
+COMMANDS = commands_of("docs/other-models.md")
 
 
 @pytest.mark.skipif(os.environ.get("DOPD_VL_DOWNLOADS") != "1", reason="downloads 450 MB and trains for half an hour")

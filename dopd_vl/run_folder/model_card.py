@@ -94,7 +94,7 @@ def _front_matter(config: TrainConfig, sees_images: bool) -> dict[str, Any]:
 
 
 def _origin(config: TrainConfig, step: int) -> Iterator[tuple[str, str]]:
-    objective = build_objective(config)
+    objective = build_objective(config.objective.name, config.objective.settings)
     loop = config.training
     yield "base model", _model_name(config.model.student)
     if config.model.teacher is not None and needs_teacher(objective):

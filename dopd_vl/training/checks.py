@@ -54,7 +54,7 @@ def check(
     Raises:
         UserError: names the key.
     """
-    objective, loop = build_objective(config), config.training
+    objective, loop = build_objective(config.objective.name, config.objective.settings), config.training
     _check_variants(config)
     try:
         check_sizes(loop)

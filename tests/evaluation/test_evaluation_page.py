@@ -1,9 +1,6 @@
 """docs/evaluation.md: its commands run, its tables are whole, and the configs that it names parse."""
 
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,23 +10,18 @@ from dopd_vl.common.configuration import read_config
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.harnesses.table import benchmarks, benchmarks_of, harnesses
+from tests.pages import ROOT, commands_of, text_of, type_in
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+PAGE = text_of("docs/evaluation.md")
 SMALL = {"prepare": ["--limit", "6"], "evaluate": ["--size", "4", "--max_new_tokens", "6"]}
 
 
 def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    commands = [shlex.split(line) for block in BLOCKS for line in block.splitlines()]
-    assert [words[1] for words in commands] == ["prepare", "evaluate", "evaluate", "evaluate"]
-    for words in commands:
-        small = [] if "--dry_run" in words else SMALL[words[1]]
-        assert small or "--suite" in words
-        command = [sys.executable, "-m", "dopd_vl.cli", *words[1:], *small]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-        assert done.returncode == 0, f"{words}: {done.stderr}"
+    for command in commands_of("docs/evaluation.md"):
+        if "--dry_run" in command:
+            type_in(tmp_path, command)
+        else:
+            type_in(tmp_path, command, *SMALL[command.split()[1]])
     assert (tmp_path / "runs" / "evaluate" / "text-student-nano-text-heldout" / "scores.json").is_file()
     assert (tmp_path / "runs" / "evaluate" / "qwen3-vl-paper-vlm" / "commands.sh").is_file()
 
