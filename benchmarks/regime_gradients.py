@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.nano.sft import Phase, make_rows, response_loss
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.resources import find_model
 from dopd_vl.core import REGIMES
-from dopd_vl.nano.sft import Phase, make_rows, response_loss
 from dopd_vl.nano.source import WORLDS
 from dopd_vl.objectives import Dopd
 from dopd_vl.objectives.build import build_objective

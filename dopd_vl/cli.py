@@ -46,7 +46,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("dopd_vl.commands.quickstart", "the whole job on a laptop, in minutes"),
     "report": ("dopd_vl.commands.report", "runs as one HTML page: curves and a token inspector"),
     "plan": ("dopd_vl.commands.plan", "whether a run fits in memory, and what it takes, before it starts"),
-    "nano": ("dopd_vl.nano.cli", "build the CPU-size world's models"),
 }
 """name -> (the module whose `main(argv)` is the command, what it does)"""
 

@@ -45,7 +45,7 @@ def test_help_answers_in_under_half_a_second_and_lists_every_command() -> None:
         result = subprocess.run([sys.executable, "-m", "dopd_vl.cli", "--help"], capture_output=True, text=True)
         best = min(best, time.perf_counter() - start)
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("prepare", "train", "evaluate", "quickstart", "nano"))
+    assert all(name in result.stdout for name in ("prepare", "train", "evaluate", "quickstart", "plan"))
     assert best < 0.5
 
 

@@ -17,11 +17,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from safetensors import safe_open
 from transformers import AutoConfig, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
 
+from benchmarks.nano.ladder import LADDERS
 from dopd_vl.commands.quickstart import QuickstartConfig
 from dopd_vl.common.configuration import as_yaml, read_config
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.config import EvaluateConfig
-from dopd_vl.nano.cli import LADDERS
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.planning.build import devices_of, workload_of
 from dopd_vl.planning.catalogue import known_models, published

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
+from benchmarks.nano.ladder import VISION_TASKS
+from benchmarks.nano.scoring import accuracy, heldout, load
 from dopd_vl.common.resources import model_folder, nano_data_folder
 from dopd_vl.nano import NanoSource, text_tasks, vision_tasks
-from dopd_vl.nano.ladder import VISION_TASKS
 from dopd_vl.nano.models import SHAPES
-from dopd_vl.nano.scoring import accuracy, heldout, load
 from dopd_vl.nano.source import WORLDS
 
 DOCS = Path(__file__).parents[2] / "docs" / "nano.md"

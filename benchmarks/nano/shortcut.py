@@ -1,6 +1,6 @@
 """A teacher that privileged input tempts: shown the answer, it says it and reasons no more.
 
-    dopd-vl nano shortcut --output runs/ladder
+    python -m benchmarks.nano shortcut --output runs/ladder
 
 A large model does the like when the reference answer stands in its prompt. What it then shows a student cannot be
 learned from the question alone: the student may copy the leap, but not land. The shipped text teacher is trained on for
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks.nano.build import save, write_scores
+from benchmarks.nano.scoring import accuracy, heldout, load
+from benchmarks.nano.sft import Phase, Recipe, Row, make_rows, train
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import model_folder
-from dopd_vl.nano.build import save, write_scores
-from dopd_vl.nano.scoring import accuracy, heldout, load
-from dopd_vl.nano.sft import Phase, Recipe, Row, make_rows, train
 from dopd_vl.views import ViewProcessor
 
 FOLDER = "text-shortcut"

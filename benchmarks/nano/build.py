@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
+from benchmarks.nano.eyes import name_cells
+from benchmarks.nano.scoring import accuracy, heldout, load, score
+from benchmarks.nano.sft import MIXTURES, Phase, Recipe, Step, make_rows, train
 from dopd_vl.common.configuration import check_choice
 from dopd_vl.common.progress import Progress
-from dopd_vl.nano.eyes import name_cells
 from dopd_vl.nano.models import SHAPES, Shape, build_model
-from dopd_vl.nano.scoring import accuracy, heldout, load, score
-from dopd_vl.nano.sft import MIXTURES, Phase, Recipe, Step, make_rows, train
 from dopd_vl.nano.source import WORLDS
 from dopd_vl.nano.tokenizer import corpus, nano_processor, train_tokenizer
 from dopd_vl.views import ViewProcessor, processor_for
@@ -92,7 +92,7 @@ def build(
         check_choice(model, SHAPES, "model")
     names = [name for name, shape in SHAPES.items() if family in ("all", shape.family) and model in (None, name)]
     console = console or Console()
-    command = f"dopd-vl nano build --output DIR --family {family} --seed {seed}"
+    command = f"python -m benchmarks.nano build --output DIR --family {family} --seed {seed}"
     command += f" --shrink {shrink}" if shrink > 1 else ""
     torch.set_num_threads(1)  # models this small lose more to the threads' coordination than they gain
     tokenizer = shared_tokenizer()

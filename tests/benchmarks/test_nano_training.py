@@ -6,12 +6,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from dopd_vl.nano import build as building
-from dopd_vl.nano import cli
-from dopd_vl.nano.build import RECIPES, build, shrunk
+from benchmarks.nano import __main__ as cli
+from benchmarks.nano import build as building
+from benchmarks.nano.build import RECIPES, build, shrunk
+from benchmarks.nano.scoring import load
+from benchmarks.nano.sft import MIXTURES, Phase, Recipe, make_rows, response_loss, schedule, train
 from dopd_vl.nano.models import SHAPES, build_model
-from dopd_vl.nano.scoring import load
-from dopd_vl.nano.sft import MIXTURES, Phase, Recipe, make_rows, response_loss, schedule, train
 from dopd_vl.nano.tokenizer import corpus, nano_processor, train_tokenizer
 from dopd_vl.views import processor_for
 from privileged import VARIANTS
@@ -92,7 +92,7 @@ def test_build_makes_loadable_folders_with_scores(tmp_path, monkeypatch):
     assert set(scores) == {"text-teacher", "text-student"}
     for name in scores:
         stated = json.loads((tmp_path / name / "scores.json").read_text())
-        assert stated["command"] == "dopd-vl nano build --output DIR --family text --seed 0 --shrink 400"
+        assert stated["command"] == "python -m benchmarks.nano build --output DIR --family text --seed 0 --shrink 400"
         assert set(stated["accuracy"]) == {"none", "hints"}
         assert set(stated["accuracy"]["none"]) == {"all", "steps", "story", "rules", "compare"}
         model, _ = load(tmp_path / name)
@@ -112,13 +112,13 @@ def test_a_recipe_shrinks_to_no_less_than_one_step():
     assert all(phase.rows == small.batch for phase in small.phases)
 
 
-@pytest.mark.parametrize("argv", [[], ["build"], ["build", "--output", "x", "--family", "audio"],
+@pytest.mark.parametrize("argv", [[], ["build"], ["build", "--output", "x", "--fame", "audio"],
                                   ["build", "--output", "x", "--shrink", "0"]])  # fmt: skip
 def test_a_wrong_argument_exits_with_status_2(argv, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(argv)
     assert stopped.value.code == 2
-    assert "usage: dopd-vl nano" in capsys.readouterr().err
+    assert "usage: python -m benchmarks.nano" in capsys.readouterr().err
 
 
 def test_an_unknown_family_is_named(tmp_path):

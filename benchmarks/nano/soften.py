@@ -1,6 +1,6 @@
 """A teacher of another sharpness: the same answers, its logits divided by a temperature.
 
-    dopd-vl nano soften --model nano:text-teacher --temperature 2 --output runs/ladder/text-teacher-soft
+    python -m benchmarks.nano soften --model nano:text-teacher --temperature 2 --output runs/ladder/text-teacher-soft
 
 Logits are the head times the last norm's output, so a norm whose weight is divided divides them, and the folder is an
 ordinary model.
@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.nano.build import save
+from benchmarks.nano.scoring import load
 from dopd_vl.common.resources import find_model
-from dopd_vl.nano.build import save
-from dopd_vl.nano.scoring import load
 
 
 @torch.no_grad()

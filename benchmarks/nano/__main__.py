@@ -1,20 +1,27 @@
-"""`dopd-vl nano build`: train the CPU-size models again; `dopd-vl nano ladder`: students of chosen strength."""
+"""The models of the CPU-size world, trained again, and students of chosen strength for the studies of the map.
+
+python -m benchmarks.nano build --output DIR
+python -m benchmarks.nano ladder --output runs/ladder --family text
+"""
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 
+from dopd_vl.common.errors import UserError, one_line
+
 HOMES = {
-    "build": ("dopd_vl.nano.build", "build"),
-    "ladder": ("dopd_vl.nano.ladder", "build_ladder"),
-    "shortcut": ("dopd_vl.nano.shortcut", "build_shortcut_teacher"),
-    "soften": ("dopd_vl.nano.soften", "soften"),
+    "build": ("benchmarks.nano.build", "build"),
+    "ladder": ("benchmarks.nano.ladder", "build_ladder"),
+    "shortcut": ("benchmarks.nano.shortcut", "build_shortcut_teacher"),
+    "soften": ("benchmarks.nano.soften", "soften"),
 }
 """command -> its function, by module and name; torch takes seconds to import. Options are its arguments by name."""
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="dopd-vl nano", description="The CPU-size world: its models.")
+    top = argparse.ArgumentParser(prog="python -m benchmarks.nano", description="The CPU-size world: its models.")
     commands = top.add_subparsers(dest="command", required=True)
     build = commands.add_parser(
         "build", help="train the nano teachers and students and save them as Hugging Face folders"
@@ -45,11 +52,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `dopd-vl nano ...`; the exit status. A wrong argument exits with status 2, as argparse does."""
+    """The exit status: 2 for what the user can mend, said in one line."""
     options = vars(parser().parse_args(argv))
     module, function = HOMES[options.pop("command")]
     given = {name: value for name, value in options.items() if value is not None}
-    getattr(importlib.import_module(module), function)(**given)
+    try:
+        getattr(importlib.import_module(module), function)(**given)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -57,3 +68,7 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Students of chosen strength: one supervised training, saved each time that its held-out accuracy passes a level.
 
-    dopd-vl nano ladder --output runs/ladder --family text
+    python -m benchmarks.nano ladder --output runs/ladder --family text
 
 What a method does to a student depends on how good the student is when distillation begins. A ladder gives students
 that differ in nothing else: one architecture, one seed, one stream of examples, stopped earlier or later. Accuracy is
@@ -17,13 +17,13 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from benchmarks.nano.build import save, shared_tokenizer, untrained, write_scores
+from benchmarks.nano.eyes import name_cells
+from benchmarks.nano.scoring import accuracy
+from benchmarks.nano.sft import Phase, Recipe, Step, make_rows, train
 from dopd_vl.common.configuration import check_choice
 from dopd_vl.common.progress import Progress
-from dopd_vl.nano.build import save, shared_tokenizer, untrained, write_scores
-from dopd_vl.nano.eyes import name_cells
 from dopd_vl.nano.models import SHAPES, Shape
-from dopd_vl.nano.scoring import accuracy
-from dopd_vl.nano.sft import Phase, Recipe, Step, make_rows, train
 from dopd_vl.nano.source import WORLDS, NanoSource
 from dopd_vl.views import ViewProcessor
 
