@@ -40,7 +40,7 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
         _check_file_keys(cls, given)
     file = files[-1] if files else None
     _check_option_keys(cls, arguments)
-    parser = _parser(cls, prog)
+    parser = _parser(cls, prog)  # type: ignore[arg-type]  # a class is hashable
     try:
         namespace = parser.parse_args(arguments)
     except Exception as error:

@@ -122,13 +122,15 @@ class TrainerModels(Models):
                         part.unshard()
                         stack.callback(part.reshard)
                 else:
-                    stack.enter_context(maybe_gather_lm_head_ctx(head.weight, getattr(head, "bias", None)))
+                    bias: Any = getattr(head, "bias", None)
+                    stack.enter_context(maybe_gather_lm_head_ctx(head.weight, bias))
             yield
 
     @contextmanager
     def whole_student(self) -> Iterator[PreTrainedModel]:
         """While it lasts, the student is whole on every rank: each may ask it for more than others do, and its head."""
-        trainer, model = self._trainer, self.bare("student")
+        trainer = self._trainer
+        model: Any = self.bare("student")
         parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
         if trainer._dist.is_zero3:
             kwargs: Any = trainer.args.gradient_checkpointing_kwargs

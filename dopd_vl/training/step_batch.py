@@ -66,7 +66,7 @@ class StepBatch:
 
     def pack(self, items: Tensor) -> dict[str, Any]:
         """For TRL. `items`: how many sequences or tokens the loss of the whole step, over all ranks, is a mean of."""
-        packed = {
+        packed: dict[str, Any] = {
             "completion_ids": self.response_ids,
             "completion_mask": self.response_mask,
             "places": self.places,

@@ -49,10 +49,9 @@ from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
 from dopd_vl.training.step_batch import KeptHidden, StepBatch
 from dopd_vl.training.student_copies import CopiesAlongTheRun, StudentCopies, check_copies
-from dopd_vl.views import View, ViewProcessor, processor_for
+from dopd_vl.views import Refusal, View, ViewProcessor, processor_for
 from dopd_vl.views.rollouts import (
     SIBLING_VIEW,
-    Refusal,
     ViewRenderer,
     pad_responses,
     render_batch,
@@ -84,6 +83,7 @@ class DopdTrainer(DistillationTrainer):
 
     args: DopdConfig
     model: PreTrainedModel
+    objective: Objective
 
     def __init__(
         self,

@@ -102,7 +102,7 @@ def test_runs_are_counted_by_what_became_of_them_and_what_was_said(tmp_path: Pat
     assert scores.caught_within(-5, "collapsed") == 0
     (line,) = scores.unreadable
     assert "other-version" in line
-    assert "objective.settings.depth: unknown key" in line
+    assert "unknown key 'depth'" in line
     hidden = evaluate_alarms(folders[:2], without_verifier=True)
     assert [bool(run.alarms) for run in hidden.runs] == [True, False]
     assert "no_correct" not in {alarm.kind for alarm in hidden.runs[0].alarms}

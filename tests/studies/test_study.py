@@ -1,10 +1,7 @@
 """The whole of a small study through the real command: stopped, taken up again, a cell that fails."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,8 +9,7 @@ import pytest
 import yaml
 
 from dopd_vl.common.files import read_jsonl
-
-COMMAND = [sys.executable, "-m", "dopd_vl.cli", "study"]
+from tests.commands import dopd_vl, start_dopd_vl
 
 
 @pytest.fixture
@@ -40,7 +36,7 @@ def study_file(nano_models: Path, tmp_path: Path) -> Path:
         "cells": {
             "vanilla": {"objective.name": "opd"},
             "beta 0.5": {"objective.settings": {"beta_weak": 0.5}},
-            "bad": {"objective.name": "sdpo"},  # needs siblings: fails when it starts
+            "bad": {"data.max_prompt_length": 1},  # no prompt is that short: fails at its first step
         },
         "seeds": [0, 1],
         "baseline": "vanilla",
@@ -52,38 +48,23 @@ def study_file(nano_models: Path, tmp_path: Path) -> Path:
     return file
 
 
-def _heed_ctrl_c() -> None:
-    """A shell that starts the tests in the background has them ignore it, and so would their children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_a_study_is_stopped_taken_up_again_and_tells_what_failed(study_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*COMMAND, "--config", study_file],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_heed_ctrl_c,
-    )
+    process = start_dopd_vl("study", "--config", study_file)
     deadline = time.monotonic() + 120
     first = folder / "runs" / "vanilla" / "seed-0" / "metrics.jsonl"
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "run the same command again" in errors
+    process.send(signal.SIGINT)
+    stopped = process.result(60)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "run the same command again" in stopped.stderr
     assert not (folder / "results.md").exists()
 
-    result = subprocess.run(
-        [*COMMAND, "--config", study_file], env=environment, capture_output=True, text=True, timeout=400
-    )
+    result = dopd_vl("study", "--config", study_file, timeout=400)
     assert result.returncode == 1, result.stderr
     assert "failed: bad, seed 0: " in result.stdout
-    assert "several rollouts" in result.stdout or "num_generations" in result.stdout
+    assert "max_prompt_length=1" in result.stdout
 
     results = json.loads((folder / "results.json").read_text())
     cells = {cell["name"]: cell for cell in results["cells"]}
