@@ -90,6 +90,7 @@ def run_script(
 
 def _script(file: Path, words: list[str]) -> None:
     sys.argv = [str(file), *words]
+    sys.path.insert(0, str(file.parent))
     runpy.run_path(str(file), run_name="__main__")
 
 

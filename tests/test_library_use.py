@@ -1,11 +1,9 @@
 """The trainer from a script of one's own, with an objective and a view processor that live outside the package."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.commands import run_script
 from tests.pages import ROOT, blocks_of
 
 EXAMPLE = ROOT / "examples" / "from_python.py"
@@ -18,10 +16,7 @@ def block_with(page: str, words: str) -> str:
 
 
 def run_in(folder: Path, script: Path) -> str:
-    environment = {**os.environ, "HF_HOME": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=folder, env=environment, timeout=900
-    )
+    result = run_script(script, cwd=folder, timeout=900)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

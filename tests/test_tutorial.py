@@ -3,11 +3,8 @@
 import contextlib
 import io
 import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import yaml
 
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.common.run_layout import COMPLETE_FILE, METRICS_FILE
+from tests.commands import start_dopd_vl
 from tests.pages import ROOT, blocks_of, commands_of, type_in
 
 STEPS = 4
@@ -34,16 +32,14 @@ SMALL = {
 
 def kill_after_a_checkpoint(run: Path, folder: Path, command: str, *more: str) -> None:
     """Type the command, and kill it as soon as its run has a whole checkpoint."""
-    words = [sys.executable, "-m", "dopd_vl.cli", *shlex.split(command)[1:], *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    fork = start_dopd_vl(*shlex.split(command)[1:], *more, cwd=folder)
     until = time.monotonic() + 300
     while not any(run.glob(f"checkpoint-*/{COMPLETE_FILE}")):
-        assert process.poll() is None, "the run ended before it had a checkpoint"
+        assert fork.process.is_alive(), "the run ended before it had a checkpoint"
         assert time.monotonic() < until
         time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    fork.send(signal.SIGKILL)
+    assert fork.result(60).returncode == -signal.SIGKILL
 
 
 def test_the_commands_work_one_after_another(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """`dopd-vl plan` from the command line."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ from dopd_vl.common.errors import UserError
 from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.planning import build
 from dopd_vl.planning.config import PlanConfig
+from tests.commands import dopd_vl
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dopd_vl.cli", "plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return dopd_vl("plan", *arguments)
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
