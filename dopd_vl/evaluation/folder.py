@@ -23,13 +23,13 @@ from dopd_vl.common.files import (
     write_jsonl,
     writing_to,
 )
+from dopd_vl.common.run_layout import REFUSED_FILE
 from dopd_vl.evaluation.accuracy import Batch, Prediction, batch_items, count_batches
 from dopd_vl.evaluation.sampling import Sampling
 from dopd_vl.views import Refusal
 
 IDENTITY_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.jsonl"
-REFUSED_FILE = "refused.jsonl"
 SCORES_FILE = "scores.json"
 _OURS = (SCORES_FILE, IDENTITY_FILE, PREDICTIONS_FILE, REFUSED_FILE)
 

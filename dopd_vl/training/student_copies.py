@@ -17,7 +17,7 @@ from torch.distributed.tensor import distribute_tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.run_layout import AVERAGE_FILE
+from dopd_vl.common.run_layout import AVERAGE_FILE, checkpoint_folder
 
 
 class WeightCopy:
@@ -174,5 +174,5 @@ class CopiesAlongTheRun(TrainerCallback):
         self.trainer.policies.copies.after_step()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        folder = checkpoint_folder(Path(str(args.output_dir)), state.global_step)
         self.trainer.policies.copies.save(folder, state.is_world_process_zero)

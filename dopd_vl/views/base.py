@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from dopd_vl.common.errors import UserError
 from dopd_vl.views.messages import split_content
 from privileged import VARIANTS
 from privileged.records.images import load_image
 from privileged.rendering.render import append_to_last_user
 
 
-class ViewError(ValueError):
+class ViewError(UserError):
     """An example cannot be shown to a model; the message names the example and the reason."""
 
 
