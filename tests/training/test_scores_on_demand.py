@@ -9,7 +9,7 @@ from dopd_vl.core import projection
 from dopd_vl.objectives import Opd
 from dopd_vl.objectives.base import Requirements
 from dopd_vl.train_config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
-from dopd_vl.training import policies as policy_trainer
+from dopd_vl.training import policies
 from dopd_vl.training.run import run_training
 
 
@@ -37,7 +37,7 @@ def test_whole_vocabulary_opd_scores_the_kept_rollouts_alone_and_learns_the_same
         scored.append(int(mask.sum()))
         return original(policy, ids, mask, *rest)
 
-    monkeypatch.setattr(policy_trainer, "score_tokens", counting)
+    monkeypatch.setattr(policies, "score_tokens", counting)
 
     def run(name: str) -> list[dict]:
         config = TrainConfig(

@@ -61,9 +61,9 @@ def main() -> int:
     write_requests(sys.argv.pop(1))
 
     from dopd_vl.cli import main
-    from dopd_vl.training import checks as preflight
+    from dopd_vl.training import checks
 
-    preflight.check_device = lambda config: None
+    checks.check_device = lambda config: None
     return main()
 
 
