@@ -88,6 +88,12 @@ class Run:
     """(name, configuration); the name is empty where the study has no stages"""
 
     @property
+    def references(self) -> list[str]:
+        """The student that it begins with, and its teacher where it has one."""
+        model = self.stages[0][1].model
+        return [name for name in (model.student, model.teacher) if name is not None]
+
+    @property
     def steps(self) -> int:
         return sum(config.training.max_steps for _, config in self.stages)
 

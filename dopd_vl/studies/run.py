@@ -143,15 +143,14 @@ def reference_folder(config: StudyConfig, model: str) -> Path:
 
 def _reference_jobs(config: StudyConfig, runs: list[Run]) -> Iterator[Job]:
     """Each student to begin with, and each teacher, is scored once."""
-    seen: set[str] = set()
+    first: dict[str, Run] = {}
     for run in runs:
-        first = run.stages[0][1]
-        for model in (first.model.student, first.model.teacher):
-            if model is not None and model not in seen:
-                seen.add(model)
-                folder = reference_folder(config, model)
-                content = {"train": [], "models": {"model": model}, **_scoring(config, run)}
-                yield Job(f"score {model}", folder, 0, {**content, "output": str(folder / SCORES_FILE)})
+        for model in run.references:
+            first.setdefault(model, run)
+    for model, run in first.items():
+        folder = reference_folder(config, model)
+        content = {"train": [], "models": {"model": model}, **_scoring(config, run)}
+        yield Job(f"score {model}", folder, 0, {**content, "output": str(folder / SCORES_FILE)})
 
 
 def _last_step(metrics: Path) -> int:
