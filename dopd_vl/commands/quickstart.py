@@ -97,9 +97,8 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
         prepare(PrepareConfig(source=source, output=str(folder / "data" / split)), {"nano": NanoSource})
 
     def train_config(method: str) -> TrainConfig:
-        run = folder / method
         overrides = {
-            "output_dir": run,
+            "output_dir": folder / method,
             "seed": config.seed,
             "resume": "true",
             "data.train": folder / "data" / "train",
@@ -132,7 +131,7 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
                 title=title,
                 console=console,
             )
-        write_json(teacher_file, {variant: s.as_dict() for variant, s in scores.items()})
+        write_json(teacher_file, {variant: asdict(s) for variant, s in scores.items()})
     teacher = json.loads(teacher_file.read_text(encoding="utf-8"))
 
     privileged = loop.eval_variants[1] if len(loop.eval_variants) > 1 else None

@@ -233,10 +233,9 @@ class Dopd(DopdSettings):
 
 def changed(lesson: Lesson, changes: Mapping[str, Any], regime: str) -> Lesson:
     """The lesson with some of its fields replaced; a wrong one is named."""
-    known = [f.name for f in fields(Lesson)]
     try:
         for name in changes:
-            check_choice("key", name, known)
+            check_choice("key", name, [f.name for f in fields(Lesson)])
         return replace(lesson, **changes)
     except ValueError as error:
         raise ValueError(f"regimes.{regime}: {error}") from error
