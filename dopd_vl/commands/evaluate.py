@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.common.resources import NANO_PREFIX
@@ -11,8 +13,6 @@ from dopd_vl.common.run_layout import name_of_model
 from dopd_vl.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dopd_vl.evaluation.estimates import Estimate
     from dopd_vl.evaluation.run import Evaluation
 
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     config = read_config(EvaluateConfig, argv, "dopd-vl evaluate")
     config.check()
-    return _evaluate_suite(config) if config.suite else _evaluate_data(config)
+    folder = Path(config.output_dir) if config.output_dir else default_folder(config)
+    if not config.suite:
+        return _evaluate_data(config, folder)
+    from dopd_vl.harnesses.suite import run_suite
+
+    return run_suite(config, folder, Console())
 
 
 def default_folder(config: EvaluateConfig) -> Path:
@@ -30,9 +35,7 @@ def default_folder(config: EvaluateConfig) -> Path:
     return Path("runs/evaluate") / f"{name}-{what}"
 
 
-def _evaluate_data(config: EvaluateConfig) -> int:
-    from rich.console import Console
-
+def _evaluate_data(config: EvaluateConfig, folder: Path) -> int:
     from dopd_vl.common.quiet import quiet_libraries
     from dopd_vl.evaluation.code import allow_code
     from dopd_vl.evaluation.run import evaluate_in_folder
@@ -45,13 +48,12 @@ def _evaluate_data(config: EvaluateConfig) -> int:
         allow_code()
     quiet_libraries()
     console = Console()
-    folder = Path(config.output_dir) if config.output_dir else default_folder(config)
     evaluation = evaluate_in_folder(config, load_examples(config.data, config.size), folder, console)
     _print(config, evaluation, folder, console)
     return 0
 
 
-def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, console: "Console") -> None:
+def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, console: Console) -> None:
     from rich.table import Table
 
     samples = config.sampling.samples
@@ -73,12 +75,3 @@ def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, conso
 
 def _cells(estimate: "Estimate") -> tuple[str, str]:
     return f"{estimate.value:.1%}", f"{estimate.low:.1%} to {estimate.high:.1%}"
-
-
-def _evaluate_suite(config: EvaluateConfig) -> int:
-    from rich.console import Console
-
-    from dopd_vl.harnesses.suite import run_suite
-
-    folder = Path(config.output_dir) if config.output_dir else default_folder(config)
-    return run_suite(config, folder, Console())

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from dopd_vl.common.configuration import read_config
+from dopd_vl.common.configuration import as_yaml, read_config
 from dopd_vl.common.errors import UserError
+from dopd_vl.common.files import make_folder, write_atomically, write_json, writing_to
 
 TITLES = {"opd": "vanilla OPD", "dopd": "DOPD", "dopd-anchored": "DOPD-anchored"}
 
@@ -74,8 +75,6 @@ def main(argv: Sequence[str]) -> int:
     for row in rows:
         if row.gap_recovered is not None and row.gap_recovered < 0:
             console.print(f"{row.name} ended below the student that it began with; docs/stability.md says more")
-    from dopd_vl.common.files import write_json
-
     write_json(folder / "summary.json", {"config": asdict(config), "rows": [asdict(row) for row in rows]})
     console.print(f"took {time.monotonic() - started:.0f} s", highlight=False)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
@@ -84,7 +83,6 @@ def main(argv: Sequence[str]) -> int:
 
 def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
     """Do what is not done yet and give the result's rows."""
-    from dopd_vl.common.files import write_json
     from dopd_vl.evaluation.run import evaluate_model
     from dopd_vl.nano.source import NanoSource
     from dopd_vl.train_config import TrainConfig
@@ -99,9 +97,8 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
         prepare(PrepareConfig(source=source, output=str(folder / "data" / split)), {"nano": NanoSource})
 
     def train_config(method: str) -> TrainConfig:
-        run = folder / method
         overrides = {
-            "output_dir": run,
+            "output_dir": folder / method,
             "seed": config.seed,
             "resume": "true",
             "data.train": folder / "data" / "train",
@@ -134,7 +131,7 @@ def run_quickstart(config: QuickstartConfig, console: Console) -> list[Row]:
                 title=title,
                 console=console,
             )
-        write_json(teacher_file, {variant: s.as_dict() for variant, s in scores.items()})
+        write_json(teacher_file, {variant: asdict(s) for variant, s in scores.items()})
     teacher = json.loads(teacher_file.read_text(encoding="utf-8"))
 
     privileged = loop.eval_variants[1] if len(loop.eval_variants) > 1 else None
@@ -188,9 +185,6 @@ def as_table(rows: Sequence[Row], config: QuickstartConfig) -> Table:
 
 def _same_run(folder: Path, config: QuickstartConfig) -> None:
     """A folder belongs to one set of settings."""
-    from dopd_vl.common.configuration import as_yaml
-    from dopd_vl.common.files import make_folder, write_atomically, writing_to
-
     file = folder / "quickstart.yaml"
     text = as_yaml(config)
     if file.exists() and file.read_text(encoding="utf-8") != text:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -80,9 +80,6 @@ class Accuracy:
     """expected calibration error, 0 to 1; see `dopd_vl.evaluation.calibration`"""
     unscored: int = 0
     """responses without a verdict; they count as neither right nor wrong"""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def summarise(predictions: Sequence[Prediction], refused: int = 0) -> Accuracy:

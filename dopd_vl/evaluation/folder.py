@@ -15,7 +15,6 @@ from typing import Any
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import (
     append_jsonl,
-    exclusive,
     make_folder,
     read_json,
     read_jsonl,
@@ -88,10 +87,6 @@ class EvaluationFolder:
 
     def finish(self, scores: Mapping[str, Any]) -> None:
         write_json(self.path / SCORES_FILE, scores)
-
-    def lock(self) -> Any:
-        """A context in which no other evaluation writes here."""
-        return exclusive(self.path, "evaluation")
 
 
 def verdicts_of(predictions: Sequence[Prediction]) -> list[list[bool]]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from dopd_vl.common.digests import digest_model, digest_questions
+from dopd_vl.common.files import exclusive
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.accuracy import (
@@ -123,7 +124,8 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     folder = EvaluationFolder(path, identity, config.overwrite)
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
     count, title, right = len(dataset), f"evaluate {Path(config.model).name}", RightSoFar()
-    with folder.lock(), Progress(console, title, count * config.sampling.samples, "responses") as progress:
+    progress = Progress(console, title, count * config.sampling.samples, "responses")
+    with exclusive(path, "evaluation"), progress:
         batches, left = folder.recover(count, config.batch_size, config.sampling)
         for batch in batches:
             right.with_batch(batch)
@@ -138,7 +140,7 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         evaluation = _scored(sorted(batches), config.sampling.samples)
         estimates = {name: asdict(estimate) for name, estimate in evaluation.estimates.items()}
         intervals = {name: asdict(estimate) for name, estimate in evaluation.by_source.items()}
-        scores = {**asdict(config), **evaluation.scores.as_dict(), "questions": count}
+        scores = {**asdict(config), **asdict(evaluation.scores), "questions": count}
         folder.finish({**scores, "estimates": estimates, "estimates_by_source": intervals})
     return evaluation
 

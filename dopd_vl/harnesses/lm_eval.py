@@ -1,6 +1,8 @@
 """lm-eval: C-Eval by log-likelihood. Its result is OUTPUT/MODEL/results_DATE.json, checked with 0.4.13."""
 
-from dopd_vl.harnesses.job import Adapter, Job, Score, Step
+from functools import partial
+
+from dopd_vl.harnesses.job import Adapter, Job, Step
 from dopd_vl.harnesses.lm_eval_results import arguments, read
 
 
@@ -20,9 +22,5 @@ def _steps(job: Job) -> list[Step]:
     return [Step(argv)]
 
 
-def _read(job: Job) -> Score:
-    return read(job, "results_*.json")
-
-
 # Likelihoods of given letters are not to be had from a chat server.
-LM_EVAL = Adapter(_steps, _read, ("transformers", "vllm"))
+LM_EVAL = Adapter(_steps, partial(read, pattern="results_*.json"), ("transformers", "vllm"))

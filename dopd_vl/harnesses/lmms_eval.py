@@ -3,7 +3,9 @@
 Its cache keeps greedy responses alone, so a run that is stopped begins its benchmark again.
 """
 
-from dopd_vl.harnesses.job import Adapter, Job, Score, Step
+from functools import partial
+
+from dopd_vl.harnesses.job import Adapter, Job, Step
 from dopd_vl.harnesses.lm_eval_results import arguments, read
 
 _SECONDS_PER_RESPONSE = 3600  # its own limit for a server's answer is 10 seconds
@@ -41,8 +43,4 @@ def _model(job: Job) -> list[str]:
     return ["--model", "qwen3_vl", "--model_args", arguments(given, "model")]
 
 
-def _read(job: Job) -> Score:
-    return read(job, "*_results.json")
-
-
-LMMS_EVAL = Adapter(_steps, _read, ("transformers", "vllm", "server"))
+LMMS_EVAL = Adapter(_steps, partial(read, pattern="*_results.json"), ("transformers", "vllm", "server"))

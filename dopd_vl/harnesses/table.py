@@ -48,8 +48,7 @@ class GenerationSettings:
 
     def without(self, dropped: Sequence[str]) -> dict[str, Any]:
         """name -> value of the settings that are passed on."""
-        names = ("temperature", "top_p", "top_k", "presence_penalty", "repetition_penalty", "seed", "max_new_tokens")
-        return {name: getattr(self, name) for name in names if name not in dropped}
+        return {name: value for name, value in vars(self).items() if name not in ("source", *dropped)}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What several objectives share: their usual sources, ratios of sampled tokens, and checks of settings."""
 
 import math
-from collections.abc import Collection
-from typing import Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -37,38 +37,43 @@ def count_of(share: float, size: int) -> int:
     return max(1, math.ceil(share * size - 1e-9))
 
 
-def check_choices(settings: object) -> None:
-    """Raises: ValueError: a setting whose type lists its values (a `Literal`) has another value."""
-    for name, annotation in get_type_hints(type(settings)).items():
-        if get_origin(annotation) is Literal:
-            check_choice(name, getattr(settings, name), get_args(annotation))
+class Bound(NamedTuple):
+    """What a setting's value must be beside its type; it stands in the type itself."""
+
+    holds: Callable[[Any], bool]
+    """false for NaN"""
+    said: str
+    """how the message ends"""
+
+
+_A_VIEW = "the name of a view: plain, privileged, or a variant's"
+AtLeastOne = Annotated[int, Bound(lambda value: value >= 1, "at least 1")]
+NotNegative = Annotated[float, Bound(lambda value: 0.0 <= value < math.inf, "a finite number, not negative")]
+Positive = Annotated[float, Bound(lambda value: value > 0.0, "above 0")]
+Share = Annotated[float, Bound(lambda value: 0.0 < value <= 1.0, "above 0 and at most 1")]
+ShareLeftOut = Annotated[float, Bound(lambda value: 0.0 <= value < 1.0, "at least 0 and below 1")]
+Percentile = Annotated[float, Bound(lambda value: 0.0 < value <= 100.0, "above 0 and at most 100")]
+ViewName = Annotated[str, Bound(lambda value: isinstance(value, str) and value != "", _A_VIEW)]
+
+
+class CheckedSettings:
+    """A dataclass whose fields are held to their types' bounds as soon as it is made.
+
+    Raises:
+        ValueError: a setting is out of its `Bound`, or none of the values that its type lists (a `Literal`).
+    """
+
+    def __post_init__(self) -> None:
+        for name, annotation in get_type_hints(type(self), include_extras=True).items():
+            if get_origin(annotation) is Literal:
+                check_choice(name, getattr(self, name), get_args(annotation))
+            elif get_origin(annotation) is Annotated:
+                value, (_, bound) = getattr(self, name), get_args(annotation)
+                if not bound.holds(value):
+                    raise ValueError(f"{name}={value!r} must be {bound.said}")
 
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Raises: ValueError: the setting `name` is none of `allowed`."""
     if value not in allowed:
         raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(allowed)}")
-
-
-def check_view(name: str, value: object) -> None:
-    """Raises: ValueError: the setting `name` is not the name of a view."""
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name}={value!r} must be the name of a view: plain, privileged, or a variant's")
-
-
-def check_at_least_one(name: str, value: int) -> None:
-    """Raises: ValueError: the setting `name` is below 1."""
-    if value < 1:
-        raise ValueError(f"{name}={value} must be at least 1")
-
-
-def check_not_negative(name: str, value: float) -> None:
-    """Raises: ValueError: the setting `name` is negative, infinite or NaN."""
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"{name}={value} must be a finite number, not negative")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises: ValueError: the setting `name` is not above 0 and at most 1."""
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name}={value} must be above 0 and at most 1")

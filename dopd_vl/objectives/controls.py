@@ -19,23 +19,19 @@ from typing import ClassVar, Literal
 
 from dopd_vl.core import Plan, PolicyGradient, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import PLAIN_STUDENT, check_choices, check_not_negative, check_share, mean_of
+from dopd_vl.objectives.common import PLAIN_STUDENT, CheckedSettings, NotNegative, Share, mean_of
 
 
 @dataclass(frozen=True)
-class Negative:
+class Negative(CheckedSettings):
     """A fixed negative advantage on tokens of low probability."""
 
     name: ClassVar[str] = "negative"
 
-    penalty: float = 1.0
+    penalty: NotNegative = 1.0
     """minus the advantage of an unlikely token"""
-    below: float = 0.2
+    below: Share = 0.2
     """student's probability under which a token is unlikely"""
-
-    def __post_init__(self) -> None:
-        check_not_negative("penalty", self.penalty)
-        check_share("below", self.below)
 
     def sources(self) -> tuple[Source, ...]:
         return (PLAIN_STUDENT,)
@@ -51,19 +47,15 @@ class Negative:
 
 
 @dataclass(frozen=True)
-class SelfPlain:
+class SelfPlain(CheckedSettings):
     """A self-teacher that sees what the student sees."""
 
     name: ClassVar[str] = "self-plain"
 
     teacher_policy: Literal["average", "start"] = "average"
     """"average": the student's slow average; "start": the student before its first step"""
-    average_rate: float = 0.05
+    average_rate: Share = 0.05
     """share of the student's weights in the average, each step; for "average" alone"""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:
         return (Source(self.teacher_policy, "plain"),)

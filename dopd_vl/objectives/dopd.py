@@ -26,25 +26,26 @@ from dopd_vl.objectives.base import Decision, Scores, Stuck
 from dopd_vl.objectives.common import (
     PRIVILEGED_STUDENT,
     PRIVILEGED_TEACHER,
-    check_at_least_one,
+    AtLeastOne,
+    CheckedSettings,
+    NotNegative,
+    Share,
+    ShareLeftOut,
     check_choice,
-    check_choices,
-    check_not_negative,
-    check_share,
 )
 
 
 @dataclass(frozen=True)
-class DopdSettings:
+class DopdSettings(CheckedSettings):
     """What DOPD leaves to choose. Defaults are the paper's where it gives them, else the documented choice."""
 
-    beta_light: float = 0.6
+    beta_light: NotNegative = 0.6
     """weight of LH and HS tokens"""
-    beta_weak: float = 0.3
+    beta_weak: NotNegative = 0.3
     """weight of LL tokens"""
-    top_k: int = 128
+    top_k: AtLeastOne = 128
     """K of the Top-K reverse KLs, vocabulary entries"""
-    trim_fraction: float = 0.05
+    trim_fraction: ShareLeftOut = 0.05
     """share of the tokens, of largest gap, that the thresholds' means leave out"""
     threshold_scope: ThresholdScope = "global"
     """over which tokens the means go: "global" (the optimizer-step batch over all ranks), "rank", "sequence" """
@@ -52,14 +53,6 @@ class DopdSettings:
     """whose K tokens: the supervising policy's ("target"), the student's, or the "union" """
     tail: TailName = "bucket"
     """what becomes of the mass outside the K tokens: one "bucket", "renormalize", or "drop" """
-
-    def __post_init__(self) -> None:
-        check_not_negative("beta_light", self.beta_light)
-        check_not_negative("beta_weak", self.beta_weak)
-        check_at_least_one("top_k", self.top_k)
-        if not 0.0 <= self.trim_fraction < 1.0:
-            raise ValueError(f"trim_fraction={self.trim_fraction} must be at least 0 and below 1")
-        check_choices(self)
 
 
 PUBLISHED = DopdSettings()
@@ -86,23 +79,22 @@ def route_tokens(
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Lesson(CheckedSettings):
     """What the tokens of one regime are taught."""
 
     source: Literal["teacher", "student"]
     """who supervises: the teacher, or the student's copy"""
     divergence: DivergenceName
     support: SupportName
-    weight: float
+    weight: NotNegative
     enabled: bool = True
     """false: these tokens are taught nothing"""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         for name, kind in (("weight", (int, float)), ("enabled", bool)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a {'number' if name == 'weight' else 'bool'}")
-        check_not_negative("weight", self.weight)
+        super().__post_init__()
 
 
 def published_lessons(settings: DopdSettings) -> dict[Regime, Lesson]:
@@ -163,17 +155,15 @@ class Dopd(DopdSettings):
     """what the student's copy sees; with "plain" it is the student itself, and teaches nothing"""
     student_policy: Literal["student", "average", "start"] = "student"
     """the copy's weights: "student", the current ones; "average", their slow average; "start", before the first step"""
-    average_rate: float = 0.02
+    average_rate: Share = 0.02
     """share of the student's weights in the average, each step; for "average" alone"""
     drop: Literal["none", "random", "smallest", "largest"] = "none"
     """response tokens that are taught nothing: at "random", or those of "smallest" or "largest" gap"""
-    drop_fraction: float = 0.2
+    drop_fraction: Share = 0.2
     """share of the batch's response tokens that is dropped, rounded down"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("average_rate", self.average_rate)
-        check_share("drop_fraction", self.drop_fraction)
         for name in self.regimes:
             check_choice("regime in regimes", name, [regime.name for regime in REGIMES])
         self._plan(torch.zeros(0, dtype=torch.long))  # names what cannot be taught
@@ -243,10 +233,9 @@ class Dopd(DopdSettings):
 
 def changed(lesson: Lesson, changes: Mapping[str, Any], regime: str) -> Lesson:
     """The lesson with some of its fields replaced; a wrong one is named."""
-    known = [f.name for f in fields(Lesson)]
     try:
         for name in changes:
-            check_choice("key", name, known)
+            check_choice("key", name, [f.name for f in fields(Lesson)])
         return replace(lesson, **changes)
     except ValueError as error:
         raise ValueError(f"regimes.{regime}: {error}") from error

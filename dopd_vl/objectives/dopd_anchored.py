@@ -25,19 +25,18 @@ from dopd_vl.core import Plan, Source, Term, advantage_gap, compute_thresholds
 from dopd_vl.core.divergences import DivergenceName
 from dopd_vl.core.routing import ThresholdScope
 from dopd_vl.objectives.base import Decision, Scores, Stuck
-from dopd_vl.objectives.common import PRIVILEGED_TEACHER, check_choices, check_not_negative, check_share
-from dopd_vl.objectives.dopd import DopdSettings
+from dopd_vl.objectives.common import PRIVILEGED_TEACHER, AtLeastOne, CheckedSettings, NotNegative, Share, ShareLeftOut
 
 
 @dataclass(frozen=True)
-class DopdAnchored:
+class DopdAnchored(CheckedSettings):
     """Dual on-policy distillation with a copy that stays where the student began."""
 
     name: ClassVar[str] = "dopd-anchored"
     copy_part: ClassVar[str] = "copy"
     live_copy_remedy: ClassVar[str] = "set objective.settings.student_policy: start"
 
-    copy_weight: float = 0.6
+    copy_weight: NotNegative = 0.6
     """of the copy's tokens; the teacher's have weight 1"""
     divergence: DivergenceName = "forward_kl"
     """from the teacher, over the whole vocabulary"""
@@ -46,20 +45,14 @@ class DopdAnchored:
     it is "surer" than the teacher, as in DOPD; none"""
     student_policy: Literal["start", "average", "student"] = "start"
     """the copy's weights: "start", before the first step; "average", a slow average; "student", the current ones"""
-    average_rate: float = 0.005
+    average_rate: Share = 0.005
     """share of the student's weights in the average, each step; for "average" alone"""
-    top_k: int = 128
+    top_k: AtLeastOne = 128
     """K of the copy's Top-K, vocabulary entries; the rest is one bucket"""
-    trim_fraction: float = 0.05
+    trim_fraction: ShareLeftOut = 0.05
     """share of the tokens, of largest gap, that the means leave out"""
     threshold_scope: ThresholdScope = "global"
     """over which tokens the means go, see `DopdSettings`"""
-
-    def __post_init__(self) -> None:
-        DopdSettings(top_k=self.top_k, trim_fraction=self.trim_fraction, threshold_scope=self.threshold_scope)
-        check_not_negative("copy_weight", self.copy_weight)
-        check_choices(self)
-        check_share("average_rate", self.average_rate)
 
     @property
     def stuck_parts(self) -> dict[str, Stuck]:

@@ -9,7 +9,7 @@ from dopd_vl.core import Projection, Thresholds, execute_plan, fused_plan_loss, 
 from dopd_vl.core.divergences import log_softmax, sampled_logp
 from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.objectives.common import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER
-from dopd_vl.objectives.dopd import PUBLISHED, DopdSettings, Routing, dopd_plan, route_tokens
+from dopd_vl.objectives.dopd import PUBLISHED, DopdSettings, dopd_plan, route_tokens
 
 
 class DopdOutput(NamedTuple):
@@ -50,31 +50,25 @@ def dopd_loss(
     Raises:
         ValueError: shapes or vocabularies differ, Top-K exceeds the vocabulary, a token id or a logit is out of range.
     """
-    check_inputs(
-        {
-            "student_logits": student_logits,
-            "teacher_logits": teacher_logits,
-            "privileged_student_logits": privileged_student_logits,
-        },
-        response_ids,
-        response_mask,
-        student_logits.shape[-1],
-        settings.top_k,
-    )
-    for name, logits in (("teacher_logits", teacher_logits), ("privileged_student_logits", privileged_student_logits)):
-        if logits.shape[-1] != student_logits.shape[-1]:
-            raise ValueError(
-                f"{name} has a vocabulary of {logits.shape[-1]}, student_logits of {student_logits.shape[-1]}"
-            )
+    given = {
+        "student_logits": student_logits,
+        "teacher_logits": teacher_logits,
+        "privileged_student_logits": privileged_student_logits,
+    }
+    vocabulary = student_logits.shape[-1]
+    check_inputs(given, response_ids, response_mask, vocabulary, settings.top_k)
+    for name, logits in given.items():
+        if logits.shape[-1] != vocabulary:
+            raise ValueError(f"{name} has a vocabulary of {logits.shape[-1]}, student_logits of {vocabulary}")
     mask = response_mask.bool()
     teacher_logp = _response_logp(teacher_logits, response_ids, mask)
     privileged_student_logp = _response_logp(privileged_student_logits, response_ids, mask)
-    routing = route_tokens(teacher_logp, privileged_student_logp, mask, settings)
-    plan = dopd_plan(routing.regime, settings)
+    regime, gap, thresholds = route_tokens(teacher_logp, privileged_student_logp, mask, settings)
+    plan = dopd_plan(regime, settings)
     sources = {PRIVILEGED_TEACHER: teacher_logits, PRIVILEGED_STUDENT: privileged_student_logits}
     token_loss = execute_plan(plan, student_logits, sources, response_ids, mask)
     loss = reduce(token_loss, mask, plan.reduction)
-    return _output(loss, token_loss, routing, teacher_logp, privileged_student_logp)
+    return DopdOutput(loss, token_loss, regime, gap, teacher_logp, privileged_student_logp, thresholds)
 
 
 def fused_dopd_loss(
@@ -120,18 +114,11 @@ def fused_dopd_loss(
         for source, projection in sources.items()
     }
     teacher_logp, privileged_student_logp = (scores[source].logp for source in sources)
-    routing = route_tokens(teacher_logp, privileged_student_logp, mask, settings)
-    plan = dopd_plan(routing.regime, settings)
+    regime, gap, thresholds = route_tokens(teacher_logp, privileged_student_logp, mask, settings)
+    plan = dopd_plan(regime, settings)
     student = Projection(student_hidden, student_head)
     taught = fused_plan_loss(plan, student, sources, response_ids, mask, scores, chunk_size=chunk_size)
-    return _output(taught.loss, taught.token_loss, routing, teacher_logp, privileged_student_logp)
-
-
-def _output(
-    loss: Tensor, token_loss: Tensor, routing: Routing, teacher_logp: Tensor, privileged_student_logp: Tensor
-) -> DopdOutput:
-    regime, gap, thresholds = routing
-    return DopdOutput(loss, token_loss, regime, gap, teacher_logp, privileged_student_logp, thresholds)
+    return DopdOutput(taught.loss, taught.token_loss, regime, gap, teacher_logp, privileged_student_logp, thresholds)
 
 
 def check_inputs(

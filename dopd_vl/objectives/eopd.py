@@ -18,30 +18,26 @@ from dopd_vl.objectives.base import Decision, Scores
 from dopd_vl.objectives.common import (
     PLAIN_STUDENT,
     PLAIN_TEACHER,
-    check_at_least_one,
-    check_not_negative,
+    AtLeastOne,
+    CheckedSettings,
+    NotNegative,
     log_ratio,
     mean_of,
 )
 
 
 @dataclass(frozen=True)
-class Eopd:
+class Eopd(CheckedSettings):
     """Sampled reverse KL, and a forward KL where the teacher is unsure."""
 
     name: ClassVar[str] = "eopd"
 
-    tau: float = 0.8
+    tau: NotNegative = 0.8
     """nats of the teacher's entropy above which the forward KL is added"""
-    top_k: int = 16
+    top_k: AtLeastOne = 16
     """how many of the teacher's likeliest tokens the forward KL looks at"""
-    alpha: float = 1.0
+    alpha: NotNegative = 1.0
     """weight of the forward KL"""
-
-    def __post_init__(self) -> None:
-        check_not_negative("tau", self.tau)
-        check_at_least_one("top_k", self.top_k)
-        check_not_negative("alpha", self.alpha)
 
     def sources(self) -> tuple[Source, ...]:
         return (PLAIN_TEACHER, PLAIN_STUDENT)

@@ -17,32 +17,21 @@ from typing import ClassVar, Literal
 from dopd_vl.core import Plan, PolicyGradient, Source
 from dopd_vl.core.divergences import LOG_PROB_FLOOR
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import (
-    PLAIN_STUDENT,
-    PLAIN_TEACHER,
-    check_choices,
-    check_not_negative,
-    log_ratio,
-    mean_of,
-)
+from dopd_vl.objectives.common import PLAIN_STUDENT, PLAIN_TEACHER, CheckedSettings, NotNegative, log_ratio, mean_of
 
 REFERENCE = Source("start", "plain")
 
 
 @dataclass(frozen=True)
-class ExOpd:
+class ExOpd(CheckedSettings):
     """Policy gradient along an extrapolated log-ratio."""
 
     name: ClassVar[str] = "exopd"
 
-    lam: float = 1.25
+    lam: NotNegative = 1.25
     """how many times the reward q - r counts; 1 is OPD"""
     reference: Literal["start", "none"] = "start"
     """"start": the student before its first step; "none": r = 0"""
-
-    def __post_init__(self) -> None:
-        check_not_negative("lam", self.lam)
-        check_choices(self)
 
     def sources(self) -> tuple[Source, ...]:
         return (PLAIN_TEACHER, PLAIN_STUDENT, *((REFERENCE,) if self.reference == "start" else ()))

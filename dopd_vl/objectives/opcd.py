@@ -16,23 +16,19 @@ from typing import ClassVar, Literal
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_at_least_one, check_choices
+from dopd_vl.objectives.common import AtLeastOne, CheckedSettings
 
 
 @dataclass(frozen=True)
-class Opcd:
+class Opcd(CheckedSettings):
     """Distillation of a context by a truncated reverse KL."""
 
     name: ClassVar[str] = "opcd"
 
     teacher_policy: Literal["teacher", "start"] = "teacher"
     """"teacher": the larger, frozen model; "start": the student before its first step"""
-    top_k: int = 256
+    top_k: AtLeastOne = 256
     """how many of the student's likeliest tokens are compared"""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_at_least_one("top_k", self.top_k)
 
     def sources(self) -> tuple[Source, ...]:
         return (Source(self.teacher_policy, "privileged"),)

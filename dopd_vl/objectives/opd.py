@@ -26,11 +26,11 @@ from torch import Tensor
 from dopd_vl.core import Plan, PolicyGradient, Source, Term
 from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, SupportName, TailName, TopKSource
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import PLAIN_STUDENT, check_choices, check_view, log_ratio, mean_of
+from dopd_vl.objectives.common import PLAIN_STUDENT, CheckedSettings, Positive, ViewName, log_ratio, mean_of
 
 
 @dataclass(frozen=True)
-class Opd:
+class Opd(CheckedSettings):
     """Uniform distillation of every response token from one teacher."""
 
     name: ClassVar[str] = "opd"
@@ -38,7 +38,7 @@ class Opd:
     form: Literal["divergence", "policy_gradient"] = "divergence"
     """"divergence", or "policy_gradient": the sampled token's q - p as advantage; the settings from `divergence` to
     `tail` then say nothing"""
-    teacher_view: str = "plain"
+    teacher_view: ViewName = "plain"
     """what the teacher sees: "plain", "privileged", or a variant, e.g. "wrong_hint" """
     divergence: DivergenceName = "reverse_kl"
     """"reverse_kl", "forward_kl" or "js" """
@@ -50,20 +50,16 @@ class Opd:
     """whose K tokens: "target" (the teacher's), "student" or "union" """
     tail: TailName = "bucket"
     """what becomes of the rest: "bucket", "renormalize" or "drop" """
-    evidence_gate: str = "none"
+    evidence_gate: ViewName = "none"
     """"none": no gate; else the view in which the teacher lacks the evidence, e.g. "degraded" (images), or "plain" with
     `teacher_view: privileged`"""
-    evidence_limit: float = 5.0
+    evidence_limit: Positive = 5.0
     """nats that the evidence of one token counts for at most"""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_view("teacher_view", self.teacher_view)
-        check_view("evidence_gate", self.evidence_gate)
+        super().__post_init__()
         if self.evidence_gate == self.teacher_view:
             raise ValueError(f"evidence_gate={self.evidence_gate!r} is teacher_view itself: no evidence is taken away")
-        if not self.evidence_limit > 0.0:
-            raise ValueError(f"evidence_limit={self.evidence_limit} must be above 0")
         self._term(torch.zeros(0))  # names a divergence, support, top_k, top_k_source or tail that cannot be
 
     @property

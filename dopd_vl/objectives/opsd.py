@@ -13,11 +13,11 @@ from typing import ClassVar, Literal
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_choices, check_share
+from dopd_vl.objectives.common import CheckedSettings, Share
 
 
 @dataclass(frozen=True)
-class Opsd:
+class Opsd(CheckedSettings):
     """Distillation of a reference solution from the student itself."""
 
     name: ClassVar[str] = "opsd"
@@ -25,12 +25,8 @@ class Opsd:
 
     teacher_policy: Literal["start", "student", "average"] = "start"
     """"start": the student before its first step; "student": its current weights; "average": their slow average"""
-    average_rate: float = 0.001
+    average_rate: Share = 0.001
     """share of the student's weights in the average, each step (a decay of 0.999); for "average" alone"""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:
         return (Source(self.teacher_policy, "privileged"),)

@@ -13,25 +13,21 @@ from typing import ClassVar, Literal
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_choices, check_share
+from dopd_vl.objectives.common import CheckedSettings, Share
 
 TEACHER = Source("average", "privileged")
 
 
 @dataclass(frozen=True)
-class Sdft:
+class Sdft(CheckedSettings):
     """Distillation of the demonstrated behaviour from the student's own average."""
 
     name: ClassVar[str] = "sdft"
 
     divergence: Literal["reverse_kl", "forward_kl"] = "reverse_kl"
     """"reverse_kl" (the paper) or "forward_kl" (its code)"""
-    average_rate: float = 0.01
+    average_rate: Share = 0.01
     """share of the student's weights in the average, each step"""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:
         return (TEACHER,)

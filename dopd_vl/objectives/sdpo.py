@@ -15,27 +15,23 @@ from typing import ClassVar
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_at_least_one, check_share, mean_of
+from dopd_vl.objectives.common import AtLeastOne, CheckedSettings, Share, mean_of
 
 TEACHER = Source("average", "sibling")
 
 
 @dataclass(frozen=True)
-class Sdpo:
+class Sdpo(CheckedSettings):
     """Distillation of a right sibling from the student's own average."""
 
     name: ClassVar[str] = "sdpo"
     needs_siblings: ClassVar[int] = 2
     needs_verifier: ClassVar[bool] = True
 
-    top_k: int = 100
+    top_k: AtLeastOne = 100
     """how many of the student's likeliest tokens are compared one by one"""
-    average_rate: float = 0.05
+    average_rate: Share = 0.05
     """share of the student's weights in the average, each step"""
-
-    def __post_init__(self) -> None:
-        check_at_least_one("top_k", self.top_k)
-        check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:
         return (TEACHER,)

@@ -21,27 +21,30 @@ from torch import Tensor
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Pair, Scores
-from dopd_vl.objectives.common import PLAIN_STUDENT, PLAIN_TEACHER, check_share, count_of, mean_of
+from dopd_vl.objectives.common import (
+    PLAIN_STUDENT,
+    PLAIN_TEACHER,
+    CheckedSettings,
+    Percentile,
+    Share,
+    count_of,
+    mean_of,
+)
 
 DISAGREEMENT = Pair("reverse_kl", PLAIN_STUDENT, PLAIN_TEACHER)
 
 
 @dataclass(frozen=True)
-class Tip:
+class Tip(CheckedSettings):
     """Reverse KL on the tokens that matter."""
 
     name: ClassVar[str] = "tip"
     pairs: ClassVar[tuple[Pair, ...]] = (DISAGREEMENT,)
 
-    keep: float = 0.5
+    keep: Share = 0.5
     """share of each response's tokens that is taught, rounded up"""
-    entropy_percentile: float = 98.0
+    entropy_percentile: Percentile = 98.0
     """percentile of a response's entropies above which they count as equal"""
-
-    def __post_init__(self) -> None:
-        check_share("keep", self.keep)
-        if not 0.0 < self.entropy_percentile <= 100.0:
-            raise ValueError(f"entropy_percentile={self.entropy_percentile} must be above 0 and at most 100")
 
     def sources(self) -> tuple[Source, ...]:
         return (PLAIN_STUDENT, PLAIN_TEACHER)

@@ -26,33 +26,28 @@ from dopd_vl.objectives.base import Decision, Scores
 from dopd_vl.objectives.common import (
     PLAIN_STUDENT,
     PLAIN_TEACHER,
-    check_choices,
-    check_not_negative,
+    CheckedSettings,
+    NotNegative,
+    Positive,
     log_ratio,
     mean_of,
 )
 
 
 @dataclass(frozen=True)
-class UniOpd:
+class UniOpd(CheckedSettings):
     """Policy gradient with margins between right and wrong rollouts."""
 
     name: ClassVar[str] = "uni-opd"
     needs_siblings: ClassVar[int] = 2
     needs_verifier: ClassVar[bool] = True
 
-    delta: float = 0.4
+    delta: NotNegative = 0.4
     """nats that right rollouts must lie above wrong ones of the same prompt"""
-    drop_gap: float = 10.0
+    drop_gap: Positive = 10.0
     """nats between student and teacher from which on a token is left out"""
     balance: Literal["batch", "group", "none"] = "batch"
     """among which rollouts right and wrong ones count the same: "batch", "group" (those of one prompt), "none" """
-
-    def __post_init__(self) -> None:
-        check_not_negative("delta", self.delta)
-        if not self.drop_gap > 0.0:
-            raise ValueError(f"drop_gap={self.drop_gap} must be above 0")
-        check_choices(self)
 
     def sources(self) -> tuple[Source, ...]:
         return (PLAIN_TEACHER, PLAIN_STUDENT)

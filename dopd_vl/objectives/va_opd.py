@@ -20,24 +20,21 @@ from torch import Tensor
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import PLAIN_TEACHER, check_share, count_of, log_ratio, mean_of
+from dopd_vl.objectives.common import PLAIN_TEACHER, CheckedSettings, Share, count_of, log_ratio, mean_of
 
 DEGRADED_TEACHER = Source("teacher", "degraded")
 
 
 @dataclass(frozen=True)
-class VaOpd:
+class VaOpd(CheckedSettings):
     """Reverse KL, weighted by what the image is worth to the teacher."""
 
     name: ClassVar[str] = "va-opd"
     needs_images: ClassVar[bool] = True
     needs_siblings: ClassVar[int] = 2
 
-    top_share: float = 0.2
+    top_share: Share = 0.2
     """share of a response's tokens, of largest visual advantage, that has half of its weight"""
-
-    def __post_init__(self) -> None:
-        check_share("top_share", self.top_share)
 
     def sources(self) -> tuple[Source, ...]:
         return (PLAIN_TEACHER, DEGRADED_TEACHER)

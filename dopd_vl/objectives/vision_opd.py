@@ -11,26 +11,22 @@ from typing import ClassVar
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import check_at_least_one, check_share
+from dopd_vl.objectives.common import AtLeastOne, CheckedSettings, Share
 
 TEACHER = Source("average", "evidence_crop")
 
 
 @dataclass(frozen=True)
-class VisionOpd:
+class VisionOpd(CheckedSettings):
     """Distillation of a look at the evidence from the student's own average."""
 
     name: ClassVar[str] = "vision-opd"
     needs_images: ClassVar[bool] = True
 
-    top_k: int = 100
+    top_k: AtLeastOne = 100
     """how many of the student's likeliest tokens are compared one by one"""
-    average_rate: float = 0.05
+    average_rate: Share = 0.05
     """share of the student's weights in the average, each step"""
-
-    def __post_init__(self) -> None:
-        check_at_least_one("top_k", self.top_k)
-        check_share("average_rate", self.average_rate)
 
     def sources(self) -> tuple[Source, ...]:
         return (TEACHER,)

@@ -88,6 +88,12 @@ class Run:
     """(name, configuration); the name is empty where the study has no stages"""
 
     @property
+    def references(self) -> list[str]:
+        """The student that it begins with, and its teacher where it has one."""
+        model = self.stages[0][1].model
+        return [name for name in (model.student, model.teacher) if name is not None]
+
+    @property
     def steps(self) -> int:
         return sum(config.training.max_steps for _, config in self.stages)
 
@@ -105,8 +111,8 @@ def study_folder(config: StudyConfig) -> Path:
     return Path(config.output_dir) / config.name
 
 
-def check(config: StudyConfig) -> None:
-    """Find what is wrong with a study before anything runs.
+def check(config: StudyConfig) -> list[Run]:
+    """All runs of a study, once nothing is found wrong with it.
 
     Raises:
         ConfigurationError: names the key.
@@ -150,6 +156,7 @@ def check(config: StudyConfig) -> None:
                 f"cells.{name}: {budget[0]} steps and {budget[1]} rollouts a device, where {first!r} has "
                 f"{budgets[first][0]} and {budgets[first][1]}; set equal_budget: false if that is meant"
             )
+    return runs
 
 
 def expand(config: StudyConfig) -> list[Cell]:

@@ -12,7 +12,7 @@ from dopd_vl.common.files import read_rows
 from dopd_vl.common.resources import shipped
 from dopd_vl.common.run_layout import METRICS_FILE
 from dopd_vl.evaluation.estimates import gap_recovered
-from dopd_vl.studies.config import Run, StudyConfig, expand, unfold
+from dopd_vl.studies.config import Run, StudyConfig, unfold
 from dopd_vl.studies.run import load_scores, reference_folder, score_sets
 from dopd_vl.studies.statistics import Comparison, Summary, compare, holm, rank_correlation, summarise
 
@@ -67,12 +67,17 @@ class StudyResult:
 def gather(config: StudyConfig) -> StudyResult:
     """Read what is finished; unfinished cells say which seeds are missing."""
     runs = unfold(config)
-    by_cell: dict[str, list[Run]] = {cell.name: [] for cell in expand(config)}
+    by_cell: dict[str, list[Run]] = {}
     for run in runs:
-        by_cell[run.cell.name].append(run)
+        by_cell.setdefault(run.cell.name, []).append(run)
     data_sets = list(score_sets(config, runs[0]))
     main = data_sets[0]
     deployed = config.score_variants[0]
+    references = {
+        model: {data: found[deployed]["accuracy"] for data, found in scores["model"].items()}
+        for model in dict.fromkeys(model for run in runs for model in run.references)
+        if (scores := load_scores(reference_folder(config, model))) is not None
+    }
     cells = []
     accuracy: dict[str, dict[int, float]] = {}
     for name, some in by_cell.items():
@@ -83,7 +88,7 @@ def gather(config: StudyConfig) -> StudyResult:
         recovered = [
             value
             for seed, (run, _) in found.items()
-            if (value := _gap_recovered(config, run, main, deployed, accuracy[name][seed])) is not None
+            if (value := _gap_recovered(run, references, main, accuracy[name][seed])) is not None
         ]
         cell = CellResult(
             name,
@@ -96,13 +101,7 @@ def gather(config: StudyConfig) -> StudyResult:
         if config.stages and found:
             _add_stages(cell, found, data_sets, deployed, list(config.stages))
         cells.append(cell)
-    _compare_all(cells, accuracy, {cell.name: cell.baseline for cell in expand(config)})
-    references = {
-        model: {data: scores["model"][data][deployed]["accuracy"] for data in scores["model"]}
-        for run in runs
-        for model in (run.stages[0][1].model.student, run.stages[0][1].model.teacher)
-        if model is not None and (scores := load_scores(reference_folder(config, model))) is not None
-    }
+    _compare_all(cells, accuracy, {name: some[0].cell.baseline for name, some in by_cell.items()})
     return StudyResult(data_sets, cells, references, _curves(by_cell), _paper(config, cells, main))
 
 
@@ -123,15 +122,9 @@ def _summaries(scores: Iterable[Mapping[str, Any]], data: str, variants: list[st
     return found
 
 
-def _gap_recovered(config: StudyConfig, run: Run, data: str, variant: str, after: float) -> float | None:
-    model = run.stages[0][1].model
-    if model.teacher is None:
-        return None
-    scores = [load_scores(reference_folder(config, name)) for name in (model.student, model.teacher)]
-    if scores[0] is None or scores[1] is None:
-        return None
-    before, teacher = (score["model"][data][variant]["accuracy"] for score in scores if score is not None)
-    return gap_recovered(after, before, teacher)
+def _gap_recovered(run: Run, references: Mapping[str, Mapping[str, float]], data: str, after: float) -> float | None:
+    scored = [references[model][data] for model in run.references if model in references]
+    return gap_recovered(after, *scored) if len(scored) == 2 else None
 
 
 def _add_stages(

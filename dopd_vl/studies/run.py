@@ -20,7 +20,7 @@ from dopd_vl.common.files import exclusive, make_folder, write_atomically, write
 from dopd_vl.common.processes import end_group
 from dopd_vl.common.progress import live_bar
 from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
-from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder, unfold
+from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder
 
 SCORES_FILE = "scores.json"
 STOP_SECONDS = 20.0
@@ -72,13 +72,13 @@ def run_study(config: StudyConfig, console: Console) -> list[Failure]:
     Raises:
         ConfigurationError: something is wrong with the study; nothing was run.
     """
-    check(config)
+    runs = check(config)
     folder = study_folder(config)
     make_folder(folder)
     with exclusive(folder, "study"):
         write_atomically(folder / "study.yaml", as_yaml(config))
         prepare_data(config, console)
-        jobs = [*_reference_jobs(config), *(_job(config, run) for run in unfold(config))]
+        jobs = [*_reference_jobs(config, runs), *(_job(config, run) for run in runs)]
         waiting = [job for job in jobs if not job.output.exists()]
         if len(waiting) < len(jobs):
             console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done already", highlight=False)
@@ -141,17 +141,16 @@ def reference_folder(config: StudyConfig, model: str) -> Path:
     return study_folder(config) / "references" / name
 
 
-def _reference_jobs(config: StudyConfig) -> Iterator[Job]:
+def _reference_jobs(config: StudyConfig, runs: list[Run]) -> Iterator[Job]:
     """Each student to begin with, and each teacher, is scored once."""
-    seen: set[str] = set()
-    for run in unfold(config):
-        first = run.stages[0][1]
-        for model in (first.model.student, first.model.teacher):
-            if model is not None and model not in seen:
-                seen.add(model)
-                folder = reference_folder(config, model)
-                content = {"train": [], "models": {"model": model}, **_scoring(config, run)}
-                yield Job(f"score {model}", folder, 0, {**content, "output": str(folder / SCORES_FILE)})
+    first: dict[str, Run] = {}
+    for run in runs:
+        for model in run.references:
+            first.setdefault(model, run)
+    for model, run in first.items():
+        folder = reference_folder(config, model)
+        content = {"train": [], "models": {"model": model}, **_scoring(config, run)}
+        yield Job(f"score {model}", folder, 0, {**content, "output": str(folder / SCORES_FILE)})
 
 
 def _last_step(metrics: Path) -> int:

@@ -46,7 +46,8 @@ def summarise(values: Sequence[float]) -> Summary:
     if len(values) == 1:
         return Summary(mean, None, None, tuple(values))
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return Summary(mean, spread, _interval(mean, spread, len(values)), tuple(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+    return Summary(mean, spread, (mean - half, mean + half), tuple(values))
 
 
 def compare(ours: dict[int, float], baseline: dict[int, float]) -> Comparison | None:
@@ -56,11 +57,10 @@ def compare(ours: dict[int, float], baseline: dict[int, float]) -> Comparison | 
         return None
     differences = summarise([ours[seed] - baseline[seed] for seed in seeds])
     p = None
-    if differences.spread is not None:
-        if differences.spread == 0:  # the same difference for every seed: the t statistic has no value
-            p = 1.0 if differences.mean == 0 else 0.0
-        else:
-            p = float(stats.ttest_rel([ours[s] for s in seeds], [baseline[s] for s in seeds]).pvalue)
+    if differences.spread == 0:  # the same difference for every seed: the t statistic has no value
+        p = 1.0 if differences.mean == 0 else 0.0
+    elif differences.spread is not None:
+        p = float(stats.ttest_rel([ours[s] for s in seeds], [baseline[s] for s in seeds]).pvalue)
     return Comparison(differences.mean, differences.interval, p, len(seeds))
 
 
@@ -85,8 +85,3 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> tuple[fl
         return None
     result = stats.spearmanr(ours, theirs)
     return float(result.statistic), float(result.pvalue)
-
-
-def _interval(mean: float, spread: float, count: int) -> tuple[float, float]:
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * spread / math.sqrt(count)
-    return mean - half, mean + half

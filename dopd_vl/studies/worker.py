@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _score(job: dict[str, Any], console: Any) -> None:
                     model, examples, variant, job["max_new_tokens"], job["batch_size"], title=title, console=console
                 )
                 scores.setdefault(model_name, {}).setdefault(data_name, {})[variant] = {
-                    **accuracy.as_dict(),
+                    **asdict(accuracy),
                     "correct": {prediction.id: prediction.correct for prediction in predictions},
                 }
     write_json(Path(job["output"]), scores)

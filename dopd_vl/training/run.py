@@ -71,10 +71,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     stays = "whole checkpoints stay; when it can be written again, go on with --resume true"
     terminal = console or Console()
     vllm_rollouts.check_server(arguments)
-
-    def say(line: str) -> None:
-        terminal.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(terminal.print, markup=False, highlight=False, soft_wrap=True)
     with (
         opened_on_every_rank(config, fingerprint, arguments.process_index, say) as checkpoint,
         disk_told_of(folder, stays),
