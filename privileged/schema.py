@@ -7,7 +7,7 @@ see `privileged.rendering.variants`.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -65,21 +65,13 @@ class Example(TypedDict):
 
 COLUMNS = tuple(Example.__annotations__)
 PRIVILEGED_KEYS = tuple(Privileged.__annotations__)
+LIST_KEYS = ("hints", "hints_executed", "boxes")
 BOX_KEYS = tuple(Box.__annotations__)
 
 
 def empty_privileged() -> Privileged:
     """The privileged part of a record that carries none."""
-    return Privileged(
-        final_answer=None,
-        hints=[],
-        hints_executed=[],
-        hint_summary=None,
-        caption=None,
-        boxes=[],
-        wrong_hint=None,
-        provenance=None,
-    )
+    return cast(Privileged, {key: [] if key in LIST_KEYS else None for key in PRIVILEGED_KEYS})
 
 
 @functools.cache
@@ -89,6 +81,7 @@ def features() -> Features:
 
     text = Value("string")
     box = {"label": text, "bbox": List(Value("float64")), "caption": text, "image": Value("int32")}
+    lists = {key: List(box if key == "boxes" else text) for key in LIST_KEYS}
     return Features(
         {
             "id": text,
@@ -97,15 +90,6 @@ def features() -> Features:
             "answer": text,
             "task": text,
             "source": text,
-            "privileged": {
-                "final_answer": text,
-                "hints": List(text),
-                "hints_executed": List(text),
-                "hint_summary": text,
-                "caption": text,
-                "boxes": List(box),
-                "wrong_hint": text,
-                "provenance": text,
-            },
+            "privileged": {key: lists.get(key, text) for key in PRIVILEGED_KEYS},
         }
     )

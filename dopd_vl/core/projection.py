@@ -76,11 +76,6 @@ class TokenScores:
     tail_logp: Tensor
     """`[B, N]`, log of the mass outside those K, -inf for none"""
 
-    @property
-    def top_k_mass(self) -> Tensor:
-        """`[B, N]`, probability mass of the K likeliest tokens."""
-        return self.top_k_logp.exp().sum(-1)
-
     def map(self, change: Any) -> "TokenScores":
         """The same with `change(tensor)` in place of every tensor, e.g. to slice or to move them."""
         return TokenScores(*(change(getattr(self, field.name)) for field in fields(self)))

@@ -40,15 +40,9 @@ class Watch(TrainerCallback):
         rows = read_rows(self.folder / METRICS_FILE)
         self._rows = rows_of_training([row for row in rows if row["step"] <= state.global_step])
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self.settings.on_alarm == "ignore" or not logs or "loss" not in logs:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs: dict[str, Any] = kwargs["logs"]
+        if self.settings.on_alarm == "ignore" or "loss" not in logs:
             return
         first = self._tell(state.global_step, logs) if state.is_world_process_zero else None
         if self.settings.on_alarm != "stop":

@@ -12,16 +12,14 @@ class Problem:
 
     question: str
     answer: str
-    task: str
     reasoning: str
     hints: tuple[str, ...]  # steps without execution: nothing read, no result
     hints_executed: tuple[str, ...]
     hint_summary: str
     wrong_hint: str
-    related: tuple[int, ...] = ()  # vision: the cells that the question needs, in reading order
-    facts: tuple[Any, ...] = field(
-        default=(), repr=False
-    )  # text: what makes this problem itself, whatever its phrasing
+    task: str = "number"
+    related: tuple[int, ...] = ()  # vision: the cells that the question needs, in reading order; by default all
+    facts: tuple[Any, ...] = field(default=(), repr=False)  # text: what makes it this problem, whatever its phrasing
 
     @property
     def response(self) -> str:

@@ -59,20 +59,9 @@ def steps(rng: random.Random) -> Problem:
     changes = _changes(start, rng.randint(2, 3), rng)
     words = [rng.choice(PLUS if change > 0 else MINUS) for change in changes]
     told = ", ".join(f"{word} {abs(change)}" for word, change in zip(words, changes, strict=True))
-    sums = _sums(start, changes)
-    answer = start + sum(changes)
-    plain = [f"{'Add' if change > 0 else 'Take away'} the next number." for change in changes]
-    return Problem(
-        question=f"Start with {start}, {told}. What is it now?",
-        answer=str(answer),
-        task="number",
-        reasoning=" ".join(f"{step}." for step in sums),
-        hints=("Start with the given number.", *plain),
-        hints_executed=(f"Start with {start}.", *(f"{word}: {step}." for word, step in zip(words, sums, strict=True))),
-        hint_summary=f"Start, then {_in_turn(changes)}.",
-        wrong_hint=f"Start, then {_in_turn([-change for change in changes])}; it gives {other_number(answer, rng)}.",
-        facts=(start, *changes),
-    )
+    question = f"Start with {start}, {told}. What is it now?"
+    first = ("Start with the given number.", f"Start with {start}.")
+    return _changed_in_turn(question, start, changes, words, first, ["the next number"] * len(changes), rng)
 
 
 def story(rng: random.Random) -> Problem:
@@ -81,23 +70,9 @@ def story(rng: random.Random) -> Problem:
     changes = _changes(start, rng.randint(1, 3), rng)
     words = [rng.choice(GETS if change > 0 else LOSES) for change in changes]
     events = [f"{name} {word} {abs(change)}." for word, change in zip(words, changes, strict=True)]
-    sums = _sums(start, changes)
-    answer = start + sum(changes)
-    plain = [
-        f"{'Add' if change > 0 else 'Take away'} what {name} {word}."
-        for word, change in zip(words, changes, strict=True)
-    ]
-    return Problem(
-        question=f"{name} has {start} {thing}. {' '.join(events)} How many {thing} does {name} have now?",
-        answer=str(answer),
-        task="number",
-        reasoning=" ".join(f"{step}." for step in sums),
-        hints=(f"Start with what {name} has.", *plain),
-        hints_executed=(f"{name} has {start}.", *(f"{word}: {step}." for word, step in zip(words, sums, strict=True))),
-        hint_summary=f"Start, then {_in_turn(changes)}.",
-        wrong_hint=f"Start, then {_in_turn([-change for change in changes])}; it gives {other_number(answer, rng)}.",
-        facts=(start, *changes),
-    )
+    question = f"{name} has {start} {thing}. {' '.join(events)} How many {thing} does {name} have now?"
+    first = (f"Start with what {name} has.", f"{name} has {start}.")
+    return _changed_in_turn(question, start, changes, words, first, [f"what {name} {word}" for word in words], rng)
 
 
 def rules(rng: random.Random) -> Problem:
@@ -169,6 +144,30 @@ def _changes(start: int, count: int, rng: random.Random) -> list[int]:
         changes.append(change)
         total += change
     return changes
+
+
+def _changed_in_turn(
+    question: str,
+    start: int,
+    changes: Sequence[int],
+    words: Sequence[str],
+    first: tuple[str, str],
+    changed_by: Sequence[str],
+    rng: random.Random,
+) -> Problem:
+    """`words` name the changes; `first` is the first hint, plain and executed; hints say what it is `changed_by`."""
+    sums, answer = _sums(start, changes), start + sum(changes)
+    plain = [f"{'Add' if n > 0 else 'Take away'} {what}." for n, what in zip(changes, changed_by, strict=True)]
+    return Problem(
+        question=question,
+        answer=str(answer),
+        reasoning=" ".join(f"{step}." for step in sums),
+        hints=(first[0], *plain),
+        hints_executed=(first[1], *(f"{word}: {step}." for word, step in zip(words, sums, strict=True))),
+        hint_summary=f"Start, then {_in_turn(changes)}.",
+        wrong_hint=f"Start, then {_in_turn([-change for change in changes])}; it gives {other_number(answer, rng)}.",
+        facts=(start, *changes),
+    )
 
 
 def _sums(start: int, changes: Sequence[int]) -> list[str]:

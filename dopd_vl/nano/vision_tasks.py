@@ -22,7 +22,8 @@ def vision_problem(
     rng = random.Random(f"vision/{split}/{seed}/{kind}/{index}")
     labels, problem = VISION_TASKS[kind](rng)
     # Look first, then think: what is seen is written down cell by cell, and the reasoning goes on from there.
-    problem = replace(problem, reasoning=f"I see {transcript(labels)}. {problem.reasoning}".rstrip())
+    reasoning = f"I see {transcript(labels)}. {problem.reasoning}".rstrip()
+    problem = replace(problem, reasoning=reasoning, related=problem.related or tuple(labels))
     return kind, compose(labels, split, rng), problem
 
 
@@ -63,7 +64,6 @@ def read_all(rng: random.Random) -> tuple[Labels, Problem]:
         hints_executed=(f"The digits are {_spaced(digits)}.", f"Joined they are {answer}."),
         hint_summary="Read row by row and join the digits.",
         wrong_hint=f"The digits are {_spaced(wrong)}.",
-        related=tuple(labels),
     )
 
 
@@ -75,13 +75,11 @@ def add(rng: random.Random) -> tuple[Labels, Problem]:
     return labels, Problem(
         question=question,
         answer=str(total),
-        task="number",
         reasoning=f"{sum_steps(digits)}.",
         hints=("Read every digit of the picture.", "Add them in turn."),
         hints_executed=(f"The digits are {_spaced(digits)}.", f"Add them: {sum_steps(digits)}."),
         hint_summary="Read every digit, then add them up.",
         wrong_hint=f"The digits add up to {other_number(total, rng)}.",
-        related=tuple(labels),
     )
 
 
@@ -92,19 +90,17 @@ def count(rng: random.Random) -> tuple[Labels, Problem]:
     shown = [target] * matches + [rng.choice([d for d in range(10) if d != target]) for _ in range(others)]
     labels = _place(rng, shown)
     digits = list(labels.values())
-    times = "time" if matches == 1 else "times"
+    counted = f"{target} comes {matches} {'time' if matches == 1 else 'times'}."
     question = rng.choice([f"How many {target}s are there?", f"Count the {target}s in the picture."])
     return labels, Problem(
         question=question,
         answer=str(matches),
-        task="number",
-        reasoning=f"{target} comes {matches} {times}.",
+        reasoning=counted,
         # The digit asked for may equal the count: hints that name it would look as if they told the answer.
         hints=("Read every digit of the picture.", "Count those of the kind asked for."),
-        hints_executed=(f"The digits are {_spaced(digits)}.", f"{target} comes {matches} {times}."),
+        hints_executed=(f"The digits are {_spaced(digits)}.", counted),
         hint_summary="Read every digit and count the kind asked for.",
         wrong_hint=f"There are {rng.choice([n for n in range(1, 6) if n != matches])} of them.",
-        related=tuple(labels),
     )
 
 
@@ -126,7 +122,6 @@ def neighbour(rng: random.Random) -> tuple[Labels, Problem]:
     return labels, Problem(
         question=question,
         answer=str(found),
-        task="number",
         reasoning=f"The {anchor} is at {cell_name(anchor_cell)}. At {cell_name(found_cell)} is {found}.",
         hints=(f"Find the cell that holds the {anchor}.", f"Move to the cell {side} it.", "Read the digit there."),
         hints_executed=(
@@ -150,13 +145,11 @@ def extreme(rng: random.Random) -> tuple[Labels, Problem]:
     return labels, Problem(
         question=question,
         answer=str(found),
-        task="number",
         reasoning=f"The {word} is {found}.",
         hints=("Read every digit of the picture.", f"Keep the {word}."),
         hints_executed=(f"The digits are {_spaced(digits)}.", f"The {word} of them is {found}."),
         hint_summary=f"Read every digit and keep the {word}.",
         wrong_hint=f"The {word} digit is {wrong}.",
-        related=tuple(labels),
     )
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dopd_vl.common.configuration import read_yaml
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import is_number, read_rows
 from dopd_vl.common.run_layout import CONFIG_FILE, METRICS_FILE
@@ -61,10 +60,7 @@ def _read_run(folder: Path, name: str, group: str | None) -> Run:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it holds no {CONFIG_FILE}")
-    try:
-        config = in_todays_keys(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no YAML file: {error}") from error
+    config = in_todays_keys(read_yaml(path, str(path)))
     label = name
     if group is not None:
         found, value = _look_up(config, group)

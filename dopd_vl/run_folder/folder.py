@@ -63,15 +63,9 @@ class RunFolder(TrainerCallback):
         # Sums since the last log are in no checkpoint: a run that goes on could not complete that row.
         control.should_log |= control.should_save
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not state.is_world_process_zero or not logs:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs: dict[str, Any] = kwargs["logs"]
+        if not state.is_world_process_zero:
             return
         metrics = {k: v for k, v in logs.items() if not any(word in k for word in _TIMINGS)}
         if set(metrics) - {"epoch", "train_loss"}:
@@ -86,15 +80,8 @@ class RunFolder(TrainerCallback):
             append_jsonl(self.folder / REFUSED_FILE, rows)
             self._refusals_written += len(refusals)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        accuracy = (metrics or {}).get("eval_accuracy")
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        accuracy = kwargs["metrics"].get("eval_accuracy")
         if accuracy is None or (self.best is not None and accuracy <= self.best):
             return
         self.best = accuracy

@@ -26,15 +26,9 @@ class ProgressBar(TrainerCallback):
             self._progress = Progress(self.console, self.title, state.max_steps, "steps", done=state.global_step)
             self._progress.__enter__()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._progress is None or not logs:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs: dict[str, Any] = kwargs["logs"]
+        if self._progress is None:
             return
         self._facts |= {key: form.format(float(logs[key])) for key, form in _SHOWN.items() if logs.get(key) is not None}
         facts = ", ".join(self._facts[key] for key in _SHOWN if key in self._facts)

@@ -101,7 +101,8 @@ class RecordAnnotator:
                     drop(number, "audit", reason, value)
                     continue
                 if self._settings.recheck and self._asker is not None:
-                    good, reason = await self._checked(self._asker, record, part, value, number)
+                    request = check_request(record, part, value, self._prompts, self._settings.sampling.seed + number)
+                    good, reason = verdict(_text(await self._asker.ask(request)))
                     if not good:
                         drop(number, "recheck", reason, value)
                         continue
@@ -141,10 +142,6 @@ class RecordAnnotator:
         _, findings = judge(check_record(with_part, self._audit), self._audit.resolved())
         reasons = [f"{finding.code}: {finding.detail}" for finding in findings if finding.code not in known]
         return "; ".join(reasons) or None
-
-    async def _checked(self, asker: Asker, record: Record, part: str, value: Any, number: int) -> tuple[bool, str]:
-        request = check_request(record, part, value, self._prompts, self._settings.sampling.seed + number)
-        return verdict(_text(await asker.ask(request)))
 
 
 def _text(reply: Reply) -> str:

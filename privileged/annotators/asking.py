@@ -83,12 +83,11 @@ class Asker:
                 await self._changed.wait()  # those in flight may cost less than they may at most
             self.spending.reserve(*size)
         try:
-            reply = await self._with_retries(key, request)
+            return await self._with_retries(key, request)
         finally:
             self.spending.release(*size)
             async with self._changed:
                 self._changed.notify_all()
-        return reply
 
     async def _with_retries(self, key: str, request: Request) -> Reply:
         self.outage.starts()

@@ -26,15 +26,14 @@ SAMPLE = 50
 class Estimate:
     """Of a whole preparation: `requests` and tokens for `records`, scaled up from `sampled` of them."""
 
+    settings: AnnotateConfig
     records: int
     sampled: int
     requests: float = 0
     prompt_tokens: float = 0
     reply_tokens: float = 0
-    settings: AnnotateConfig | None = None
 
     def lines(self) -> list[str]:
-        assert self.settings is not None
         budget = self.settings.budget
         total = self.prompt_tokens + self.reply_tokens
         cost = ""
@@ -62,7 +61,7 @@ def estimate(settings: AnnotateConfig, read: Callable[[int], Record | None], ind
     prompts = load_prompts(settings.prompts)
     count = min(SAMPLE, len(indices))
     sample = [indices[len(indices) * number // count] for number in range(count)]
-    result = Estimate(len(indices), count, settings=settings)
+    result = Estimate(settings, len(indices), count)
     for index in sample:
         record = read(index)
         if record is not None:

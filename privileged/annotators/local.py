@@ -88,18 +88,14 @@ def _load(settings: AnnotateConfig) -> tuple[Any, Any, bool]:
     import transformers
 
     name = str(settings.model)
-    model: Any
+    kinds: tuple[Any, Any] = (transformers.AutoTokenizer, transformers.AutoModelForCausalLM)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         takes_images = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         if takes_images:
-            processor = transformers.AutoProcessor.from_pretrained(name)
-            model = transformers.AutoModelForImageTextToText.from_pretrained(
-                name, dtype=settings.dtype, use_safetensors=True
-            )
-        else:
-            processor = transformers.AutoTokenizer.from_pretrained(name)
-            model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=settings.dtype, use_safetensors=True)
+            kinds = (transformers.AutoProcessor, transformers.AutoModelForImageTextToText)
+        processor = kinds[0].from_pretrained(name)
+        model = kinds[1].from_pretrained(name, dtype=settings.dtype, use_safetensors=True)
         return processor, model.to(settings.device).eval(), takes_images
     except (OSError, ValueError, RuntimeError) as error:  # no such model, no such dtype or device, out of memory
         raise ConfigurationError(f"annotate.model: {name} cannot be loaded ({' '.join(str(error).split())})") from error

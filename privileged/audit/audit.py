@@ -6,7 +6,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from dopd_vl.common.configuration import check_between, check_choice
@@ -85,13 +85,7 @@ class AuditConfig:
     def fingerprint(self) -> dict[str, object]:
         """All that decides what becomes of a record; of the evaluation questions their content, not their path."""
         questions = None if self.decontaminate is None else file_digest(self.decontaminate)
-        return {
-            "severity": self.resolved(),
-            "max_hint_words": self.max_hint_words,
-            "near_duplicate": self.near_duplicate,
-            "decontaminate": questions,
-            "decontaminate_ngram": self.decontaminate_ngram,
-        }
+        return {**asdict(self), "severity": self.resolved(), "decontaminate": questions}
 
     def resolved(self) -> dict[str, Severity]:
         """The severity of every finding; ConfigurationError for an unknown name or value."""

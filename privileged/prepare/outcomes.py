@@ -92,7 +92,7 @@ def outcome_stream(
     # A source of its own: annotation runs ahead of the writer, and a source that keeps a block in memory would read
     # each block over and over for the two.
     processor = RecordProcessor(config, factory(config.source.options))
-    say = partial(_say, console)
+    say = partial(tell, console)
     for line in estimate(config.annotate, processor.to_annotate, indices).lines():
         say(line)
     cache, scratch = config.annotate.cache_folder(output), work / "ahead.sqlite"
@@ -105,7 +105,8 @@ def outcome_stream(
         say(f"annotation: {ahead.spent()}")
 
 
-def _say(console: Console, text: str) -> None:
+def tell(console: Console, text: str) -> None:
+    """A line for people; a terminal wraps it, a file keeps it whole."""
     console.print(text, highlight=False, soft_wrap=True)
 
 
@@ -205,7 +206,7 @@ class RecordProcessor:
             record.privileged["provenance"] = self._provenance(record, annotation)
             outcome.annotated, outcome.dropped = annotation.counts(), annotation.dropped
         outcome.id, outcome.row, outcome.digest = record.id, record.row(), record.content_digest()
-        reason, outcome.findings = judge(self._findings(record), self._severity)
+        reason, outcome.findings = judge(check_record(record, self._config.audit, self._questions), self._severity)
         if reason is not None:
             outcome.set_aside("audit", reason)
             return outcome
@@ -221,9 +222,6 @@ class RecordProcessor:
         outcome.variants = [name for name, variant in VARIANTS.items() if variant.missing(example) is None]
         return outcome
 
-    def _findings(self, record: Record) -> list[Finding]:
-        return check_record(record, self._config.audit, self._questions)
-
     def to_annotate(self, index: int) -> Record | None:
         """The record as annotation sees it; None when it is set aside whatever is added to it."""
         assert self._annotate is not None
@@ -232,7 +230,8 @@ class RecordProcessor:
             record = self._parse(index, Outcome(index, ""), replaced)
         except RecordError:
             return None
-        findings = [finding for finding in self._findings(record) if finding.code != "no_privilege"]
+        found = check_record(record, self._config.audit, self._questions)
+        findings = [finding for finding in found if finding.code != "no_privilege"]
         record.images = [stored.folded() for stored in record.images]
         return record if judge(findings, self._severity)[0] is None else None
 

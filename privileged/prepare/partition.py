@@ -90,7 +90,7 @@ def prepare_part(
     records = sum(note["records"] for note in notes)
     done = {"fingerprint": fingerprint, "first": first, "last": last, "files": len(notes)}
     done |= {"records": records, "rejected": rejected}
-    folder.finish(done)
+    write_atomically(output / DONE_FILE, dumps(done))
     return done, False
 
 
@@ -146,9 +146,6 @@ class PartFolder:
         write_atomically(self._path(number, "json"), json.dumps(note))
         return note
 
-    def finish(self, note: dict[str, Any]) -> None:
-        write_atomically(self.folder / DONE_FILE, dumps(note))
-
     def read(self) -> Iterator[Outcome]:
         """All outcomes of the part, a row group in memory at a time."""
         import pyarrow.parquet as pq
@@ -169,7 +166,8 @@ def merged_outcomes(output: Path, fingerprint: str, total: int, first: int) -> I
     Raises:
         PrepareError: a part is missing, unfinished, or of another preparation.
     """
-    return islice(_chained(find_parts(output, fingerprint, total)), first, None)
+    outcomes = (outcome for part in find_parts(output, fingerprint, total) for outcome in part.read())
+    return islice(outcomes, first, None)
 
 
 def find_parts(output: Path, fingerprint: str, total: int) -> list[PartFolder]:
@@ -195,11 +193,6 @@ def find_parts(output: Path, fingerprint: str, total: int) -> list[PartFolder]:
     if position != total:
         raise PrepareError(f"{output}: the parts hold {position} records of {total}")
     return parts
-
-
-def _chained(parts: list[PartFolder]) -> Iterator[Outcome]:
-    for part in parts:
-        yield from part.read()
 
 
 class _OutcomeWriter(RowGroupWriter):

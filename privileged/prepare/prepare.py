@@ -41,7 +41,7 @@ from privileged.prepare.card import card, dataset_info
 from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.prepare.duplicates import Duplicates
 from privileged.prepare.journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps
-from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, counted, outcome_stream
+from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, counted, outcome_stream, tell
 from privileged.prepare.partition import merged_outcomes, part_folder, prepare_part
 from privileged.prepare.sample import sample_note, sample_places, write_sample
 from privileged.prepare.shards import ShardWriter
@@ -154,9 +154,7 @@ class _Preparation:
             audit, started_for = None, None
         if audit is not None:
             self.journal.remove()
-            self.console.print(
-                f"{self.output}: already prepared, {audit['records']} records", highlight=False, soft_wrap=True
-            )
+            tell(self.console, f"{self.output}: already prepared, {audit['records']} records")
             return PrepareResult(self.output, audit["records"], audit["rejected"], audit, was_complete=True)
         if started_for is None or not self.journal.has_begun():
             self.journal.begin(self.fingerprint)
@@ -167,9 +165,7 @@ class _Preparation:
         """Write every shard that is not committed, in order; the counts of all."""
         committed = self.journal.committed()
         tally = Tally()
-        for shard in range(committed):
-            note = self.journal.read_shard(shard)
-            assert note is not None
+        for note in self._notes(committed):
             tally.add(note["tally"])
         if tally.rejected > self.allowed:
             self._give_up(tally, committed, [])
@@ -237,7 +233,7 @@ class _Preparation:
 
     def _give_up(self, tally: Tally, shard: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
         """Too many records were rejected: keep what was seen, and say which reason was the most frequent."""
-        self._write_rejected(shard, unfinished)
+        self.journal.write_lines(REJECTED_FILE, self._rejected(shard, unfinished))
         write_atomically(self.output / PARTIAL_AUDIT_FILE, dumps(self._audit(tally)))
         stages = ", ".join(f"{count} at stage {stage}" for stage, count in tally.stages.most_common())
         first = next(self._rejected(shard, unfinished))
@@ -249,7 +245,7 @@ class _Preparation:
         )
 
     def _finish(self, tally: Tally) -> PrepareResult:
-        self._write_rejected(self.shard_count, [])
+        self.journal.write_lines(REJECTED_FILE, self._rejected(self.shard_count, []))
         if tally.records == 0:
             raise PrepareError(f"{self.output}: every record was rejected; see {REJECTED_FILE} there")
         files, size, sampled = [], 0, []
@@ -268,7 +264,9 @@ class _Preparation:
         write_atomically(self.output / AUDIT_FILE, dumps(audit))
         write_atomically(self.output / CARD_FILE, card(audit))
         self.journal.remove()
-        self._report(audit)
+        findings = ", ".join(f"{count} {code}" for code, count in audit["counts"]["findings"].items())
+        told = f"{tally.records} records prepared, {tally.rejected} rejected; audit: {findings or 'nothing found'}"
+        tell(self.console, f"{self.output}: {told}")
         return PrepareResult(self.output, tally.records, tally.rejected, audit, was_complete=False)
 
     def _audit(self, tally: Tally) -> dict[str, Any]:
@@ -290,18 +288,6 @@ class _Preparation:
     def _notes(self, shards: int) -> Iterator[dict[str, Any]]:
         notes = (self.journal.read_shard(shard) for shard in range(shards))
         return (note for note in notes if note is not None)
-
-    def _write_rejected(self, shards: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
-        self.journal.write_lines(REJECTED_FILE, self._rejected(shards, unfinished))
-
-    def _report(self, audit: Mapping[str, Any]) -> None:
-        findings = ", ".join(f"{count} {code}" for code, count in audit["counts"]["findings"].items())
-        self.console.print(
-            f"{self.output}: {audit['records']} records prepared, {audit['rejected']} rejected; "
-            f"audit: {findings or 'nothing found'}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def with_source(

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dopd_vl.common.files import write_atomically
 from privileged.records.fields import Finding
+from privileged.records.images import png_file
 from privileged.rendering.drawing import COLORS, draw_boxes
 from privileged.rendering.variants import VARIANTS
 from privileged.schema import Example
@@ -74,9 +75,8 @@ def write_sample(
     """
     sampled = [record for file, wanted in places for record in _read(file, wanted)]
     if any(record.example["images"] for record in sampled):
-        buffer = io.BytesIO()
-        contact_sheet([record.example for record in sampled if record.example["images"]]).save(buffer, format="PNG")
-        write_atomically(output / SHEET_FILE, buffer.getvalue())
+        sheet = contact_sheet([record.example for record in sampled if record.example["images"]])
+        write_atomically(output / SHEET_FILE, png_file(sheet))
     write_atomically(output / PAGE_FILE, sample_page(sampled, list(islice(rejected, REJECTED_SHOWN)), title))
 
 

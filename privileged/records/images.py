@@ -73,7 +73,7 @@ def load_image(value: Any, root: Path | None = None, limits: ImageLimits | None 
     if isinstance(value, Image.Image):
         check_size(value.size, limits)
         upright, _ = _upright_rgb(value)
-        return StoredImage(_png(upright), upright)
+        return StoredImage(png_file(upright), upright)
     data = _bytes_of(value, root, limits)
     if not data:
         raise ImageError("the image file is empty")
@@ -174,7 +174,7 @@ def _decode(data: bytes, limits: ImageLimits) -> StoredImage:
         except Exception as error:
             # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, ValueError.
             raise ImageError(f"the image is damaged ({type(error).__name__}: {error})") from error
-    return StoredImage(data if kept else _png(upright), upright)
+    return StoredImage(data if kept else png_file(upright), upright)
 
 
 @contextmanager
@@ -221,7 +221,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
-def _png(image: Image.Image) -> bytes:
+def png_file(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()

@@ -141,13 +141,9 @@ def hints_block(steps: Sequence[str]) -> str:
     return "\n".join(["Hints:", *(f"{number}. {step.strip()}" for number, step in enumerate(steps, start=1))])
 
 
-def hint_line(hint: str) -> str:
-    return f"Hint: {hint.strip()}"
-
-
-def answer_line(answer: str) -> str:
-    return f"The final answer is: {answer.strip()}"
-
-
-def caption_line(caption: str) -> str:
-    return f"Image description: {caption.strip()}"
+def line(heading: str) -> Callable[[str], str]:
+    """
+    >>> line("Hint")(" Count. ")
+    'Hint: Count.'
+    """
+    return lambda text: f"{heading}: {text.strip()}"

@@ -133,12 +133,9 @@ class Variant:
     name: str
     modality: Modality
     description: str
-    needs: Missing
+    missing: Missing
+    """Why an example cannot be shown in this variant; None when it can."""
     draw_up: Callable[[ExampleLike], RenderedPrompt]
-
-    def missing(self, example: ExampleLike) -> str | None:
-        """Why this example cannot be shown in this variant; None when it can."""
-        return self.needs(example)
 
     def render(self, example: ExampleLike) -> RenderedPrompt:
         """Messages and images for one example, which stays as it is.
@@ -200,15 +197,15 @@ def _captioned_boxes(example: ExampleLike) -> str | None:
 _TABLE = (
     Variant("none", "any", "nothing: what the deployed student sees", _nothing, render.plain),
     Variant("final_answer", "any", "the final answer", _part("final_answer", "final answer"),
-            render.text_after("final_answer", render.answer_line)),
+            render.text_after("final_answer", render.line("The final answer is"))),
     Variant("hints", "text", "step-wise hints without any executed step (the paper's default for text)",
             _part("hints", "hints"), render.text_after("hints", render.hints_block)),
     Variant("hints_executed", "text", "step-wise hints with every step worked out",
             _part("hints_executed", "executed hints"), render.text_after("hints_executed", render.hints_block)),
     Variant("hint_summary", "text", "one hint in place of the steps", _part("hint_summary", "summarised hint"),
-            render.text_after("hint_summary", render.hint_line)),
+            render.text_after("hint_summary", render.line("Hint"))),
     Variant("caption", "vision", "a description of the image", _caption,
-            render.text_after("caption", render.caption_line)),
+            render.text_after("caption", render.line("Image description"))),
     Variant("box_label", "vision",
             "boxes and labels as Qwen3-VL grounding JSON in the prompt (the paper's default for vision)",
             _labelled_boxes, render.boxes_after()),
@@ -221,7 +218,7 @@ _TABLE = (
     Variant("degraded", "vision", "the image down to a tenth of each side and back (VA-OPD)", _images,
             render.degraded),
     Variant("wrong_hint", "any", "a misleading hint: a control", _part("wrong_hint", "wrong hint"),
-            render.text_after("wrong_hint", render.hint_line)),
+            render.text_after("wrong_hint", render.line("Hint"))),
 )  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}

@@ -153,9 +153,7 @@ class CardSource:
         self._inner = factory(options)
         self._steps = card.steps(f"source.card: {name}")
         self._digest = digest_json([card.transforms, card.prompt_template])
-        self.image_root: Path | None = None
-        if isinstance(self._inner, ImageFolderSource):
-            self.image_root = self._inner.image_root
+        self.image_root = self._inner.image_root if isinstance(self._inner, ImageFolderSource) else None
 
     def fingerprint(self) -> str:
         return f"card:{self._digest}:{self._inner.fingerprint()}"

@@ -104,8 +104,18 @@ class _ObjectFolders:
     def _labels(self, data: bytes) -> Iterator[str]:
         raise NotImplementedError
 
-    def _boxes(self, data: bytes) -> list[dict[str, Any]]:
+    def _detections(self, data: bytes) -> Any:
+        """supervision's Detections, as many as labels; a ValueError for what it cannot read."""
         raise NotImplementedError
+
+    def _boxes(self, data: bytes) -> list[dict[str, Any]]:
+        labels = list(self._labels(data))
+        import_supervision()
+        try:
+            found = self._detections(data)
+        except ValueError as error:
+            raise RecordError(f"annotations: {error}") from error
+        return [{"label": label, "bbox": box} for label, box in zip(labels, found.xyxy.tolist(), strict=True)]
 
     def fingerprint(self) -> str:
         return f"{self.kind}:{self._digest}"
@@ -153,17 +163,10 @@ class YoloSource(_ObjectFolders):
             raise RecordError(f"class {text[:20]!r} is not among the {len(self._names)} names")
         return self._names[int(text)]
 
-    def _boxes(self, data: bytes) -> list[dict[str, Any]]:
-        import_supervision()
+    def _detections(self, data: bytes) -> Any:
         from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 
-        lines = _lines(data)
-        try:
-            found = yolo_annotations_to_detections(lines, (1, 1), with_masks=False)
-        except ValueError as error:
-            raise RecordError(f"annotations: {error}") from error
-        labels = [self._label(line.split()[0]) for line in lines]
-        return [{"label": label, "bbox": box} for label, box in zip(labels, found.xyxy.tolist(), strict=True)]
+        return yolo_annotations_to_detections(_lines(data), (1, 1), with_masks=False)
 
 
 class VocSource(_ObjectFolders):
@@ -182,20 +185,14 @@ class VocSource(_ObjectFolders):
                 raise RecordError("an object has no name")
             yield name
 
-    def _boxes(self, data: bytes) -> list[dict[str, Any]]:
-        import_supervision()
+    def _detections(self, data: bytes) -> Any:
         from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
 
         root = _xml(data)
         for entry in root.findall("object"):
             for polygon in entry.findall("polygon"):  # its mask would be drawn, and is of no use here
                 entry.remove(polygon)
-        try:
-            found, _ = detections_from_xml_obj(root, [], (1, 1))  # the size is for masks alone
-        except ValueError as error:
-            raise RecordError(f"annotations: {error}") from error
-        boxes = zip(self._labels(data), found.xyxy.tolist(), strict=True)
-        return [{"label": label, "bbox": box} for label, box in boxes]
+        return detections_from_xml_obj(root, [], (1, 1))[0]  # the size is for masks alone
 
 
 def _read(path: Path) -> bytes:

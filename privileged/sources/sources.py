@@ -18,7 +18,7 @@ from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
 from privileged.schema import COLUMNS, PRIVILEGED_KEYS
 from privileged.sources.coco import CocoSource
 from privileged.sources.detection import VocSource, YoloSource
-from privileged.sources.tables import ParquetRows, Rows, hub_rows, saved_rows
+from privileged.sources.tables import Numbered, ParquetRows, Rows, hub_rows, saved_rows
 
 MAX_LINE = 64 * 1024 * 1024
 PIECE = 1024 * 1024
@@ -54,20 +54,10 @@ class SourceConfig:
     card: str | None = None
 
 
-class Source(Protocol):
+class Source(Numbered, Protocol):
     """Records by number."""
 
     name: str
-
-    def fingerprint(self) -> str:
-        """Changes whenever any record would."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """One raw record. RecordError when it cannot be read: it is set aside and the run goes on."""
-        ...
 
 
 SourceFactory = Callable[[Mapping[str, Any]], Source]

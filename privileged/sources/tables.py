@@ -21,16 +21,24 @@ FOOTER_BYTES = 64 * 1024
 """Of a parquet file, for fingerprints: sizes, offsets and statistics stand there and change with the content."""
 
 
-class Rows(Protocol):
-    """Rows by number, and the names of their columns."""
+class Numbered(Protocol):
+    """Raw records or rows by number."""
 
-    columns: list[str]
-
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Changes whenever any record would."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """One raw record. RecordError when it cannot be read: it is set aside and the run goes on."""
+        ...
+
+
+class Rows(Numbered, Protocol):
+    """Rows by number, and the names of their columns."""
+
+    columns: list[str]
 
 
 def saved_rows(path: Path, split: str | None) -> Rows:
