@@ -110,6 +110,9 @@ class TrainerSettings:
     """K of the logged Top-K mass of the policies"""
     offload_scores: bool = False
     """keep Top-K entries and hidden states between scoring and learning in host memory"""
+    shard_teacher: bool = False
+    """keep 1/N of the teacher on each of N GPUs and gather it layer by layer where it scores; not with DeepSpeed, whose
+    ZeRO-3 does it anyway"""
     rollouts_to_keep: int = 8
     """rollouts written to rollouts.jsonl at each log, with their routing"""
 
