@@ -38,6 +38,8 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
         PrivilegeSettings.__post_init__(self)
         self.fill_in()
         DistillationConfig.__post_init__(self)
+        # A process trains on one GPU, however many it sees; torch.nn.DataParallel is not for models like these.
+        self._n_gpu = min(self.n_gpu, 1)
 
 
 def trainer_arguments(config: TrainConfig) -> DopdConfig:
