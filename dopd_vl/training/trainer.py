@@ -109,10 +109,9 @@ class DopdTrainer(DistillationTrainer):
         self.resumed_from: Path | None = None
         """the checkpoint that this run goes on from"""
         # TRL would spread a model over every GPU that the process sees.
-        if isinstance(model, str):
-            args.model_init_kwargs = {"device_map": None, **(args.model_init_kwargs or {})}
-        if isinstance(teacher_model, str):
-            args.teacher_model_init_kwargs = {"device_map": None, **(args.teacher_model_init_kwargs or {})}
+        for loaded, key in ((model, "model_init_kwargs"), (teacher_model, "teacher_model_init_kwargs")):
+            if isinstance(loaded, str):
+                setattr(args, key, {"device_map": None, **(getattr(args, key) or {})})
         super().__init__(
             model=model,
             teacher_model=teacher_model,
