@@ -231,12 +231,9 @@ def score_views(
             scores = empty
         index = torch.tensor(rows, device=hidden.device)
         hidden[index, : some_hidden.shape[1]] = some_hidden
-        for name, values in vars(some).items():
+        for name, values in vars(some).items():  # where masked, already what `_empty_like` has there
             whole: Tensor = getattr(scores, name)
-            where = taking_part.to(whole.device)
-            there = whole[index.to(whole.device), : values.shape[1]]
-            there[where] = values[where]
-            whole[index.to(whole.device), : values.shape[1]] = there
+            whole[index.to(whole.device), : values.shape[1]] = values
     if hidden is None or scores is None:
         raise ValueError("no sequence to score")
     return Scored(hidden, scores)

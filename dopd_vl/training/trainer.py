@@ -302,10 +302,8 @@ class DopdTrainer(DistillationTrainer):
         token_loss = taught.token_loss.detach()
         watched.learned(token_loss)
         self._sums.add_loss(token_loss, mask, batch.parts)
-        supported = ~taught.kept_mass.isnan()
-        self._sums.add("kept_mass/student", taught.kept_mass[supported].sum().item(), int(supported.sum()))
-        seen = ~taught.entropy.isnan()
-        return taught.loss, taught.entropy[seen].sum(), seen.sum()
+        self._sums.add("kept_mass/student", taught.kept_mass.nansum(), (~taught.kept_mass.isnan()).sum())
+        return taught.loss, taught.entropy.nansum(), (~taught.entropy.isnan()).sum()
 
     def _learns_from_shared_prompts(self) -> bool:
         """Checkpointed layers keep no keys and values, and a sharded module runs once between forward and backward."""
