@@ -41,7 +41,7 @@ from dopd_vl.models import forget_image_positions, image_token_ids
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
-from dopd_vl.run_folder.kept_rollouts import KeptRollout, KeptSlice, keep_rollouts
+from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.checks import check_requirements
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
@@ -134,7 +134,7 @@ class DopdTrainer(DistillationTrainer):
         self.refusals: list[Refusal] = []
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""
-        self.kept_rollouts: dict[int, KeptRollout] = {}
+        self.kept_rollouts = KeptRollouts()
         self._decision: Decision | None = None
         self._sums = TokenSums()
 
@@ -275,8 +275,6 @@ class DopdTrainer(DistillationTrainer):
         hidden = self.policies.hidden_states(
             "student", batch.views, batch.responses, shared=self._learns_from_shared_prompts()
         )
-        rows = enumerate(batch.places.tolist())
-        watched = KeptSlice({b: self.kept_rollouts[place] for b, place in rows if place in self.kept_rollouts}, ids)
         with self.models.whole_heads(["student", *(source.policy for source in batch.hidden)]):
             student = self.policies.projection(PLAIN_STUDENT, hidden, constant=False)
             projections = {
@@ -292,10 +290,9 @@ class DopdTrainer(DistillationTrainer):
                 batch.scores,
                 batch.scale / num_items_in_batch,
                 self.args.logits_chunk_size,
-                watched.on_logits,
             )
-        token_loss = taught.token_loss.detach()
-        watched.learned(token_loss)
+            token_loss = taught.token_loss.detach()
+            self.kept_rollouts.learned(batch.places.tolist(), token_loss, student, ids, mask)
         self._sums.add_loss(token_loss, mask, batch.parts)
         supported = ~taught.kept_mass.isnan()
         self._sums.add("kept_mass/student", taught.kept_mass[supported].sum().item(), int(supported.sum()))
