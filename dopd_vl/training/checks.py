@@ -21,7 +21,7 @@ from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
-from dopd_vl.train_config import ModelSettings, TrainConfig, check_sizes
+from dopd_vl.train_config import ModelSettings, TrainConfig, check_sizes, colocated_length
 from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS
 from dopd_vl.views.rollouts import SIBLING_VIEW, check_variant
@@ -184,6 +184,9 @@ def _check_vllm(config: TrainConfig) -> None:
             "trl.generation_kwargs.seed: vLLM would draw every rollout of a step with it, and the rollouts of one "
             "prompt would be equal; leave it out"
         )
+    if mode == "colocate":
+        length = config.trl.get("vllm_max_model_length")
+        colocated_length(config.data.max_prompt_length, config.training.max_completion_length, length)
 
 
 def _first_with_images(dataset: Dataset) -> str | None:

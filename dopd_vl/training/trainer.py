@@ -7,6 +7,7 @@ loggers. Overridden seams, each pinned by a test:
     _get_train_sampler                 n rollouts of a prompt side by side, in the order that the run began with
     _run_epoch                         a run that is resumed at its end is at its end
     _tokenize_prompts                  the rollout's prompt is the plain view, not a second rendering of it
+    _generate_single_turn              vLLM in this process takes one pad an image, puts the others in itself
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
 
@@ -49,6 +50,7 @@ from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
 from dopd_vl.training.step_batch import KeptHidden, StepBatch
 from dopd_vl.training.student_copies import CopiesAlongTheRun, StudentCopies, check_copies
+from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
 from dopd_vl.views import Refusal, View, ViewProcessor, processor_for
 from dopd_vl.views.rollouts import (
     SIBLING_VIEW,
@@ -363,6 +365,14 @@ class DopdTrainer(DistillationTrainer):
             fields["mm_token_type_ids"] = [view.mm_token_type_ids or [0] * len(view.prompt_ids) for view in prompts]
         images = [view.images or None for view in prompts]
         return prompt_ids, images if any(images) else None, fields
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: list | None, multimodal_fields: dict[str, Any], *args: Any
+    ) -> list[list[int]]:
+        if images is not None and self.use_vllm and self.vllm_mode == "colocate":
+            image_token = self.models.bare("student").config.image_token_id
+            prompt_ids = with_one_pad_an_image(prompt_ids, images, image_token)
+        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args)
 
     def _forbid_tokens(self, ids: list[int]) -> None:
         if not ids:
