@@ -93,3 +93,8 @@ def base_of_adapters(path: str, key: str) -> str | None:
     if not (Path(path) / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise UserError(f"{key}: {path} holds no {SAFETENSORS_WEIGHTS_NAME}; other formats can run code when read")
     return base
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes matrix products in at the moment, None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

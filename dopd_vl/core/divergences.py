@@ -33,6 +33,14 @@ LOG_PROB_FLOOR = -100.0
 probability zero. fp32 softmax underflows to zero at about -104 nats."""
 
 
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """While it lasts, arithmetic has the dtype of its tensors, whatever autocast the caller has on.
+
+    Besides matrix products, `vecdot` is on its list: in bf16, sums over a vocabulary keep two digits.
+    """
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def log_softmax(logits: Tensor) -> Tensor:
     """Log-probabilities `[..., V]` in fp32 at least, whatever the dtype of `logits` (fp64 stays fp64)."""
     dtype = torch.promote_types(logits.dtype, torch.float32)

@@ -25,9 +25,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dopd_vl.core.closed_forms import SparseResult, Support, dense_divergence, sparse_divergence
-from dopd_vl.core.divergences import log_softmax
+from dopd_vl.core.divergences import log_softmax, without_autocast
 from dopd_vl.core.plan import Plan, PolicyGradient, Source, Term, item_count, token_scale
-from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE, Projection, TokenScores, chunks, mass_of, top_k_of
+from dopd_vl.core.projection import (
+    DEFAULT_CHUNK_SIZE,
+    Projection,
+    Projector,
+    TokenScores,
+    add_product,
+    as_factor,
+    chunks,
+    mass_of,
+    product,
+    top_k_of,
+    wide,
+)
 
 Index = tuple[Tensor, ...]
 OnLogits = Callable[[Index, Tensor], None]
@@ -75,10 +87,12 @@ def fused_plan_loss(
     mask = response_mask.bool()
     if scale is None:
         count = item_count(mask, plan.reduction).clamp(min=1)
-        scale = token_scale(mask, plan.reduction, torch.promote_types(student.hidden.dtype, torch.float32)) / count
+        scale = token_scale(mask, plan.reduction, wide(student.hidden.dtype)) / count
     constants = {source: projection.constant() for source, projection in sources.items()}
     sweep = partial(_sweep, plan, constants, scores or {}, response_ids, mask, chunk_size, on_logits)
-    return FusedLoss(*_PlanLoss.apply(*student, scale.detach(), sweep))
+    return FusedLoss(
+        *_PlanLoss.apply(student.hidden, student.weight, student.bias, student.dtype, scale.detach(), sweep)
+    )
 
 
 def rows_to_keep(plan: Plan, scores: Mapping[Source, TokenScores]) -> dict[Source, Tensor]:
@@ -102,17 +116,13 @@ class _PlanLoss(torch.autograd.Function):
     """`loss` and `token_loss` of a sweep; the gradient of `loss` is taken along in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, sweep: Any) -> Any:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any, scale: Tensor, sweep: Any
+    ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, scale)
-        device = hidden.device.type
-        ctx.autocast = {
-            "device_type": device,
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-        }
-        ctx.sweep = sweep
-        columns, ctx.gradients = sweep(Projection(hidden, weight, bias), scale, ctx.needs_input_grad[:3])
+        ctx.dtype, ctx.sweep = dtype, sweep
+        columns, ctx.gradients = sweep(Projection(hidden, weight, bias, dtype), scale, ctx.needs_input_grad[:3])
         token_loss, entropy, kept_mass = columns
         ctx.mark_non_differentiable(entropy, kept_mass)
         return (token_loss * scale).sum(), token_loss, entropy, kept_mass
@@ -123,14 +133,14 @@ class _PlanLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if token_gradient is None and gradients is not None:
             assert loss_gradient is not None
-            return *(g if g is None else g.mul_(loss_gradient) for g in gradients), None, None
+            return *(g if g is None else g.mul_(loss_gradient) for g in gradients), None, None, None
         hidden, weight, bias, scale = ctx.saved_tensors
         factor = torch.zeros_like(scale) if loss_gradient is None else scale * loss_gradient
         if token_gradient is not None:
             factor = factor + token_gradient
-        with torch.autocast(**ctx.autocast):
-            _, gradients = ctx.sweep(Projection(hidden, weight, bias), factor, ctx.needs_input_grad[:3])
-        return *gradients, None, None
+        student = Projection(hidden, weight, bias, ctx.dtype)
+        _, gradients = ctx.sweep(student, factor, ctx.needs_input_grad[:3])
+        return *gradients, None, None, None
 
 
 def _sweep(
@@ -147,9 +157,8 @@ def _sweep(
 ) -> tuple[Sequence[Tensor], list[Tensor | None]]:
     """Token losses, entropy and kept mass, `[B, N]` each; the gradients of `sum(token_loss * factor)` in the student's
     three tensors."""
-    dtype = torch.promote_types(student.hidden.dtype, torch.float32)
+    dtype = wide(student.hidden.dtype)
     columns = [torch.full(mask.shape, start, dtype=dtype, device=mask.device) for start in (0.0, torch.nan, torch.nan)]
-    into = Gradients(student, needs)
     # A row that no term applies to is not projected at all.
     dense, taught = torch.zeros_like(mask), torch.zeros_like(mask)
     for term in plan.terms:
@@ -157,17 +166,20 @@ def _sweep(
         taught |= applies
         if isinstance(term, Term) and term.support == "full":
             dense |= applies
-    for where, size in ((taught & ~dense, chunk_size), (dense, max(1, chunk_size // DENSE_DIVISOR))):
-        for rows in chunks(where, size):
-            logits = student.logits(rows)
-            chunk = Chunk(logits.to(torch.promote_types(logits.dtype, torch.float32)), rows, response_ids[rows])
-            if on_logits is not None:
-                on_logits(rows, chunk.logits)  # before the work overwrites them
-            taught_rows = chunk.teach(plan, sources, scores, factor[rows])
-            into.add(rows, taught_rows.gradient.to(student.compute_dtype))
-            for column, values in zip(columns, taught_rows[1:], strict=True):
-                column[rows] = values.to(dtype)
-    return columns, into.result()
+    with without_autocast(student.hidden):
+        learner = Projector(student)
+        policies = {source: Projector(projection) for source, projection in sources.items()}
+        into = Gradients(learner, needs)
+        for where, size in ((taught & ~dense, chunk_size), (dense, max(1, chunk_size // DENSE_DIVISOR))):
+            for rows in chunks(where, size):
+                chunk = Chunk(learner.logits(rows), rows, response_ids[rows])
+                if on_logits is not None:
+                    on_logits(rows, chunk.logits)  # before the work overwrites them
+                taught_rows = chunk.teach(plan, policies, scores, factor[rows])
+                into.add(rows, taught_rows.gradient)
+                for column, values in zip(columns, taught_rows[1:], strict=True):
+                    column[rows] = values.to(dtype)
+        return columns, into.result()
 
 
 class TaughtRows(NamedTuple):
@@ -192,7 +204,7 @@ class Chunk:
     def teach(
         self,
         plan: Plan,
-        sources: Mapping[Source, Projection],
+        sources: Mapping[Source, Projector],
         scores: Mapping[Source, TokenScores],
         factor: Tensor,
     ) -> TaughtRows:
@@ -253,7 +265,7 @@ class Chunk:
         self,
         terms: Sequence[tuple[Term, Tensor, Tensor]],
         log_z: Tensor,
-        sources: Mapping[Source, Projection],
+        sources: Mapping[Source, Projector],
         factor: Tensor,
         losses: Tensor,
         last: bool,
@@ -300,7 +312,7 @@ class Chunk:
         term: Term | PolicyGradient,
         chosen: Tensor,
         weight: Tensor,
-        sources: Mapping[Source, Projection],
+        sources: Mapping[Source, Projector],
         scores: Mapping[Source, TokenScores],
     ) -> "SparseTerm":
         if isinstance(term, PolicyGradient):
@@ -329,7 +341,7 @@ class Chunk:
         return ids, Support(*(part.to(device=self.logits.device, dtype=self.logits.dtype) for part in support))
 
     def _support(
-        self, term: Term, chosen: Tensor, sources: Mapping[Source, Projection]
+        self, term: Term, chosen: Tensor, sources: Mapping[Source, Projector]
     ) -> tuple[Tensor, Tensor, Support]:
         """Entries `[r, K]`, which of them count (one given twice counts once), and the target's mass there."""
         target = log_softmax(_projection(sources, term.source).logits(self._index(chosen))).to(self.logits.dtype)
@@ -374,39 +386,31 @@ class Gradients:
     """Sums, over chunks, the gradients of hidden states `[B, N, H]`, head `[V, H]` and bias `[V]`; the latter two in
     fp32 at least: in bf16 their sum would be biased towards the first chunks."""
 
-    def __init__(self, student: Projection, needs: Sequence[bool]):
+    def __init__(self, student: Projector, needs: Sequence[bool]):
         self.student = student
-        hidden, weight, bias = student
+        hidden, weight, bias, _ = student.projection
         self.hidden = torch.zeros_like(hidden) if needs[0] else None
-        self.weight = torch.zeros_like(weight, dtype=_wide(weight)) if needs[1] else None
-        self.bias = torch.zeros_like(bias, dtype=_wide(bias)) if bias is not None and needs[2] else None
+        self.weight = torch.zeros_like(weight, dtype=wide(student.dtype)) if needs[1] else None
+        self.bias = torch.zeros_like(bias, dtype=wide(student.dtype)) if bias is not None and needs[2] else None
 
     def add(self, rows: Index, gradient: Tensor) -> None:
-        """Add a chunk's: `gradient[R, V]` in the logits, in the dtype that they were projected in."""
-        hidden, weight, _ = self.student
-        with torch.autocast(hidden.device.type, enabled=False):
-            if self.hidden is not None:
-                self.hidden[rows] = (gradient @ weight.to(gradient.dtype)).to(hidden.dtype)
-            if self.weight is not None:
-                factor = hidden[rows].to(gradient.dtype)
-                if self.weight.dtype == gradient.dtype:
-                    self.weight.addmm_(gradient.T, factor)
-                else:
-                    self.weight += gradient.T @ factor
-            if self.bias is not None:
-                self.bias += gradient.sum(0, dtype=self.bias.dtype)
+        """Add a chunk's: `gradient[R, V]` in the logits."""
+        factor = as_factor(gradient, self.student.dtype)
+        if self.hidden is not None:
+            self.hidden[rows] = product(factor, self.student.weight).to(self.hidden.dtype)
+        if self.weight is not None:
+            add_product(self.weight, factor.T, self.student.rows(rows))
+        if self.bias is not None:
+            self.bias += gradient.sum(0, dtype=self.bias.dtype)
 
     def result(self) -> list[Tensor | None]:
         """In the dtypes of the tensors that they are of."""
-        pairs = zip((self.hidden, self.weight, self.bias), self.student, strict=True)
+        given = self.student.projection[:3]
+        pairs = zip((self.hidden, self.weight, self.bias), given, strict=True)
         return [None if g is None or of is None else g.to(of.dtype) for g, of in pairs]
 
 
-def _projection(sources: Mapping[Source, Projection], source: Source) -> Projection:
+def _projection(sources: Mapping[Source, Projector], source: Source) -> Projector:
     if source not in sources:
         raise ValueError(f"the plan needs the hidden states and the head of {source}")
     return sources[source]
-
-
-def _wide(tensor: Tensor) -> Any:
-    return torch.promote_types(tensor.dtype, torch.float32)

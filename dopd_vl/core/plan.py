@@ -24,6 +24,7 @@ from dopd_vl.core.divergences import (
     log_softmax,
     sampled_logp,
     support_mask,
+    without_autocast,
 )
 
 Reduction = Literal["sequence", "token"]
@@ -108,9 +109,15 @@ def execute_plan(
 ) -> Tensor:
     """Weighted loss per token, `[B, N]` (fp32, or fp64 for fp64 logits), zero where masked.
 
-    Differentiable in `student_logits[B, N, V]` alone.
+    Differentiable in `student_logits[B, N, V]` alone. Computed without autocast.
     """
-    mask = response_mask.bool()
+    with without_autocast(student_logits):
+        return _token_loss(plan, student_logits, source_logits, response_ids, response_mask.bool())
+
+
+def _token_loss(
+    plan: Plan, student_logits: Tensor, source_logits: Mapping[Source, Tensor], response_ids: Tensor, mask: Tensor
+) -> Tensor:
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     # An empty slice keeps the result attached to the student's graph even where no term applies to any token.
     token_loss = student_logits.new_zeros(mask.shape, dtype=dtype) + student_logits[:0].sum()

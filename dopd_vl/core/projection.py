@@ -7,12 +7,13 @@ projecting that policy again.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, divergence, log_softmax
+from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, divergence, log_softmax, without_autocast
 
 DEFAULT_CHUNK_SIZE = 256
 """Response tokens projected at a time: at a vocabulary of 151,936, 256 rows of fp32 logits take 0.16 GB."""
@@ -24,34 +25,74 @@ _NOTHING = 2 * LOG_PROB_FLOOR
 
 
 class Projection(NamedTuple):
-    """Hidden states and the head that turns them into logits: `hidden[B, N, H] @ weight[V, H].T + bias[V]`."""
+    """Hidden states and the head that turns them into logits: `hidden[B, N, H] @ weight[V, H].T + bias[V]`.
+
+    Whether autocast is on where it is used makes no difference.
+    """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None = None
+    dtype: torch.dtype | None = None
+    """what hidden states and head are rounded to for their product, e.g. bfloat16 for fp32 weights trained in mixed
+    precision; default: the head's own. The products are summed in fp32 at least, and what comes of them stays there."""
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the product is computed in: autocast's dtype where it is on, else the head's."""
-        device = self.hidden.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        """The dtype of the product's two factors."""
+        return self.weight.dtype if self.dtype is None else self.dtype
 
     def constant(self) -> "Projection":
         """The same without a gradient."""
-        return Projection(*(None if tensor is None else tensor.detach() for tensor in self))  # type: ignore[arg-type]
+        bias = None if self.bias is None else self.bias.detach()
+        return Projection(self.hidden.detach(), self.weight.detach(), bias, self.dtype)
+
+
+class Projector:
+    """A projection as the products of one sweep use it: the head is cast once, not once a chunk."""
+
+    def __init__(self, projection: Projection):
+        self.projection = projection
+        self.dtype = projection.compute_dtype
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """`[V, H]`, a factor of `product`"""
+        return as_factor(self.projection.weight, self.dtype)
+
+    def rows(self, rows: Any) -> Tensor:
+        """Hidden states of the chosen rows, `[R, H]`, a factor of `product`."""
+        return as_factor(self.projection.hidden[rows], self.dtype)
 
     def logits(self, rows: Any) -> Tensor:
-        """Logits of the chosen rows, `[rows, V]`.
+        """Logits of the chosen rows, `[R, V]`, in fp32 at least."""
+        logits, bias = product(self.rows(rows), self.weight.T), self.projection.bias
+        return logits if bias is None else logits.add_(bias)
 
-        A GPU's half-precision product leaves its fp32 sums as they are: rounded to bf16, logits of 20 nats would be off
-        by up to 0.06. On a CPU they have the compute dtype.
-        """
-        dtype, hidden = self.compute_dtype, self.hidden[rows]
-        if hidden.is_cuda and dtype in (torch.bfloat16, torch.float16):
-            weight = self.weight.to(dtype)
-            logits = torch.mm(hidden.to(dtype), weight.T, out_dtype=torch.float32)
-            return logits if self.bias is None else logits + self.bias.float()
-        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def as_factor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A factor of `product`, rounded to `dtype`. Off a GPU the rounded numbers stand in fp32."""
+    rounded = tensor.to(dtype)
+    return rounded if rounded.is_cuda else rounded.to(wide(dtype))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of two factors, summed in fp32 at least and left so: logits of 20 nats, rounded to bf16, would be off by
+    up to 0.06. Only a GPU multiplies half-precision numbers into fp32 sums at once; elsewhere fp32 does the same."""
+    return torch.mm(a, b) if a.dtype == wide(a.dtype) else torch.mm(a, b, out_dtype=wide(a.dtype))
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total += a @ b` of two factors, without a tensor of the product's size."""
+    if a.dtype == wide(a.dtype):
+        total.addmm_(a, b)
+    else:
+        torch.addmm(total, a, b, out_dtype=wide(a.dtype), out=total)
 
 
 @dataclass(frozen=True)
@@ -102,7 +143,7 @@ def score_tokens(
     """
     mask = response_mask.bool()
     hidden = projection.hidden
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    dtype = wide(hidden.dtype)
     top_k = min(top_k, projection.weight.shape[0])
 
     def filled(value: float, *size: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -118,12 +159,14 @@ def score_tokens(
         top_k_logp=filled(-torch.inf, top_k),
         tail_logp=filled(-torch.inf),
     )
-    for rows in chunks(mask, chunk_size):
-        found = score_logits(projection.logits(rows), response_ids[rows], top_k)
-        for field in fields(kept):
-            whole = getattr(kept, field.name)
-            there = tuple(index.to(whole.device) for index in rows)
-            whole[there] = getattr(found, field.name).to(device=whole.device, dtype=whole.dtype)
+    with without_autocast(hidden):
+        policy = Projector(projection)
+        for rows in chunks(mask, chunk_size):
+            found = score_logits(policy.logits(rows), response_ids[rows], top_k)
+            for field in fields(kept):
+                whole = getattr(kept, field.name)
+                there = tuple(index.to(whole.device) for index in rows)
+                whole[there] = getattr(found, field.name).to(device=whole.device, dtype=whole.dtype)
     return kept
 
 
@@ -213,11 +256,13 @@ def divergence_of(
 ) -> Tensor:
     """A full-vocabulary divergence of one policy from another at every response token, `[B, N]`, no gradient."""
     mask = response_mask.bool()
-    dtype = torch.promote_types(student.hidden.dtype, torch.float32)
+    dtype = wide(student.hidden.dtype)
     values = torch.zeros(mask.shape, dtype=dtype, device=student.hidden.device)
-    for rows in chunks(mask, chunk_size):
-        pair = log_softmax(student.logits(rows)), log_softmax(target.logits(rows))
-        values[rows] = divergence(name, *pair).to(dtype)
+    with without_autocast(student.hidden):
+        policies = Projector(student), Projector(target)
+        for rows in chunks(mask, chunk_size):
+            student_logp, target_logp = (log_softmax(policy.logits(rows)) for policy in policies)
+            values[rows] = divergence(name, student_logp, target_logp).to(dtype)
     return values
 
 

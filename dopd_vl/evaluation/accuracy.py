@@ -13,7 +13,14 @@ from dopd_vl.evaluation.calibration import calibration_error
 from dopd_vl.evaluation.generation import PresencePenalty, seeded
 from dopd_vl.evaluation.sampling import GREEDY, Sampling
 from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, verifier_for
-from dopd_vl.models import backbone_of, end_token_ids, forget_image_positions, image_token_ids, to_device
+from dopd_vl.models import (
+    autocast_dtype,
+    backbone_of,
+    end_token_ids,
+    forget_image_positions,
+    image_token_ids,
+    to_device,
+)
 from dopd_vl.views import Refusal, Request, View, ViewProcessor
 
 
@@ -258,7 +265,8 @@ def _score_responses(
     head = model.get_output_embeddings()
     response_ids = inputs["input_ids"][:, -length:]
     mask = inputs["attention_mask"][:, -length:].bool()
-    scores = score_tokens(Projection(hidden, head.weight, head.bias), response_ids, mask, top_k=1)
+    head_of = Projection(hidden, head.weight, head.bias, autocast_dtype(hidden.device))
+    scores = score_tokens(head_of, response_ids, mask, top_k=1)
     entropies = scores.entropy.sum(-1) / mask.sum(-1).clamp(min=1)
     return entropies.tolist(), scores.logp.sum(-1).tolist()
 

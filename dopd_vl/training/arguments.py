@@ -49,6 +49,8 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
                 self.max_prompt_length, self.max_completion_length or 0, self.vllm_max_model_length
             )
         DistillationConfig.__post_init__(self)
+        # A process trains on one GPU, however many it sees; torch.nn.DataParallel is not for models like these.
+        self._n_gpu = min(self.n_gpu, 1)
 
 
 def trainer_arguments(config: TrainConfig) -> DopdConfig:

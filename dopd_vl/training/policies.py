@@ -7,6 +7,7 @@ the scores are for is the trainer's.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -87,14 +88,17 @@ class Policies:
             some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
         ) -> tuple[Tensor, TokenScores]:
             hidden = self.hidden_states(policy, some_views, some_responses, shared)
+            hidden = hidden.to(self.models.compute_dtype or hidden.dtype)  # as the head will read them
             ids, _ = pad_responses(some_responses, self._pad)
             projection = self.projection(source, hidden)
             ids, some_mask = ids.to(hidden.device), some_mask.to(hidden.device)
             scores = score_tokens(projection, ids, some_mask, self.top_k, self.chunk_size, self.store)
             return hidden if self.store is None else hidden.to(self.store), scores
 
-        def run(*arguments: Any) -> tuple[Tensor, TokenScores]:
-            return self.models.run(policy, forward, *arguments)
+        def run(
+            some_views: list[View], some_responses: list[list[int]], some_mask: Tensor
+        ) -> tuple[Tensor, TokenScores]:
+            return self.models.run(policy, partial(forward, some_views, some_responses, some_mask))
 
         wrapped = self.models.wrapped(policy)
         was_training = wrapped.training
@@ -109,7 +113,7 @@ class Policies:
     def measure(self, pair: Pair, scored: Mapping[Source, Scored], mask: Tensor) -> Tensor:
         """A divergence between two policies over the whole vocabulary, `[B, N]`."""
         policies = (pair.student.policy, pair.target.policy)
-        with self.models.precision(), self.models.whole_heads(policies, in_forward=False):
+        with self.models.whole_heads(policies, in_forward=False):
             student, target = (
                 self.projection(source, scored[source].hidden.to(mask.device), acting=False)
                 for source in (pair.student, pair.target)
@@ -124,16 +128,23 @@ class Policies:
         Args:
             shared: Read equal prompts once.
         """
+        if self.views.reads_images and self.models.sharded(policy) and all(v.pixel_values is None for v in views):
+            # Other ranks may see images, and wait for this one's shards of the tower in every pass, and for their
+            # gradients: a picture that nothing is learnt of lets it take part.
+            with_picture = [*views, self.views.picture], [*responses, [self._pad]]
+            return self.hidden_states(policy, *with_picture, shared)[:-1]
         backbone, device = backbone_of(self.models.bare(policy)), self.models.device
         if shared:
             different, rows = prompts_of(views)
             prompts = to_device(self.views.collate(different, [[] for _ in different], self._pad), device)
             ids, mask = (tensor.to(device) for tensor in pad_responses(responses, self._pad))
             places = torch.tensor(rows, device=device)
-            return hidden_states_from_shared_prompts(backbone, prompts, places, ids, mask)
+            with self.models.precision():
+                return hidden_states_from_shared_prompts(backbone, prompts, places, ids, mask)
         inputs: dict[str, Any] = to_device(self.views.collate(views, responses, self._pad), device)
         longest = max(len(ids) for ids in responses)
-        return backbone(**inputs, use_cache=False).last_hidden_state[:, :-1][:, -longest:]
+        with self.models.precision():
+            return backbone(**inputs, use_cache=False).last_hidden_state[:, :-1][:, -longest:]
 
     def projection(self, source: Source, hidden: Tensor, constant: bool = True, acting: bool = True) -> Projection:
         """The policy's head on hidden states.
@@ -149,7 +160,7 @@ class Policies:
             bias = None if bias is None else self.copies.head(source.policy, bias)
         if constant:
             weight, bias = weight.detach(), None if bias is None else bias.detach()
-        return Projection(hidden, weight, bias)
+        return Projection(hidden, weight, bias, self.models.compute_dtype)
 
     def shares_prompts(self, policy: str) -> bool:
         """Whether a prompt is read once for all of its rollouts."""
@@ -159,8 +170,9 @@ class Policies:
     def shared_features(self) -> Iterator[None]:
         """While it lasts, each model looks at an image once; nothing may be learnt meanwhile."""
         # Of sharded models every rank must run every module, whatever it has seen already.
-        policies = () if self.models.sharded else dict.fromkeys(["student", *sorted(self.copies.policies)])
-        models = {id(model): model for model in map(self.models.bare, policies)}
+        policies = dict.fromkeys(["student", *sorted(self.copies.policies)])
+        whole = [self.models.bare(policy) for policy in policies if not self.models.sharded(policy)]
+        models = {id(model): model for model in whole}
         with ExitStack() as stack:
             for number, model in models.items():
                 self._features[number] = stack.enter_context(shared_vision_features(model))

@@ -5,14 +5,18 @@ adapters or without.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from dopd_vl.models import autocast_dtype
 
 Result = TypeVar("Result")
 
@@ -20,8 +24,8 @@ Result = TypeVar("Result")
 class Models:
     """The student's model, by which each of its copies acts too, and its teacher's."""
 
-    sharded = False
-    """whether every rank must run every module that another does"""
+    compute_dtype: torch.dtype | None = None
+    """what `precision` computes matrix products in, heads' too; None: in the dtype of the weights"""
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel | None = None):
         self._models: dict[bool, Any] = {False: student, True: teacher}
@@ -46,14 +50,18 @@ class Models:
         model: Any = self.wrapped(policy)
         return model
 
-    def run(self, policy: str, function: Callable[..., Result], *arguments: Any) -> Result:
-        """`function(*arguments)`, while the weights of the policy's model are whole."""
-        return function(*arguments)
+    def sharded(self, policy: str) -> bool:
+        """Whether every rank must run every module of the policy's model that another rank does."""
+        return False
 
-    @contextmanager
-    def precision(self) -> Iterator[None]:
-        """While it lasts, passes and projections are computed as in learning."""
-        yield
+    def run(self, policy: str, function: Callable[[], Result]) -> Result:
+        """`function()`, while the weights of the policy's model are whole."""
+        return function()
+
+    def precision(self) -> AbstractContextManager[None]:
+        """While it lasts, forward passes are computed in `compute_dtype`. It is meant for them alone: what is made of
+        logits has to be computed in fp32."""
+        return nullcontext()
 
     @contextmanager
     def whole_heads(self, policies: Iterable[str], in_forward: bool = True) -> Iterator[None]:
@@ -68,17 +76,20 @@ class Models:
 class TrainerModels(Models):
     """The models of a `trl.DistillationTrainer`."""
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: Any, shard_teacher: bool = False):
         self._trainer = trainer
+        self._keep_arguments_out()
+        self._place_teacher(shard_teacher)
         self._tell_of_shards()
-
-    @property
-    def sharded(self) -> bool:  # type: ignore[override]
-        return self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
 
     @property
     def device(self) -> torch.device:
         return self._trainer.accelerator.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:  # type: ignore[override]
+        with self.precision():
+            return autocast_dtype(self.device)
 
     @property
     def has_adapters(self) -> bool:
@@ -98,15 +109,25 @@ class TrainerModels(Models):
     def bare(self, policy: str) -> PreTrainedModel:
         return self._trainer.accelerator.unwrap_model(self.wrapped(policy))
 
-    def run(self, policy: str, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Through the wrapper's own forward pass, so that a sharded model's weights are whole in it, head and all."""
-        with self.precision():
-            return self._trainer._forward_redirection(self.wrapped(policy), self.bare(policy), function, *arguments)
+    def sharded(self, policy: str) -> bool:
+        if self._trainer.is_deepspeed_enabled:
+            return True
+        return isinstance(self.wrapped(policy), FSDPModule) or (policy != "teacher" and self._trainer.is_fsdp_enabled)
 
-    @contextmanager
-    def precision(self) -> Iterator[None]:
-        with self._trainer.compute_loss_context_manager():
-            yield
+    def run(self, policy: str, function: Callable[[], Result]) -> Result:
+        """Through the wrapper's own forward pass, so that a sharded model's weights are whole in it, head and all."""
+        result = []
+
+        def forward() -> None:
+            result.append(function())
+
+        self._trainer._forward_redirection(self.wrapped(policy), self.bare(policy), forward)
+        return result[0]
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Autocast, as the trainer was told. Accelerate's own stands in the forward passes of whole models, and those
+        of backbones pass it by."""
+        return self._trainer.accelerator.autocast()
 
     @contextmanager
     def whole_heads(self, policies: Iterable[str], in_forward: bool = True) -> Iterator[None]:
@@ -125,6 +146,12 @@ class TrainerModels(Models):
                     bias: Any = getattr(head, "bias", None)
                     stack.enter_context(maybe_gather_lm_head_ctx(head.weight, bias))
             yield
+
+    def whole_for_rollouts(self) -> AbstractContextManager[Any]:
+        """While it lasts, TRL may draw rollouts from the student, each rank as many tokens, and from as many images, as
+        it pleases. Of FSDP2 it knows nothing, and would gather every layer anew for every token."""
+        ours = self._trainer.is_fsdp_enabled and not self._trainer.use_vllm
+        return self.whole_student() if ours else nullcontext()
 
     @contextmanager
     def whole_student(self) -> Iterator[PreTrainedModel]:
@@ -145,6 +172,8 @@ class TrainerModels(Models):
         plugin: Any = trainer.accelerator.state.fsdp_plugin
         wrapped = set(plugin.transformer_cls_names_to_wrap or model._no_split_modules)
         layers = [part for part in parts if wrapped & {kind.__name__ for kind in type(part).__mro__}]
+        # The outermost part must be the first that runs; a vision tower may be called by itself.
+        self.run("student", lambda: None)
         for layer in layers:  # accelerate keeps all but these whole from their first use on
             layer.set_reshard_after_forward(False)
         for part in parts:
@@ -162,14 +191,44 @@ class TrainerModels(Models):
             for part in parts:
                 part.reshard()
 
+    def _keep_arguments_out(self) -> None:
+        """Nothing is an argument of a wrapped module but what a model reads, and its loss stays as it is.
+
+        FSDP2 rounds to bf16 whatever floats pass its wrappers, down to those in dictionaries and dataclasses, DDP moves
+        and copies them: weights, log-probabilities, numbers of items and the loss would come out changed.
+        """
+        trainer = self._trainer
+        redirect = trainer._forward_redirection
+
+        def forward(
+            wrapped: torch.nn.Module, bare: torch.nn.Module, method: Callable[..., Any], *arguments: Any
+        ) -> Any:
+            return redirect(wrapped, bare, partial(method, *arguments))
+
+        trainer._forward_redirection = forward
+        plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+        if isinstance(getattr(plugin, "mixed_precision_policy", None), MixedPrecisionPolicy):
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+    def _place_teacher(self, shard: bool) -> None:
+        """On the device, which accelerate leaves to FSDP, or in shards on all of them."""
+        trainer = self._trainer
+        teacher = trainer.teacher_model
+        if teacher is None or trainer.is_deepspeed_enabled:
+            return
+        if not (shard and trainer.accelerator.num_processes > 1):
+            teacher.to(trainer.accelerator.device)
+            return
+        layers = set(teacher._no_split_modules or ())
+        for module in list(teacher.modules()):
+            if layers & {kind.__name__ for kind in type(module).__mro__}:
+                fully_shard(module, reshard_after_forward=True)
+        fully_shard(teacher, reshard_after_forward=True)
+
     def _tell_of_shards(self) -> None:
         """What transformers must know of a sharded student, and is not told."""
         models: list[Any] = [part for part in self.bare("student").modules() if isinstance(part, PreTrainedModel)]
         for model in models:
-            if self._trainer.is_fsdp_enabled:
-                # Ranks then draw until the longest rollout of all has ended, for one that went on alone would wait for
-                # the others' shards. Accelerate leaves this mark off FSDP2's models.
-                model._is_fsdp_managed_module = True
             if self._trainer._dist.is_zero3 and "_weight_conversions" in vars(model):
                 # A save undoes the renamings of the load; under ZeRO-3 also those that renamed nothing are kept for it.
                 used = [conversion for conversion in model._weight_conversions if conversion.was_used()]

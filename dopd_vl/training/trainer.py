@@ -110,6 +110,11 @@ class DopdTrainer(DistillationTrainer):
         self.requirements = Requirements.of(self.objective)
         self.resumed_from: Path | None = None
         """the checkpoint that this run goes on from"""
+        # TRL would spread a model over every GPU that the process sees.
+        if isinstance(model, str):
+            args.model_init_kwargs = {"device_map": None, **(args.model_init_kwargs or {})}
+        if isinstance(teacher_model, str):
+            args.teacher_model_init_kwargs = {"device_map": None, **(args.teacher_model_init_kwargs or {})}
         super().__init__(
             model=model,
             teacher_model=teacher_model,
@@ -121,7 +126,7 @@ class DopdTrainer(DistillationTrainer):
             callbacks=[CopiesAlongTheRun(self), *(callbacks or [])],
             **kwargs,
         )
-        self.models = TrainerModels(self)
+        self.models = TrainerModels(self, args.shard_teacher)
         config = self.models.bare("student").config
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
@@ -180,7 +185,7 @@ class DopdTrainer(DistillationTrainer):
         length = self.args.eval_max_completion_length or self.args.max_completion_length or 512
         metrics: dict[str, float] = {}
         for number, variant in enumerate(self.args.eval_variants):
-            with self.models.whole_student() as model:
+            with self.models.whole_student() as model, self.models.precision():
                 predictions, refused = predict(
                     model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
                 )
@@ -212,7 +217,8 @@ class DopdTrainer(DistillationTrainer):
         self.refusals += rendered.refusals
         plain_views = rendered.views[PLAIN_STUDENT]
         forget_image_positions(self.models.bare("student"))
-        _, responses, _, _, _ = self._generate(plain_views)
+        with self.models.whole_for_rollouts():
+            _, responses, _, _, _ = self._generate(plain_views)
         device = self.accelerator.device
         response_ids, response_mask = (t.to(device) for t in pad_responses(responses, self._tokenizer.pad_token_id))
         response_mask &= rendered.usable.to(device)[:, None]
@@ -303,7 +309,7 @@ class DopdTrainer(DistillationTrainer):
 
     def _learns_from_shared_prompts(self) -> bool:
         """Checkpointed layers keep no keys and values, and a sharded module runs once between forward and backward."""
-        whole = not self.models.sharded and not self.args.gradient_checkpointing
+        whole = not self.models.sharded("student") and not self.args.gradient_checkpointing
         return whole and self.policies.shares_prompts("student")
 
     # ---- logging -----------------------------------------------------------------------------------------------------

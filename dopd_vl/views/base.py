@@ -8,9 +8,11 @@ To teach the toolkit a new model family, subclass `ViewProcessor` and implement 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -137,6 +139,11 @@ class ViewProcessor(ABC):
             prompt if isinstance(prompt, ValueError) else self._checked(next(encoded), request)
             for request, prompt in zip(requests, prompts, strict=True)
         ]
+
+    @cached_property
+    def picture(self) -> View:
+        """A prompt of one small image and nothing else, for a family that reads images."""
+        return self._encode([{"role": "user", "content": [{"type": "image"}]}], [Image.new("RGB", (32, 32))])
 
     def _prompt(self, request: Request, known_images: dict[int, list[Any] | ValueError]) -> Prompt:
         example, variant, addition = request

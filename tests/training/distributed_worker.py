@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from datasets import Dataset
 from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText
 
 from dopd_vl import DopdConfig, DopdTrainer
+from dopd_vl.core import TokenScores
 from dopd_vl.objectives import Dopd, Opd
+from dopd_vl.training import policies
+from dopd_vl.training import trainer as trainer_module
+from dopd_vl.training.policies import Policies
 from dopd_vl.training.run import load_examples
+from dopd_vl.training.sharding import Models
 
 ROLLOUTS = 8  # of a step, over all ranks and slices
 
@@ -25,8 +32,120 @@ def allow_fsdp_on_a_cpu() -> None:
         if fsdp_plugin is not None:
             self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.fsdp_plugin = fsdp_plugin
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
     AcceleratorState.__init__ = initialise_with_fsdp  # type: ignore[method-assign]
+
+
+def without_images(example: dict[str, Any]) -> dict[str, Any]:
+    prompt = [{**message, "content": message["content"].replace("<image>", "")} for message in example["prompt"]]
+    return {
+        **example,
+        "images": [],
+        "prompt": prompt,
+        "privileged": {**example["privileged"], "boxes": None, "hints": ["Count."]},
+    }
+
+
+def learn_mixed(models: Path, data: Path, output: Path, name: str) -> None:
+    """One step in bf16 in which the first rank sees pictures and the second one sees none, the teacher in shards.
+
+    Leaves what went into a wrapped module and what came out on its other side.
+    """
+    torch.set_num_threads(1)
+    allow_fsdp_on_a_cpu()
+    config = DopdConfig(
+        str(output / "run"),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=4,
+        shuffle_dataset=False,
+        save_strategy="no",
+        use_cpu=True,
+        bf16=True,
+        report_to="none",
+        disable_tqdm=True,
+        shard_teacher=True,
+        logging_steps=1,
+        scoring_batch_size=2,
+        seed=3,
+    )
+    rows = list(load_examples(str(data)).select(range(2)))
+    objective = Dopd(top_k=16) if name == "dopd" else Opd(divergence="js", teacher_view="privileged")
+    trainer = DopdTrainer(
+        str(models / "vision-student"),
+        str(models / "vision-teacher"),
+        config,
+        train_dataset=Dataset.from_list([rows[0], without_images(rows[1])], features=load_examples(str(data)).features),
+        objective=objective,
+    )
+    rank = trainer.accelerator.process_index
+    whole = AutoModelForImageTextToText.from_pretrained(models / "vision-teacher").eval()
+    outside = Policies(Models(whole, whole), trainer.views, trainer.policies.copies, 2)
+    found: dict[str, Any] = {"images": [], "scores": [], "teacher": [], "plan": [], "loss": [], "shared": []}
+    inside: list[TokenScores] = []
+    towers = {
+        "student": trainer.models.bare("student").model.visual,
+        "teacher": trainer.models.bare("teacher").model.visual,
+    }
+    looked = dict.fromkeys(towers, 0)
+    for policy, tower in towers.items():
+        tower.register_forward_hook(lambda *_, policy=policy: looked.update({policy: looked[policy] + 1}))
+
+    score_inside, score, loss_inside, loss = (
+        policies.score_tokens,
+        trainer.policies.score,
+        trainer_module.fused_plan_loss,
+        trainer.compute_loss,
+    )
+
+    def scored_inside(*args: Any, **kwargs: Any) -> TokenScores:
+        inside.append(score_inside(*args, **kwargs))
+        return inside[-1]
+
+    def scored(source: Any, views: Any, responses: Any, mask: Any) -> Any:
+        inside.clear()
+        result = score(source, views, responses, mask)
+        found["images"].append(sum(len(view.images) for view in views))
+        [computed] = inside
+        same = (
+            torch.equal(a[mask], b[mask])
+            for a, b in zip(vars(computed).values(), vars(result.scores).values(), strict=False)
+        )
+        found["scores"].append(all(same) and result.scores.logp.dtype == torch.float32)
+        if source.policy == "teacher":
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = outside.hidden_states("teacher", views, responses, shared=True).to(torch.bfloat16)
+            found["teacher"].append((hidden - result.hidden[:, : hidden.shape[1]]).abs().max().item())
+        return result
+
+    def learned_inside(plan: Any, student: Any, sources: Any, ids: Any, mask: Any, scores: Any, scale: Any, *rest: Any):
+        decided = trainer._decision.plan
+        pairs = [(t.weight, d.weight[:, : mask.shape[1]]) for t, d in zip(plan.terms, decided.terms, strict=False)]
+        # TRL has shuffled the rows.
+        found["plan"].append(all(torch.equal(a.sort(0)[0], b.sort(0)[0]) and a.dtype == b.dtype for a, b in pairs))
+        result = loss_inside(plan, student, sources, ids, mask, scores, scale, *rest)
+        found["loss"].append(result.loss.item())
+        return result
+
+    def learned(*args: Any, **kwargs: Any) -> Any:
+        result = loss(*args, **kwargs)
+        found["loss"].append(result.item())
+        return result
+
+    policies.score_tokens, trainer.policies.score = scored_inside, scored  # type: ignore[method-assign]
+    trainer_module.fused_plan_loss, trainer.compute_loss = learned_inside, learned
+    trainer.train()
+    found |= {
+        "towers": looked,
+        "kind": type(trainer.model_wrapped).__name__,
+        "teacher_kind": type(trainer.teacher_model).__name__,
+        "grad_norm": trainer.state.log_history[0]["grad_norm"],
+    }
+    (output / f"found-{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
 
 
 def learn(models: Path, data: Path, output: Path, world: str, processes: int) -> None:

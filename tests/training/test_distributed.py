@@ -6,13 +6,14 @@ Their rollouts end at different lengths, and they share the held-out examples un
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.commands import Fork
-from tests.training.distributed_worker import learn
+from tests.training.distributed_worker import learn, learn_mixed
 
 LAYERS = {"text": "Qwen3DecoderLayer", "vision": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock"}
 FSDP2 = {
@@ -42,8 +43,7 @@ def tolerance(name: str, row: dict[str, float]) -> float:
     return (row[f"token_share/{part}"] + row[name]) * APART / row["token_loss"]
 
 
-def learn_in(processes: int, world: str, models: Path, data: Path, output: Path, environment: dict[str, str]) -> Path:
-    output.mkdir()
+def run_in(processes: int, environment: dict[str, str], function: Any, *arguments: Any) -> None:
     shared = {"ACCELERATE_USE_CPU": "true", **environment}
     if processes > 1:  # what torchrun sets
         with socket.socket() as free:
@@ -51,9 +51,16 @@ def learn_in(processes: int, world: str, models: Path, data: Path, output: Path,
             port = str(free.getsockname()[1])
         shared |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **shared} if processes > 1 else shared for r in range(processes)]
-    forks = [Fork(learn, models, data, output, world, processes, env=env) for env in ranks]
-    for result in [fork.result(400) for fork in forks]:
-        assert result.returncode == 0, result.stderr[-4000:]
+    forks = [Fork(function, *arguments, env=env) for env in ranks]
+    results = [fork.result(400) for fork in forks]
+    assert all(result.returncode == 0 for result in results), "\n\n".join(
+        result.stderr.split("Extension modules")[0][-6000:] for result in results
+    )
+
+
+def learn_in(processes: int, world: str, models: Path, data: Path, output: Path, environment: dict[str, str]) -> Path:
+    output.mkdir()
+    run_in(processes, environment, learn, models, data, output, world, processes)
     return output
 
 
@@ -86,3 +93,30 @@ def test_two_processes_learn_what_one_does(
         assert weights.keys() == expected.keys()
         for name, weight in weights.items():
             assert torch.allclose(weight, expected[name], atol=APART), (kind, name)
+
+
+@pytest.mark.parametrize("sharded", ["ddp", "fsdp"])
+@pytest.mark.parametrize("objective", ["dopd", "opd"])
+def test_wrappers_change_no_supervision(
+    objective: str, sharded: str, nano_models: Path, vision_data: Path, tmp_path: Path
+) -> None:
+    """In bf16, with pictures on one rank alone, and the teacher in shards."""
+    environment = {**FSDP2, "FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS["vision"]} if sharded == "fsdp" else {}
+    environment["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    run_in(2, environment, learn_mixed, nano_models, vision_data, tmp_path, objective)
+    ranks = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+    assert [max(found["images"]) for found in ranks] == [2, 0]
+    for found in ranks:
+        assert found["kind"].startswith({"ddp": "DistributedDataParallel", "fsdp": "FSDP"}[sharded])
+        assert found["teacher_kind"].startswith("FSDP")
+        assert all(found["scores"])
+        assert found["scores"]
+        assert found["teacher"] == [0.0] * len(found["teacher"])
+        assert found["teacher"]
+        assert all(found["plan"])
+        assert found["plan"]
+        inside, outside = found["loss"]
+        assert inside == outside != 0.0
+    assert ranks[0]["grad_norm"] == ranks[1]["grad_norm"] > 0.0
+    if sharded == "fsdp":  # where each pass must be all ranks', but for rollouts, which are drawn from a whole student
+        assert ranks[0]["towers"] == {**ranks[1]["towers"], "student": ranks[1]["towers"]["student"] + 1}
