@@ -153,6 +153,22 @@ def check_device(config: TrainConfig) -> None:
         raise UserError("training.use_vllm: vLLM is not installed; pip install 'dopd-vl[vllm]'")
 
 
+def check_shards(shard_teacher: bool, processes: int, deepspeed: bool) -> None:
+    """Whether a teacher can lie in shards, as `training.shard_teacher` asks.
+
+    Raises:
+        ConfigurationError: there is no process to share it with, or DeepSpeed decides.
+    """
+    if shard_teacher and deepspeed:
+        raise ConfigurationError(
+            "training.shard_teacher: DeepSpeed's own stage decides, and ZeRO-3 shards the teacher; leave it false"
+        )
+    if shard_teacher and processes == 1:
+        raise ConfigurationError(
+            "training.shard_teacher: one process has no other to share the teacher with; leave it false"
+        )
+
+
 def _check_trl(config: TrainConfig) -> None:
     """`trl:` takes fields of TRL's configuration, of the right type, that have no key of their own here."""
     keys = {f.name: f.name for f in dataclasses.fields(config)}
