@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from dopd_vl.common.configuration import check_at_least, check_shares
+from dopd_vl.common.errors import ConfigurationError
 
 DEFAULT_VARIANT = "default"
 """The variant that fits an example: boxes with labels where it has any, else step-wise hints (the paper's choices)."""
@@ -113,8 +114,8 @@ class TrainerSettings:
     shard_teacher: bool = False
     """keep 1/N of the teacher on each of N GPUs and gather it layer by layer where it scores; not with DeepSpeed, whose
     ZeRO-3 does it anyway"""
-    rollouts_to_keep: int = 8
-    """rollouts written to rollouts.jsonl at each log, with their routing"""
+    rollouts_to_keep: int = 2
+    """rollouts of the first process written to rollouts.jsonl at each log, with their routing"""
 
 
 def check_sizes(settings: Any) -> None:
@@ -133,6 +134,33 @@ def check_sizes(settings: Any) -> None:
             f"num_generations={settings.num_generations} does not divide the {rollouts} rollouts of a step on one "
             "device (per_device_train_batch_size * gradient_accumulation_steps)"
         )
+
+
+def colocated_length(max_prompt_length: int | None, max_completion_length: int, given: int | None) -> int:
+    """Tokens of the longest sequence that vLLM, in the trainer's process, must have room for.
+
+    Left to itself it sets memory aside for the model's whole context: 28 GiB of keys and values for one of
+    Qwen3-VL-2B's 262,144 tokens.
+
+    Args:
+        given: `trl.vllm_max_model_length`.
+
+    Raises:
+        ConfigurationError: it cannot be known, or what was given is too little.
+    """
+    if max_prompt_length is None:
+        raise ConfigurationError(
+            "data.max_prompt_length: give it; vLLM in the trainer's process (trl.vllm_mode: colocate) sets memory "
+            "aside for the longest prompt and response"
+        )
+    longest = max_prompt_length + max_completion_length
+    if given is not None and given < longest:
+        raise ConfigurationError(
+            f"trl.vllm_max_model_length: {given} is less than data.max_prompt_length and "
+            f"training.max_completion_length together, {max_prompt_length} + {max_completion_length} tokens; leave it "
+            "out, and it is their sum"
+        )
+    return given or longest
 
 
 @dataclass

@@ -50,6 +50,10 @@ def _first_worth_it(work: Workload, peak: int, device_bytes: float) -> tuple[Wor
 
 def _proposals(work: Workload) -> Iterator[tuple[Workload, str, str]]:
     """What can be changed, the least harmful first: the run with it, its settings, and what it takes in return."""
+    if work.eval_batch > 1:
+        size = work.eval_batch // 2
+        settings = f"training.per_device_eval_batch_size: {size}"
+        yield replace(work, eval_batch=size), settings, "more, smaller batches in evaluations"
     if work.batch % 2 == 0:
         batch, slices = work.batch // 2, work.accumulation * 2
         settings = f"training.per_device_train_batch_size: {batch}, training.gradient_accumulation_steps: {slices}"
@@ -62,7 +66,7 @@ def _proposals(work: Workload) -> Iterator[tuple[Workload, str, str]]:
     if not work.uses_vllm and work.on_gpu:
         settings = "training.use_vllm: true, trl.vllm_enable_sleep_mode: true"
         served = replace(work, uses_vllm=True, vllm_share=VLLM_SHARE, vllm_sleeps=True)
-        yield served, settings, "needs vLLM; faster rollouts, too"
+        yield served, settings, "needs vLLM and data.max_prompt_length; faster rollouts, too"
     if work.vllm_share and not work.vllm_sleeps:
         settings = "trl.vllm_enable_sleep_mode: true"
         yield replace(work, vllm_sleeps=True), settings, "vLLM's weights move at each step"
@@ -75,13 +79,16 @@ def _proposals(work: Workload) -> Iterator[tuple[Workload, str, str]]:
     if work.devices > 1 and work.parallel in ("ddp", "zero2"):
         settings = "accelerate launch --config_file configs/accelerate/fsdp2.yaml (--parallel fsdp2)"
         yield replace(work, parallel="fsdp2"), settings, "weights are gathered layer by layer"
+    if work.devices > 1 and work.teacher is not None and work.parallel in ("ddp", "fsdp2") and not work.shard_teacher:
+        cost = "the teacher is gathered layer by layer where it scores"
+        yield replace(work, shard_teacher=True), "training.shard_teacher: true", cost
     if work.chunk >= 64:
         settings = f"training.logits_chunk_size: {work.chunk // 2}"
         yield replace(work, chunk=work.chunk // 2), settings, "smaller products"
     if work.devices > 1 and work.parallel != "zero3" and _zero3_can_teach(work):
         settings = "accelerate launch --config_file configs/accelerate/zero3.yaml (--parallel zero3)"
         cost = "the teacher is gathered layer by layer, too; needs DeepSpeed"
-        yield replace(work, parallel="zero3"), settings, cost
+        yield replace(work, parallel="zero3", shard_teacher=False), settings, cost
     if work.optimizer_bytes != 2 and work.parallel not in ("zero2", "zero3") and work.on_gpu:
         settings = "trl.optim: adamw_8bit"
         yield replace(work, optimizer_bytes=2), settings, "needs bitsandbytes; moments in 8 bits"

@@ -3,15 +3,17 @@
 import re
 
 from dopd_vl.common.errors import ConfigurationError, UserError
+from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.objective_needs import needs_of
 from dopd_vl.planning.workload import Parallel, Workload
-from dopd_vl.training.checks import check
+from dopd_vl.training.checks import check, check_shards
 
 VLLM_SHARE = 0.3
 """TRL's default of `vllm_gpu_memory_utilization`."""
+_CHUNK_ON_GPU = 2048
 _PROMPT = 1024
 """Tokens of a prompt of unknown length."""
 
@@ -25,6 +27,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     devices, _ = devices_of(config)
     parallel = _parallel(config, devices)
     objective, models = check(config, model_config, zero_stage=3 if parallel == "zero3" else 0)
+    check_shards(config.training.shard_teacher, devices, parallel in ("zero2", "zero3"))
     names = {"student": config.model.student, "teacher": str(config.model.teacher)}
     shapes = {role: model_shape(names[role], f"model.{role}") for role in models}
     student, loop = shapes["student"], config.training
@@ -34,6 +37,9 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     dtype = config.model.teacher_dtype
     colocated = loop.use_vllm and config.trl.get("vllm_mode", "colocate") == "colocate"
     lora = config.model.lora
+    evaluates = config.data.eval is not None
+    shows_more = any(variant != "none" for variant in loop.eval_variants)
+    prompt, privileged = config.prompt_tokens or default, config.privileged_tokens or default
     return Workload(
         student=student,
         teacher=shapes.get("teacher"),
@@ -43,8 +49,8 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         accumulation=loop.gradient_accumulation_steps,
         group=loop.num_generations,
         scoring_batch=loop.scoring_batch_size or loop.per_device_train_batch_size,
-        prompt_tokens=config.prompt_tokens or default,
-        privileged_tokens=config.privileged_tokens or default,
+        prompt_tokens=prompt,
+        privileged_tokens=privileged,
         response_tokens=loop.max_completion_length,
         images=config.images if student.vision else 0,
         image_tokens=config.image_tokens,
@@ -58,12 +64,17 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
         checkpointing=loop.gradient_checkpointing,
         share_prompts=loop.share_prompts,
-        chunk=loop.logits_chunk_size,
+        chunk=_chunk(loop.logits_chunk_size, on_gpu),
         top_k=top_k,
         offload_scores=loop.offload_scores,
         uses_vllm=loop.use_vllm,
         vllm_share=config.trl.get("vllm_gpu_memory_utilization", VLLM_SHARE) if colocated else 0.0,
         vllm_sleeps=config.trl.get("vllm_enable_sleep_mode", False),
+        vllm_length=config.trl.get("vllm_max_model_length") or default + loop.max_completion_length,
+        shard_teacher=loop.shard_teacher,
+        eval_batch=loop.per_device_eval_batch_size if evaluates else 0,
+        eval_prompt_tokens=max(prompt, privileged) if shows_more else prompt,
+        eval_response_tokens=loop.eval_max_completion_length or loop.max_completion_length,
         full_share=config.full_share,
     )
 
@@ -94,6 +105,11 @@ def _parallel(config: PlanConfig, devices: int) -> Parallel:
             f"training.bf16: false is not counted with {config.parallel}, only with single and ddp"
         )
     return config.parallel
+
+
+def _chunk(size: int | str, on_gpu: bool) -> int:
+    """`training.logits_chunk_size`, whose "auto" is the most that is taken on such a device."""
+    return (_CHUNK_ON_GPU if on_gpu else DEFAULT_CHUNK_SIZE) if isinstance(size, str) else size
 
 
 def _optimizer_bytes(name: str) -> int:

@@ -2,12 +2,22 @@
 
 from dataclasses import dataclass
 
-MOMENTS = ("prefill", "rollout", "scoring", "forward", "loss", "backward starts", "backward ends", "update")
+MOMENTS = (
+    "prefill",
+    "rollout",
+    "scoring",
+    "forward",
+    "loss",
+    "backward starts",
+    "backward ends",
+    "update",
+    "evaluation",
+)
 """Reading the prompts to roll out; the rollouts' last token; scoring; the end of the learning pass, its loss, the first
-and the last layer of its backward pass; the optimizer."""
+and the last layer of its backward pass; the optimizer; and, between steps, an evaluation."""
 ALWAYS = frozenset(MOMENTS)
-LEARNING = frozenset(MOMENTS[3:])
-PASSES = frozenset(MOMENTS[:5])
+LEARNING = frozenset(MOMENTS[3:8])
+PASSES = frozenset({*MOMENTS[:5], "evaluation"})
 
 
 @dataclass(frozen=True)

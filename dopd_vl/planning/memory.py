@@ -1,7 +1,8 @@
 """The memory of one step on one device: a pure function from a workload to lines of bytes, each with its reason.
 
 What is held when follows `dopd_vl/training/trainer.py` and `dopd_vl/core`: rollouts, then scoring of the whole step by
-each policy, then slice by slice a forward pass into the fused loss and a backward pass, then the optimizer.
+each policy, then slice by slice a forward pass into the fused loss and a backward pass, then the optimizer. Between
+steps, where it is asked for, an evaluation.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from dopd_vl.planning import passes
 from dopd_vl.planning.lines import ALWAYS, LEARNING, MOMENTS, PASSES, Line
+from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Workload
 
 _CONTEXT = 1_000_000_000  # CUDA's context, cuBLAS and NCCL buffers
@@ -73,19 +75,32 @@ def _weights(work: Workload) -> Iterator[Line]:
         yield Line("student's weights", 2 * student // work.shards, ALWAYS, "bf16, a shard")
     else:
         yield Line("student's weights", 4 * student // work.shards, ALWAYS, "fp32, a shard")
-    if work.parallel in ("fsdp2", "zero3"):
+    if work.gathers_to_generate:
+        generating = {"evaluation"} | (set() if work.uses_vllm else {"prefill", "rollout"})
+        yield Line("weights gathered to generate", 2 * student, frozenset(generating), "bf16, all of them")
         gathered = 2 * (2 * work.student.layer_parameters + work.student.head_parameters)
         reason = "bf16: one layer, the next one, and embedding or head"
-        yield Line("weights gathered for a pass", gathered, passes_here | {"backward starts", "backward ends"}, reason)
-    if work.parallel == "zero3" and not work.uses_vllm:
-        yield Line("weights gathered to roll out", 2 * student, frozenset({"rollout"}), "bf16, all of them")
+        moments = (passes_here | {"backward starts", "backward ends"}) - generating
+        yield Line("weights gathered for a pass", gathered, moments, reason)
     if work.teacher is not None:
-        parts = work.devices if work.parallel == "zero3" else 1
-        kind = {2: "bf16", 4: "fp32"}[work.teacher_bytes] + (", a shard" if parts > 1 else ", whole")
-        yield Line("teacher's weights", work.teacher_bytes * work.teacher.parameters // parts, ALWAYS, kind)
+        yield from _teacher(work, work.teacher)
     for policy in sorted({scoring.policy for scoring in work.scorings} & {"start", "average"}):
         copies = 0 if policy == "start" and work.lora_rank else 4 * work.trained // work.shards
         yield Line(f"the student's {policy} weights", copies, ALWAYS, "fp32, of what is trained")
+
+
+def _teacher(work: Workload, teacher: ModelShape) -> Iterator[Line]:
+    size, parts = work.teacher_bytes, work.teacher_shards
+    kind = {2: "bf16", 4: "fp32"}[size] + (", a shard" if parts > 1 else ", whole")
+    yield Line("teacher's weights", size * teacher.parameters // parts, ALWAYS, kind)
+    if parts > 1:
+        tables = teacher.head_parameters * (1 if teacher.tied else 2)
+        gathered = size * (2 * teacher.layer_parameters + tables)
+        reason = "one layer, the next one, embedding and head"
+        yield Line("teacher's weights gathered to score", gathered, frozenset({"scoring"}), reason)
+        if any(scoring.policy == "teacher" and scoring.keeps_hidden for scoring in work.scorings):
+            reason = "for terms over the whole vocabulary"
+            yield Line("teacher's head gathered", size * teacher.head_parameters, frozenset({"loss"}), reason)
 
 
 def _learning_state(work: Workload) -> Iterator[Line]:

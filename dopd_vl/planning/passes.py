@@ -1,4 +1,4 @@
-"""Bytes of the passes of a step: rollouts, scoring, what is kept of it, and learning."""
+"""Bytes of the passes of a step: rollouts, scoring, what is kept of it, and learning; and those of an evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -17,6 +17,8 @@ def lines(work: Workload) -> Iterator[Line]:
     """Everything that comes and goes with the passes."""
     if not work.uses_vllm:
         yield from _rollout(work)
+    if work.eval_batch:
+        yield from _evaluation(work)
     yield from _scoring(work)
     yield from _kept(work)
     yield from _learning(work)
@@ -24,16 +26,52 @@ def lines(work: Workload) -> Iterator[Line]:
 
 
 def _rollout(work: Workload) -> Iterator[Line]:
-    shape, rows = work.student, work.rollouts
-    mask = work.prompt_tokens**2 * (1 + act.saved_mask(work.precision))
-    prompt = work.prompt_tokens * (act.passing(shape, work.precision) + act.cache_bytes(shape, work.precision)) + mask
-    yield Line("reading the prompts", rows * prompt, frozenset({"prefill"}), "all rollouts of the step at once")
-    # A layer's cache is copied as it grows, so that one layer's is there twice.
-    cache = act.cache_bytes(shape, work.precision) * (shape.layers + 1) // shape.layers
-    tokens = rows * (work.prompt_tokens + work.response_tokens)
-    yield Line("rollouts' keys and values", tokens * cache, frozenset({"rollout"}), "all rollouts of the step at once")
-    logits = _SAMPLING_COPIES * 4 * rows * shape.vocabulary
-    yield Line("next tokens' logits", logits, frozenset({"rollout"}), f"fp32, {_SAMPLING_COPIES} copies of a row each")
+    rows, together = work.rollouts, "all rollouts of the step at once"
+    tokens = work.prompt_tokens + work.response_tokens
+    yield Line("reading the prompts", _reading(work, rows, work.prompt_tokens), frozenset({"prefill"}), together)
+    yield Line("rollouts' keys and values", _grown_cache(work, rows * tokens), frozenset({"rollout"}), together)
+    reason = f"fp32, {_SAMPLING_COPIES} copies of a row each"
+    yield Line("next tokens' logits", _next_logits(work, rows), frozenset({"rollout"}), reason)
+
+
+def _evaluation(work: Workload) -> Iterator[Line]:
+    """Greedy responses by transformers, whatever rolls out, and their scores in one pass; the worst of its moments."""
+    rows, prompt = work.eval_batch, work.eval_prompt_tokens
+    tokens = prompt + work.eval_response_tokens
+    generating = _grown_cache(work, rows * tokens) + _next_logits(work, rows)
+    passing = rows * tokens * act.passing(work.student, work.precision)
+    scoring = passing + rows * tokens**2 * (1 + act.saved_mask(work.precision))
+    most = max(_reading(work, rows, prompt), generating, scoring)
+    reason = (
+        f"{rows} responses at a time; the largest of prompts, their last tokens' cache and logits, and their scores"
+    )
+    yield Line("evaluation", most, frozenset({"evaluation"}), reason)
+
+
+def _reading(work: Workload, rows: int, prompt: int) -> int:
+    """Prompts on their way into the cache."""
+    shape, precision = work.student, work.precision
+    held = prompt * (act.passing(shape, precision) + act.cache_bytes(shape, precision))
+    held += prompt**2 * (1 + act.saved_mask(precision))
+    return rows * max(held, _looking(work, shape, precision))
+
+
+def _looking(work: Workload, shape: ModelShape, precision: Precision) -> int:
+    """The vision tower over the images of one prompt, without a gradient."""
+    if shape.vision is None:
+        return 0
+    patches = work.images * work.image_tokens * shape.vision.merge**2
+    return patches * act.passing_vision(shape.vision, precision)
+
+
+def _grown_cache(work: Workload, tokens: int) -> int:
+    """Keys and values: a layer's are copied as they grow, so that one layer's are there twice."""
+    shape = work.student
+    return tokens * (act.cache_bytes(shape, work.precision) * (shape.layers + 1) // shape.layers)
+
+
+def _next_logits(work: Workload, rows: int) -> int:
+    return _SAMPLING_COPIES * 4 * rows * work.student.vocabulary
 
 
 def _scoring(work: Workload) -> Iterator[Line]:
@@ -64,10 +102,7 @@ def _scoring_pass(work: Workload, scoring: Scoring) -> int:
     else:
         tokens = prompt + response
         held = rows * tokens * act.passing(shape, precision) + rows * tokens**2 * pair
-    vision = 0
-    if shape.vision is not None:
-        patches = prompts * work.images * work.image_tokens * shape.vision.merge**2
-        vision = patches * act.passing_vision(shape.vision, precision)
+    vision = prompts * _looking(work, shape, precision)
     hidden = rows * response * shape.hidden * act.WIDTHS[precision].stream
     return max(held, vision, hidden + _scored_chunk(work, shape, precision))
 

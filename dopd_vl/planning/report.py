@@ -11,6 +11,7 @@ from dopd_vl.planning.memory import Memory
 from dopd_vl.planning.workload import Workload
 
 _GB = 1e9
+_VLLM_PASSES = 2e9  # assumed: what vLLM's passes and CUDA graphs hold beside weights, keys and values
 
 
 def print_memory(console: Console, memory: Memory) -> None:
@@ -89,6 +90,5 @@ def print_assumptions(console: Console, work: Workload, machine: Machine, mean: 
 
 def vllm_room(work: Workload, device_bytes: float) -> float:
     """Whole rollouts whose keys and values fit in vLLM's share at a time; below 1 vLLM refuses to start."""
-    free = work.vllm_share * device_bytes - 2 * work.student.parameters
-    tokens = work.prompt_tokens + work.response_tokens
-    return free / (tokens * act.cache_bytes(work.student, "bfloat16"))
+    free = work.vllm_share * device_bytes - 2 * work.student.parameters - _VLLM_PASSES
+    return free / (work.vllm_length * act.cache_bytes(work.student, "bfloat16"))

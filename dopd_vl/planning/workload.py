@@ -83,6 +83,14 @@ class Workload:
     """of the device's memory, where vLLM rolls out beside training; 0 where it has devices of its own"""
     vllm_sleeps: bool = False
     """whether vLLM gives its memory back between rollouts"""
+    vllm_length: int = 0
+    """tokens of the longest sequence that colocated vLLM has room for"""
+    shard_teacher: bool = False
+    """whether a teacher that is not DeepSpeed's lies in shards, too"""
+    eval_batch: int = 0
+    """responses that are drawn at a time in an evaluation; 0: there is none"""
+    eval_prompt_tokens: int = 0
+    eval_response_tokens: int = 0
     full_share: float = 0.5
     """tokens that terms of full support teach, where not all"""
 
@@ -111,13 +119,23 @@ class Workload:
 
     def of_mean_length(self, share: float) -> "Workload":
         """With the tokens of an average rollout, as a share of the longest."""
-        names = ("prompt_tokens", "privileged_tokens", "response_tokens")
+        names = ("prompt_tokens", "privileged_tokens", "response_tokens")  # an evaluation is no part of a step
         return replace(self, **{name: round(getattr(self, name) * share) for name in names})
 
     @property
     def shards(self) -> int:
         """Parts that the student's optimizer state lies in."""
         return 1 if self.parallel in ("single", "ddp") else self.devices
+
+    @property
+    def teacher_shards(self) -> int:
+        """Parts that the teacher's weights lie in."""
+        return self.devices if self.shard_teacher or self.parallel == "zero3" else 1
+
+    @property
+    def gathers_to_generate(self) -> bool:
+        """Whether the student, which lies in shards, is whole on every GPU while transformers generates."""
+        return self.parallel in ("fsdp2", "zero3")
 
     @property
     def rollouts(self) -> int:

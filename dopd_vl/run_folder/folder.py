@@ -71,8 +71,7 @@ class RunFolder(TrainerCallback):
         if set(metrics) - {"epoch", "train_loss"}:
             append_jsonl(self.folder / METRICS_FILE, [{"step": state.global_step, **metrics}])
         if "loss" in logs and self.trainer.kept_rollouts:
-            kept = self.trainer.kept_rollouts.values()
-            records = rollout_records(kept, self.trainer.renderer, self.folder / IMAGES_FOLDER)
+            records = rollout_records(self.trainer.kept_rollouts, self.trainer.renderer, self.folder / IMAGES_FOLDER)
             append_jsonl(self.folder / ROLLOUTS_FILE, [{"step": state.global_step, **record} for record in records])
         refusals = self.trainer.refusals[self._refusals_written :]
         if refusals:

@@ -2,20 +2,21 @@
 
 A generation batch passes through here twice: when it is scored, `keep_rollouts` takes the few numbers a token that are
 to be kept; when its slices are learned from, each rollout `learned` what its tokens cost. `rollout_records` then makes
-rows of rollouts.jsonl of them.
+rows of rollouts.jsonl of them. One process keeps them and all others wait for it: until rows are written, the numbers
+stay in tensors where they were computed, and nothing goes token by token.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dopd_vl.core import Source, TokenScores
-from dopd_vl.core.projection import score_logits
+from dopd_vl.core import Projection, Source, score_tokens
 from dopd_vl.objectives import Decision, Scores
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.run_folder.kept_images import save_image
@@ -31,16 +32,13 @@ ALTERNATIVES = 5
 LEAST_PROBABILITY = 0.001
 """A less likely token is no alternative that a reader would look for."""
 
-_TOGETHER = 64
-"""Tokens whose logits `[R, V]` are copied at a time: they come on top of the loss's own."""
-
-Likeliest = tuple[list[list[int]], list[list[float]]]
-"""At each of n places, the likeliest tokens and their log-probabilities."""
+Likeliest = tuple[Tensor, Tensor]
+"""The likeliest tokens at each place and their log-probabilities, `[R, N, A]` each."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class KeptRollout:
-    """One rollout of n response tokens, as plain numbers."""
+    """One rollout, but for the numbers of its tokens."""
 
     example: Mapping[str, Any]
     response: Sequence[int]
@@ -48,9 +46,71 @@ class KeptRollout:
     correct: bool | None
     views: Mapping[Source, View]
     """what each policy saw"""
-    columns: dict[str, list[Any]]
-    """name -> n numbers"""
-    alternatives: dict[Source, Likeliest]
+
+
+@dataclass(frozen=True)
+class KeptRollouts:
+    """R rollouts of a generation batch, and numbers of their tokens, N at most."""
+
+    rollouts: Mapping[int, KeptRollout] = field(default_factory=dict)
+    """by their place in the batch"""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """name -> `[R, N]`"""
+    likeliest: Mapping[Source, Likeliest] = field(default_factory=dict)
+    """of each policy"""
+    looks: bool = False
+    """whether the plain student is looked at where it learns: the objective did not have it scored"""
+
+    def __iter__(self) -> Iterator[KeptRollout]:
+        return iter(self.rollouts.values())
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+    def learned(
+        self, places: Sequence[int], token_loss: Tensor, student: Projection, response_ids: Tensor, mask: Tensor
+    ) -> None:
+        """Add what the student learned from a slice of b rollouts, of n tokens at most.
+
+        Args:
+            places: `[b]`, of each rollout in the batch.
+            token_loss: `[b, n]`, weighted.
+            student: `[b, n, H]` and its head.
+            response_ids: `[b, n]`.
+            mask: `[b, n]` bool.
+        """
+        numbers = {place: number for number, place in enumerate(self.rollouts)}
+        rows = [row for row, place in enumerate(places) if place in numbers]
+        if not rows:
+            return
+        there, tokens = [numbers[places[row]] for row in rows], slice(token_loss.shape[1])
+        self.columns["loss"][there, tokens] = token_loss[rows].float()
+        if self.looks:
+            constant = student.constant()
+            projection = constant._replace(hidden=constant.hidden[rows])
+            found = score_tokens(projection, response_ids[rows], mask[rows], ALTERNATIVES)
+            self.columns[f"logp/{PLAIN_STUDENT}"][there, tokens] = found.logp.float()
+            for kept, values in zip(self.likeliest[PLAIN_STUDENT], (found.top_k_ids, found.top_k_logp), strict=True):
+                kept[there, tokens, : values.shape[-1]] = values.to(kept.dtype)
+
+    def to_host(self) -> Iterator[tuple[dict[str, np.ndarray], dict[Source, tuple[np.ndarray, np.ndarray]]]]:
+        """Of each rollout of n tokens its columns, `[n]`, and likeliest tokens, `[n, A]`; one copy from the device."""
+        every = [
+            *(values.unsqueeze(-1) for values in self.columns.values()),
+            *itertools.chain(*self.likeliest.values()),
+        ]
+        # fp32 holds the ids, too: they are whole numbers below 2^24.
+        packed = torch.cat([values.float() for values in every], dim=-1).cpu().numpy()
+        kinds = [torch.empty(0, dtype=values.dtype).numpy().dtype for values in every]
+        ends = np.cumsum([values.shape[-1] for values in every])
+        for rollout, numbers in zip(self, packed, strict=True):
+            parts = np.split(numbers[: len(rollout.response)], ends[:-1], axis=-1)
+            parts = [part.astype(kind) for part, kind in zip(parts, kinds, strict=True)]
+            single, pairs = parts[: len(self.columns)], iter(parts[len(self.columns) :])
+            yield (
+                {name: values[:, 0] for name, values in zip(self.columns, single, strict=True)},
+                {source: (next(pairs), next(pairs)) for source in self.likeliest},
+            )
 
 
 def keep_rollouts(
@@ -62,81 +122,61 @@ def keep_rollouts(
     correct: Sequence[bool | None],
     scores: Scores,
     decision: Decision,
-) -> dict[int, KeptRollout]:
-    """The chosen rows of a batch of B rollouts, by their number in it."""
+) -> KeptRollouts:
+    """The chosen rows of a batch of B rollouts."""
     if not rows:
-        return {}
+        return KeptRollouts()
+    chosen = torch.tensor(rows, device=scores.response_mask.device)
     tokens = {
         **{f"logp/{source}": policy.logp for source, policy in scores.policies.items()},
         **decision.per_token,
         "weight": torch.stack([term.weight for term in decision.plan.terms]).sum(0),
     }
-    lengths = [len(responses[b]) for b in rows]
-    columns = {name: _rows_of(values[list(rows)], lengths) for name, values in tokens.items()}
-    likeliest = {
-        source: _likeliest(policy.map(lambda tensor: tensor[list(rows)]), lengths)
-        for source, policy in scores.policies.items()
-    }
-    return {
-        b: KeptRollout(
-            example=examples[b],
-            response=responses[b],
-            text=texts[b],
-            correct=correct[b],
-            views={source: of_source[b] for source, of_source in views.items()},
-            columns={name: values[i] for name, values in columns.items()},
-            alternatives={source: values[i] for source, values in likeliest.items()},
-        )
-        for i, b in enumerate(rows)
-    }
+    columns = {name: values[chosen] for name, values in tokens.items()}
+    likeliest = {}
+    for source, policy in scores.policies.items():
+        few = (policy.top_k_ids[..., :ALTERNATIVES], policy.top_k_logp[..., :ALTERNATIVES])
+        ids, logp = (values[chosen.to(values.device)].to(chosen.device) for values in few)
+        likeliest[source] = (ids, logp)
+    looks = PLAIN_STUDENT not in likeliest
+    nothing = torch.full((len(rows), scores.response_mask.shape[1]), torch.nan, device=chosen.device)
+    if looks:
+        columns[f"logp/{PLAIN_STUDENT}"] = nothing.clone()
+        unlikely = torch.full((*nothing.shape, ALTERNATIVES), -torch.inf, device=chosen.device)
+        likeliest[PLAIN_STUDENT] = (torch.zeros_like(unlikely, dtype=torch.int32), unlikely)
+    columns["loss"] = nothing
+    return KeptRollouts(
+        rollouts={
+            b: KeptRollout(
+                example=examples[b],
+                response=responses[b],
+                text=texts[b],
+                correct=correct[b],
+                views={source: of_source[b] for source, of_source in views.items()},
+            )
+            for b in rows
+        },
+        columns=columns,
+        likeliest=likeliest,
+        looks=looks,
+    )
 
 
-class KeptSlice:
-    """The kept rollouts of one slice of b rollouts, while the student learns from it."""
-
-    def __init__(self, kept: Mapping[int, KeptRollout], response_ids: Tensor):
-        """`kept`: by their row in the slice; `response_ids`: `[b, N]`, of the slice."""
-        self.kept = kept
-        self.ids = response_ids
-        # Unless the objective had the plain student scored anyway.
-        watched = bool(kept) and not any(PLAIN_STUDENT in rollout.alternatives for rollout in kept.values())
-        self.on_logits = self._keep_student if watched else None
-        """for `fused_plan_loss`, which has the student's logits: they need not be projected once more"""
-        for rollout in kept.values() if watched else ():
-            length = len(rollout.response)
-            rollout.columns[f"logp/{PLAIN_STUDENT}"] = [None] * length
-            rollout.alternatives[PLAIN_STUDENT] = ([[]] * length, [[]] * length)
-
-    def _keep_student(self, places: tuple[Tensor, ...], logits: Tensor) -> None:
-        kept = torch.isin(places[0], torch.tensor(list(self.kept), device=places[0].device)).nonzero().squeeze(-1)
-        if not len(kept):
-            return
-        for wanted in kept.split(_TOGETHER):
-            rows, positions = (place[wanted] for place in places)
-            scores = score_logits(logits[wanted], self.ids[rows, positions], min(ALTERNATIVES, logits.shape[-1]))
-            said = (rows, positions, scores.logp, scores.top_k_ids, scores.top_k_logp)
-            for row, n, logp, ids, likeliest in zip(*(tensor.tolist() for tensor in said), strict=True):
-                rollout = self.kept[row]
-                rollout.columns[f"logp/{PLAIN_STUDENT}"][n] = logp
-                of_place = rollout.alternatives[PLAIN_STUDENT]
-                of_place[0][n], of_place[1][n] = ids, likeliest
-
-    def learned(self, token_loss: Tensor) -> None:
-        """Add the weighted loss of each token, from `[b, N]`."""
-        for rollout, losses in zip(self.kept.values(), token_loss[list(self.kept)].tolist(), strict=True):
-            rollout.columns["loss"] = losses[: len(rollout.response)]
-
-
-def rollout_records(
-    rollouts: Iterable[KeptRollout], renderer: ViewRenderer, images_folder: Path
-) -> list[dict[str, Any]]:
+def rollout_records(kept: KeptRollouts, renderer: ViewRenderer, images_folder: Path) -> list[dict[str, Any]]:
     """Rows of rollouts.jsonl; the images that they name are written before they are returned.
 
     What an earlier row has of the same example (its image, a policy's view) is not said again.
     """
+    numbers = list(kept.to_host())
+    said = [np.asarray(rollout.response) for rollout in kept]
+    said += [ids[_is_likely(logp)] for _, likeliest in numbers for ids, logp in likeliest.values()]
+    different = np.unique(np.concatenate(said))
+    # In one call: token by token this took longer than everything else that is done here.
+    decoded = renderer.views.tokenizer.decode(different[:, None])
+    texts = dict(zip(different.tolist(), decoded, strict=True))
     records = []
     known: dict[str, dict[Source, View]] = {}
-    for rollout in rollouts:
+    for rollout, (columns, likeliest) in zip(kept, numbers, strict=True):
         before = known.setdefault(str(rollout.example["id"]), {})
         new = {source: view for source, view in rollout.views.items() if before.get(source) is not view}
         first = not before
@@ -147,46 +187,29 @@ def rollout_records(
                 "response": rollout.text,
                 "correct": rollout.correct,
                 "answer": rollout.example.get("answer"),
-                **_token_columns(rollout, renderer.views.tokenizer),
+                "tokens": [texts[token] for token in rollout.response],
+                **{name: _rounded(values, 4).tolist() for name, values in columns.items()},
+                "alternatives": {str(source): _alternatives(*pair, texts) for source, pair in likeliest.items()},
                 **(_what_was_seen(rollout, new, first, renderer, images_folder) if new else {}),
             }
         )
     return records
 
 
-def _rows_of(values: Tensor, lengths: Sequence[int]) -> list[list[Any]]:
-    return [row[:length] for row, length in zip(values.tolist(), lengths, strict=True)]
+def _alternatives(ids: np.ndarray, logp: np.ndarray, texts: Mapping[int, str]) -> list[list[tuple[str, float]]]:
+    """At each of n places the tokens that are likely enough, each with its probability, likeliest first."""
+    likely = _is_likely(logp)
+    pairs = zip(map(texts.__getitem__, ids[likely].tolist()), _rounded(np.exp(logp[likely]), 3).tolist(), strict=True)
+    return [list(itertools.islice(pairs, few)) for few in likely.sum(-1).tolist()]
 
 
-def _likeliest(scores: TokenScores, lengths: Sequence[int]) -> list[Likeliest]:
-    few = (scores.top_k_ids[..., :ALTERNATIVES], scores.top_k_logp[..., :ALTERNATIVES])
-    return list(zip(*(_rows_of(tensor, lengths) for tensor in few), strict=True))
+def _is_likely(logp: np.ndarray) -> np.ndarray:
+    return _rounded(np.exp(logp), 3) >= LEAST_PROBABILITY
 
 
-def _token_columns(rollout: KeptRollout, tokenizer: Any) -> dict[str, Any]:
-    texts: dict[int, str] = {}
-
-    def text(token: int) -> str:
-        if token not in texts:
-            texts[token] = tokenizer.decode([token])
-        return texts[token]
-
-    def likely(ids: list[int], logp: list[float]) -> list[list[Any]]:
-        pairs = ((text(i), round(p, 3)) for i, p in zip(ids, torch.tensor(logp).exp().tolist(), strict=True))
-        return [[name, p] for name, p in pairs if p >= LEAST_PROBABILITY]
-
-    return {
-        "tokens": [text(token) for token in rollout.response],
-        **{name: [_rounded(value) for value in values] for name, values in rollout.columns.items()},
-        "alternatives": {
-            str(source): [likely(*place) for place in zip(*of_source, strict=True)]
-            for source, of_source in rollout.alternatives.items()
-        },
-    }
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
+def _rounded(values: np.ndarray, digits: int) -> np.ndarray:
+    """In fp64, in which what was rounded is written with no more digits."""
+    return values.astype(np.float64).round(digits) if values.dtype.kind == "f" else values
 
 
 def _what_was_seen(

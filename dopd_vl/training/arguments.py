@@ -7,7 +7,14 @@ import torch
 from trl import DistillationConfig
 
 from dopd_vl.common.errors import UserError, one_line
-from dopd_vl.train_config import DataSettings, PrivilegeSettings, TrainConfig, TrainerSettings, check_sizes
+from dopd_vl.train_config import (
+    DataSettings,
+    PrivilegeSettings,
+    TrainConfig,
+    TrainerSettings,
+    check_sizes,
+    colocated_length,
+)
 
 SET_HERE = (
     "model_init_kwargs",
@@ -37,6 +44,10 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
         check_sizes(self)
         PrivilegeSettings.__post_init__(self)
         self.fill_in()
+        if self.use_vllm and self.vllm_mode == "colocate":
+            self.vllm_max_model_length = colocated_length(
+                self.max_prompt_length, self.max_completion_length or 0, self.vllm_max_model_length
+            )
         DistillationConfig.__post_init__(self)
         # A process trains on one GPU, however many it sees; torch.nn.DataParallel is not for models like these.
         self._n_gpu = min(self.n_gpu, 1)

@@ -21,7 +21,7 @@ from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
-from dopd_vl.train_config import ModelSettings, TrainConfig, check_sizes
+from dopd_vl.train_config import ModelSettings, TrainConfig, check_sizes, colocated_length
 from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS
 from dopd_vl.views.rollouts import SIBLING_VIEW, check_variant
@@ -153,6 +153,22 @@ def check_device(config: TrainConfig) -> None:
         raise UserError("training.use_vllm: vLLM is not installed; pip install 'dopd-vl[vllm]'")
 
 
+def check_shards(shard_teacher: bool, processes: int, deepspeed: bool) -> None:
+    """Whether a teacher can lie in shards, as `training.shard_teacher` asks.
+
+    Raises:
+        ConfigurationError: there is no process to share it with, or DeepSpeed decides.
+    """
+    if shard_teacher and deepspeed:
+        raise ConfigurationError(
+            "training.shard_teacher: DeepSpeed's own stage decides, and ZeRO-3 shards the teacher; leave it false"
+        )
+    if shard_teacher and processes == 1:
+        raise ConfigurationError(
+            "training.shard_teacher: one process has no other to share the teacher with; leave it false"
+        )
+
+
 def _check_trl(config: TrainConfig) -> None:
     """`trl:` takes fields of TRL's configuration, of the right type, that have no key of their own here."""
     keys = {f.name: f.name for f in dataclasses.fields(config)}
@@ -184,6 +200,9 @@ def _check_vllm(config: TrainConfig) -> None:
             "trl.generation_kwargs.seed: vLLM would draw every rollout of a step with it, and the rollouts of one "
             "prompt would be equal; leave it out"
         )
+    if mode == "colocate":
+        length = config.trl.get("vllm_max_model_length")
+        colocated_length(config.data.max_prompt_length, config.training.max_completion_length, length)
 
 
 def _first_with_images(dataset: Dataset) -> str | None:

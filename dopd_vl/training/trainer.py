@@ -7,6 +7,7 @@ loggers. Overridden seams, each pinned by a test:
     _get_train_sampler                 n rollouts of a prompt side by side, in the order that the run began with
     _run_epoch                         a run that is resumed at its end is at its end
     _tokenize_prompts                  the rollout's prompt is the plain view, not a second rendering of it
+    _generate_single_turn              vLLM in this process takes one pad an image, puts the others in itself
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
 
@@ -41,7 +42,7 @@ from dopd_vl.models import forget_image_positions, image_token_ids
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
-from dopd_vl.run_folder.kept_rollouts import KeptRollout, KeptSlice, keep_rollouts
+from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.checks import check_requirements
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
@@ -49,6 +50,7 @@ from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
 from dopd_vl.training.step_batch import KeptHidden, StepBatch
 from dopd_vl.training.student_copies import CopiesAlongTheRun, StudentCopies, check_copies
+from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
 from dopd_vl.views import Refusal, View, ViewProcessor, processor_for
 from dopd_vl.views.rollouts import (
     SIBLING_VIEW,
@@ -138,7 +140,7 @@ class DopdTrainer(DistillationTrainer):
         self.refusals: list[Refusal] = []
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""
-        self.kept_rollouts: dict[int, KeptRollout] = {}
+        self.kept_rollouts = KeptRollouts()
         self._decision: Decision | None = None
         self._sums = TokenSums()
 
@@ -280,8 +282,6 @@ class DopdTrainer(DistillationTrainer):
         hidden = self.policies.hidden_states(
             "student", batch.views, batch.responses, shared=self._learns_from_shared_prompts()
         )
-        rows = enumerate(batch.places.tolist())
-        watched = KeptSlice({b: self.kept_rollouts[place] for b, place in rows if place in self.kept_rollouts}, ids)
         with self.models.whole_heads(["student", *(source.policy for source in batch.hidden)]):
             student = self.policies.projection(PLAIN_STUDENT, hidden, constant=False)
             projections = {
@@ -297,10 +297,9 @@ class DopdTrainer(DistillationTrainer):
                 batch.scores,
                 batch.scale / num_items_in_batch,
                 self.args.logits_chunk_size,
-                watched.on_logits,
             )
-        token_loss = taught.token_loss.detach()
-        watched.learned(token_loss)
+            token_loss = taught.token_loss.detach()
+            self.kept_rollouts.learned(batch.places.tolist(), token_loss, student, ids, mask)
         self._sums.add_loss(token_loss, mask, batch.parts)
         self._sums.add("kept_mass/student", taught.kept_mass.nansum(), (~taught.kept_mass.isnan()).sum())
         return taught.loss, taught.entropy.nansum(), (~taught.entropy.isnan()).sum()
@@ -369,6 +368,14 @@ class DopdTrainer(DistillationTrainer):
             fields["mm_token_type_ids"] = [view.mm_token_type_ids or [0] * len(view.prompt_ids) for view in prompts]
         images = [view.images or None for view in prompts]
         return prompt_ids, images if any(images) else None, fields
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: list | None, multimodal_fields: dict[str, Any], *args: Any
+    ) -> list[list[int]]:
+        if images is not None and self.use_vllm and self.vllm_mode == "colocate":
+            image_token = self.models.bare("student").config.image_token_id
+            prompt_ids = with_one_pad_an_image(prompt_ids, images, image_token)
+        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args)
 
     def _forbid_tokens(self, ids: list[int]) -> None:
         if not ids:

@@ -27,8 +27,14 @@ def test_the_changes_bring_the_peak_below_the_memory(gigabytes: int) -> None:
 def test_slices_become_smaller_before_the_teacher_is_sharded() -> None:
     settings = [change.settings for change in changes_to_fit(WORK, 20 * GB)]
     assert settings[0] == "training.per_device_train_batch_size: 2, training.gradient_accumulation_steps: 8"
-    (teacher,) = [position for position, setting in enumerate(settings) if "zero3" in setting]
+    (teacher,) = [position for position, setting in enumerate(settings) if setting == "training.shard_teacher: true"]
     assert teacher > 0
+
+
+def test_an_evaluation_that_is_too_large_is_made_smaller_before_anything_else() -> None:
+    work = replace(WORK, eval_batch=64, eval_prompt_tokens=2048, eval_response_tokens=2048)
+    (change,) = changes_to_fit(work, 70 * GB)
+    assert change.settings == "training.per_device_eval_batch_size: 16"
 
 
 def test_what_cannot_fit_ends_above_the_memory() -> None:

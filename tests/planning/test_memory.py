@@ -91,6 +91,42 @@ def test_rollouts_hold_keys_and_values_of_the_whole_step_unless_vllm_does() -> N
     assert asleep.at("loss") == served.at("loss") - 24 * GB
 
 
+def test_an_evaluation_holds_its_own_keys_and_values_whatever_rolls_out() -> None:
+    # 32 responses of 5,120 tokens; 6 bytes for a key and a value, as above; four fp32 copies of 32 rows of logits.
+    work = replace(WORK, eval_batch=32, eval_prompt_tokens=1024, eval_response_tokens=4096)
+    cache, logits = 32 * 5120 * 29 * 8 * 128 * 6, 4 * 4 * 32 * 151_936
+    assert size(memory_of(WORK), "evaluation") == 0
+    assert size(memory_of(work), "evaluation") == pytest.approx(cache + logits, rel=1e-6)
+    served = replace(work, uses_vllm=True, vllm_share=0.3, vllm_sleeps=True)
+    asleep, awake = (memory_of(replace(served, vllm_sleeps=on), 80 * GB) for on in (True, False))
+    assert size(asleep, "evaluation") == size(memory_of(work), "evaluation")
+    assert awake.at("evaluation") == asleep.at("evaluation") + 24 * GB
+    larger = memory_of(replace(work, eval_batch=64))
+    assert larger.peak_moment == "evaluation"
+    assert larger.at("loss") == memory_of(work).at("loss") + size(larger, "fragmentation") - size(
+        memory_of(work), "fragmentation"
+    )
+
+
+@pytest.mark.parametrize("parallel", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("uses_vllm", [False, True])
+def test_a_student_in_shards_is_whole_while_it_generates(parallel: Parallel, uses_vllm: bool) -> None:
+    memory = memory_of(replace(WORK, parallel=parallel, uses_vllm=uses_vllm))
+    (line,) = [line for line in memory.lines if line.name == "weights gathered to generate"]
+    assert line.bytes == 2 * STUDENT.parameters
+    assert line.moments == {"evaluation"} | (set() if uses_vllm else {"prefill", "rollout"})
+
+
+def test_a_sharded_teacher_is_a_share_and_what_is_gathered_of_it_where_it_scores() -> None:
+    memory = memory_of(replace(WORK, shard_teacher=True))
+    assert size(memory, "teacher's weights") == 2 * TEACHER.parameters // 8
+    gathered = 2 * (2 * TEACHER.layer_parameters + 2 * 151_936 * 4096)  # Qwen3-8B's head is not its embedding
+    (line,) = [line for line in memory.lines if line.name == "teacher's weights gathered to score"]
+    assert (line.bytes, line.moments) == (gathered, {"scoring"})
+    assert size(memory, "teacher's head gathered") == 2 * 151_936 * 4096
+    assert memory.peak < memory_of(WORK).peak
+
+
 @pytest.mark.parametrize(
     "change",
     [{"checkpointing": False}, {"batch": 8}, {"response_tokens": 2048}, {"prompt_tokens": 2048}, {"chunk": 512}],

@@ -48,6 +48,15 @@ def test_vllm_with_too_small_a_share_is_said(capsys: pytest.CaptureFixture[str])
     assert "That is too little" in said(capsys)
 
 
+def test_an_evaluation_is_counted_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8x80", "--training.per_device_eval_batch_size", "64"]
+    assert main(words) == 0
+    assert main([*words, "--data.eval", "held-out"]) == 1
+    text = said(capsys)
+    assert "at its worst moment: evaluation" in text
+    assert "more, smaller" in text
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     result = plan("--config", "llm/nano", "--model.student", "Qwen/Qwen3-9B")
     assert result.returncode == 2
@@ -85,6 +94,16 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ),
         (["--prompt_tokens", "0"], "prompt_tokens=0 must be at least 1"),
         (["--gpus", "8x80", "--parallel", "fsdp2", "--training.bf16", "false"], "training.bf16: false is not counted"),
+        (["--training.shard_teacher", "true"], "training.shard_teacher: one process"),
+        (
+            ["--gpus", "8x80", "--parallel", "zero3", "--training.shard_teacher", "true"],
+            "shard_teacher: DeepSpeed's own",
+        ),
+        (["--training.use_vllm", "true"], "data.max_prompt_length: give it"),
+        (
+            ["--training.use_vllm", "true", "--data.max_prompt_length", "64", "--trl.vllm_max_model_length", "100"],
+            "trl.vllm_max_model_length: 100 is less than",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(arguments: list[str], message: str) -> None:
@@ -99,7 +118,12 @@ def test_settings_that_are_left_out_are_the_trainers_defaults() -> None:
     work = build.workload_of(PlanConfig())
     assert work.chunk == defaults["logits_chunk_size"].default == DEFAULT_CHUNK_SIZE
     assert work.vllm_sleeps == defaults["vllm_enable_sleep_mode"].default
+    assert work.eval_batch == 0
     served = PlanConfig()
     served.training.use_vllm = True
+    served.data.max_prompt_length = 1024
+    served.data.eval = "held-out"
+    assert build.workload_of(served).eval_batch == served.training.per_device_eval_batch_size == 32
+    assert build.workload_of(served).vllm_length == 1024 + 2048
     assert build.workload_of(served).vllm_share == defaults["vllm_gpu_memory_utilization"].default
     assert defaults["vllm_mode"].default == "colocate"

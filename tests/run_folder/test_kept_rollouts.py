@@ -12,12 +12,9 @@ from transformers import AutoModelForImageTextToText
 
 from dopd_vl import DopdTrainer
 from dopd_vl.objectives import Dopd, Objective, Opd
+from dopd_vl.run_folder import kept_rollouts
 from dopd_vl.run_folder.kept_images import LONGEST_SIDE, read_image, save_image
-from dopd_vl.run_folder.kept_rollouts import (
-    ALTERNATIVES,
-    LEAST_PROBABILITY,
-    rollout_records,
-)
+from dopd_vl.run_folder.kept_rollouts import ALTERNATIVES, LEAST_PROBABILITY, KeptRollouts, rollout_records
 from dopd_vl.training import trainer as trainer_module
 from dopd_vl.training.run import load_examples
 from dopd_vl.views import Request
@@ -30,7 +27,7 @@ Train = Callable[..., DopdTrainer]
 def train(make_trainer: MakeTrainer) -> Train:
     def run(objective: Objective | None = None, dataset: Any = None, **settings: Any) -> DopdTrainer:
         slices = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_generations": 2}
-        trainer = make_trainer("vision", objective, dataset, **{**slices, **settings})
+        trainer = make_trainer("vision", objective, dataset, **{**slices, "rollouts_to_keep": 8, **settings})
         trainer.train()
         return trainer
 
@@ -38,7 +35,7 @@ def train(make_trainer: MakeTrainer) -> Train:
 
 
 def records_of(trainer: DopdTrainer, folder: Path) -> list[dict[str, Any]]:
-    records = rollout_records(trainer.kept_rollouts.values(), trainer.renderer, folder)
+    records = rollout_records(trainer.kept_rollouts, trainer.renderer, folder)
     return json.loads(json.dumps(records))
 
 
@@ -70,7 +67,7 @@ def test_alternatives_are_the_likeliest_tokens_of_each_policy(
     examples = {example["id"]: example for example in load_examples(str(vision_data))}
     tokenizer = trainer.views.tokenizer
     shown = {"student/plain": ("student", "none"), "teacher/privileged": ("teacher", "box_label")}
-    for record, rollout in zip(records_of(trainer, tmp_path / "i"), trainer.kept_rollouts.values(), strict=True):
+    for record, rollout in zip(records_of(trainer, tmp_path / "i"), trainer.kept_rollouts, strict=True):
         assert set(record["alternatives"]) == {*shown, "student/privileged"}
         for source, (model_name, variant) in shown.items():
             (view,) = trainer.views.view_all([Request(examples[record["id"]], variant)])
@@ -127,13 +124,56 @@ def test_a_view_that_shows_another_image_keeps_it(train: Train, tmp_path: Path) 
 
 
 def test_no_rollouts_kept_is_no_work_done(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-    loss = trainer_module.fused_plan_loss
-    monkeypatch.setattr(trainer_module, "fused_plan_loss", lambda *args: looks.append(args[-1]) or loss(*args))
-    assert train(rollouts_to_keep=0).kept_rollouts == {}
-    assert looks == [None, None]
-    assert train(rollouts_to_keep=4).kept_rollouts
-    assert None not in looks[2:]
+    looked_at: list[int] = []
+    score = kept_rollouts.score_tokens
+    monkeypatch.setattr(kept_rollouts, "score_tokens", lambda *args: looked_at.append(len(args[1])) or score(*args))
+    assert len(train(rollouts_to_keep=0).kept_rollouts) == 0
+    assert looked_at == []
+    assert len(train(rollouts_to_keep=3).kept_rollouts) == sum(looked_at) == 3
+
+
+class Reads:
+    """Counts what makes the host wait for the device, within the functions that it has been put around."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.count, self.inside = 0, False
+        for name in ("cpu", "tolist", "item", "__bool__", "__int__", "__float__", "__index__"):
+            monkeypatch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+
+    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*args: Any, **kwargs: Any) -> Any:
+            self.count += self.inside
+            return method(*args, **kwargs)
+
+        return read
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.inside = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.inside = False
+
+        return call
+
+
+@pytest.mark.parametrize("length", [3, 24])
+def test_the_numbers_leave_the_device_in_one_copy_and_the_tokens_are_decoded_in_one_call(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    reads = Reads(monkeypatch)
+    monkeypatch.setattr(trainer_module, "keep_rollouts", reads.around(trainer_module.keep_rollouts))
+    monkeypatch.setattr(KeptRollouts, "learned", reads.around(KeptRollouts.learned))
+    trainer = train(max_completion_length=length)
+    assert reads.count == 0
+    decoded: list[int] = []
+    decode = trainer.views.tokenizer.decode
+    monkeypatch.setattr(trainer.views.tokenizer, "decode", lambda ids: decoded.append(len(ids)) or decode(ids))
+    monkeypatch.setattr(kept_rollouts, "prompt_text", lambda view, tokenizer: "")
+    records = reads.around(rollout_records)(trainer.kept_rollouts, trainer.renderer, tmp_path / "images")
+    assert reads.count == len(decoded) == 1
+    assert max(len(record["tokens"]) for record in records) == length
 
 
 def test_what_is_kept_of_a_rollout_depends_on_no_other_and_on_no_chunk(train: Train, tmp_path: Path) -> None:

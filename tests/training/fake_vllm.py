@@ -1,7 +1,8 @@
-"""A vLLM server of a few lines on 127.0.0.1, for TRL's own client: it notes what it is asked, and answers as told.
+"""vLLM of a few lines, for TRL's own client: it notes what it is asked, and answers as told.
 
-vLLM itself is not needed: `trl_without_vllm` takes away TRL's checks for it, and hands weights over in memory where
-NCCL would.
+`FakeVllm` is a server on 127.0.0.1, `FakeEngine` what TRL makes in the trainer's process. vLLM itself is not needed:
+`trl_without_vllm` and `engines_of_trl` take away TRL's checks for it; weights stay in memory where NCCL
+would hand them over.
 """
 
 import json
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -113,3 +115,69 @@ def trl_without_vllm(monkeypatch: pytest.MonkeyPatch, fake: FakeVllm) -> None:
     monkeypatch.setattr(vllm_client, "_HAS_STATEFUL_TRAINER_ENGINE", True)
     monkeypatch.setattr(vllm_client, "open_trainer_endpoint", lambda info: None, raising=False)
     monkeypatch.setattr(vllm_client, "packed_nccl_broadcast_producer", broadcast, raising=False)
+
+
+class FakeEngine:
+    """`vllm.LLM`, which puts an image's tokens in the place of each image token of a prompt: one a merged patch."""
+
+    def __init__(self, answer: Callable[[list[int]], list[int]], image_token: int, pixels_a_token: int, settings: Any):
+        self.answer, self.image_token, self.pixels_a_token = answer, image_token, pixels_a_token
+        self.settings: dict[str, Any] = settings
+        self.calls: list[str] = []
+        self.prompts: list[list[int]] = []
+        """as they were read, images in place"""
+        self.llm_engine = self.model_executor = self.driver_worker = self.model_runner = self.model = self
+
+    def generate(self, prompts: list[dict[str, Any]], sampling_params: Any, use_tqdm: bool) -> list[Any]:
+        self.calls.append("generate")
+        read = [self._read(prompt) for prompt in prompts]
+        assert all(len(ids) + sampling_params.max_tokens <= self.settings["max_model_len"] for ids in read)
+        self.prompts += read
+        answers = [SimpleNamespace(token_ids=self.answer(ids), logprobs=None) for ids in read]
+        return [
+            SimpleNamespace(prompt_token_ids=ids, outputs=[response])
+            for ids, response in zip(read, answers, strict=True)
+        ]
+
+    def _read(self, prompt: dict[str, Any]) -> list[int]:
+        shown = prompt.get("multi_modal_data", {}).get("image", [])
+        images = iter(shown if isinstance(shown, list) else [shown])
+        read: list[int] = []
+        for token in prompt["prompt_token_ids"]:
+            # As vLLM: no image is left for the second of an image's tokens.
+            image = next(images) if token == self.image_token else None
+            read += [token] * (image.width * image.height // self.pixels_a_token if image else 1)
+        assert next(images, None) is None
+        return read
+
+    def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        self.calls += ["load_weights"] * (self.calls[-1:] != ["load_weights"])
+
+    def reset_prefix_cache(self) -> None:
+        self.calls.append("reset_prefix_cache")
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(f"sleep {level}")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(f"wake {tags[0]}")
+
+
+def engines_of_trl(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[list[int]], list[int]], image_token: int, pixels_a_token: int
+) -> list[FakeEngine]:
+    """Let TRL make such engines in its own process; those that it has made."""
+    made: list[FakeEngine] = []
+
+    def make(**settings: Any) -> FakeEngine:
+        made.append(FakeEngine(answer, image_token, pixels_a_token, settings))
+        return made[-1]
+
+    for module in (vllm_generation, distillation_trainer):
+        monkeypatch.setattr(module, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(vllm_generation, "LLM", make, raising=False)
+    monkeypatch.setattr(vllm_generation, "SamplingParams", SimpleNamespace, raising=False)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # TRL sets them, and a later test's trainer must not find them
+        monkeypatch.delenv(name)
+    return made

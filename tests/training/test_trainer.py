@@ -208,7 +208,7 @@ def test_lora_trains_adapters_and_leaves_the_base(make_trainer: MakeTrainer) -> 
 def test_kept_rollouts_hold_the_routing_of_each_token(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(rollouts_to_keep=2)
     trainer.train()
-    records = rollout_records(trainer.kept_rollouts.values(), trainer.renderer, tmp_path / "images")
+    records = rollout_records(trainer.kept_rollouts, trainer.renderer, tmp_path / "images")
     assert len(records) == 2
     for record in records:
         json.dumps(record)
@@ -239,6 +239,7 @@ def test_seams_of_trl_are_where_this_trainer_expects_them() -> None:
         "_get_train_sampler": ["self", "dataset"],
         "_tokenize_prompts": ["self", "prompts"],
         "_generate": ["self", "prompts"],
+        "_generate_single_turn": ["self", "prompt_ids", "images", "multimodal_fields", "has_tool_images"],
         "_generate_and_score_completions": ["self", "inputs"],
         "_compute_loss": ["self", "unwrapped_student", "inputs", "num_items_in_batch"],
         "log": ["self", "logs", "start_time"],

@@ -40,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
 
 
 def from_server(server: FakeVllm) -> dict[str, object]:
-    return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url}
+    return {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url, "rollouts_to_keep": 4}
 
 
 def test_the_server_is_sent_plain_prompts_alone_and_its_answers_are_the_rollouts(
@@ -50,7 +50,7 @@ def test_the_server_is_sent_plain_prompts_alone_and_its_answers_are_the_rollouts
     trainer = make_trainer("text", **settings, **from_server(server))
     trainer.train()
     (request,) = server.of("/v1/completions")
-    kept = trainer.kept_rollouts.values()
+    kept = trainer.kept_rollouts
     plain = [trainer.views.view(rollout.example).prompt_ids for rollout in kept]
     privileged = [trainer.views.view(rollout.example, "hints").prompt_ids for rollout in kept]
     assert request["prompt"] == plain
@@ -85,7 +85,7 @@ def test_images_go_to_the_server_without_the_text_and_no_response_may_hold_an_im
 ) -> None:
     trainer = make_trainer("vision", num_generations=2, teacher_variant="box_label", **from_server(server))
     trainer.train()
-    views = [trainer.views.view(rollout.example) for rollout in trainer.kept_rollouts.values()]
+    views = [trainer.views.view(rollout.example) for rollout in trainer.kept_rollouts]
     shown = server.of("/v1/chat/completions/render")
     assert len(shown) == sum(bool(view.images) for view in views) > 0
     assert all(part["type"] == "image_url" for body in shown for part in body["messages"][0]["content"])
@@ -106,7 +106,7 @@ def train_config(models: Path, data: Path, output: Path, server: FakeVllm, **trl
         model=ModelSettings(student=str(models / "text-student"), teacher=str(models / "text-teacher")),
         data=DataSettings(train=str(data)),
         training=LoopSettings(
-            max_steps=1, per_device_train_batch_size=4, max_completion_length=6, use_vllm=True, warmup_steps=0
+            max_steps=1, per_device_train_batch_size=4, max_completion_length=6, use_vllm=True, rollouts_to_keep=4
         ),
         trl={"vllm_mode": "server", "vllm_server_base_url": server.url, "vllm_server_timeout": 0.0, **trl},
     )
