@@ -73,7 +73,10 @@ class PseudoCudaTensor(torch.Tensor):
         return f"PseudoCudaTensor({self.on_cpu!r})"
 
     def __getitem__(self, index: Any) -> Any:
-        return super().__getitem__(torch.tensor(index, device=CUDA) if isinstance(index, list) else index)
+        return super().__getitem__(_places(index))
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        super().__setitem__(_places(index), values)
 
     def tolist(self) -> Any:
         _waits("tolist")
@@ -129,6 +132,13 @@ def _line() -> str:
 def _waits(what: str) -> None:
     for counts in _open:
         counts.waits[f"{what} at {_line()}"] += 1
+
+
+def _places(index: Any) -> Any:
+    """An index with tensors in place of lists, which torch would copy to a real device."""
+    if isinstance(index, tuple):
+        return tuple(_places(one) for one in index)
+    return torch.tensor(index, device=CUDA) if isinstance(index, list) else index
 
 
 def _here(value: Any) -> Any:
