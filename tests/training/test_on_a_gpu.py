@@ -20,6 +20,13 @@ def test_a_step_stays_on_its_device(
     result = Fork(step_on_a_gpu, nano_models, data, tmp_path, world, objective).result(200)
     assert result.returncode == 0, result.stderr[-4000:]
     found = json.loads((tmp_path / f"{world}-{objective}.json").read_text())
-    print("COUNTS", world, objective, found["step"][0], sum(found["step"][1].values()), [(k, sum(w.values()), {n: c for n, c in w.items()}) for k, w in found["slices"]][:1])
+    print(
+        "COUNTS",
+        world,
+        objective,
+        found["step"][0],
+        sum(found["step"][1].values()),
+        [(k, sum(w.values()), {n: c for n, c in w.items()}) for k, w in found["slices"]][:1],
+    )
     assert len(found["losses"]) == 2
     assert all(math.isfinite(loss) for loss in found["losses"])
