@@ -50,6 +50,12 @@ class DataSettings:
     """how many of them, from the front; all by default"""
     max_prompt_length: int | None = None
     """tokens, of any view; an example with a longer prompt is passed over, never cut"""
+    max_image_pixels: int | None = None
+    """of an image; a larger one is made smaller, for every view alike. Default: the model's own limit; Qwen3-VL's is 16
+    million, 16,384 tokens"""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "max_prompt_length", "max_image_pixels", where="data.")
 
 
 @dataclass

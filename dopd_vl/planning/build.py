@@ -8,12 +8,15 @@ from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.objective_needs import needs_of
+from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Parallel, Workload
 from dopd_vl.training.checks import check, check_shards
 
 VLLM_SHARE = 0.3
 """TRL's default of `vllm_gpu_memory_utilization`."""
 _CHUNK_ON_GPU = 2048
+_IMAGE = 1024
+"""Tokens of an image of unknown size."""
 _PROMPT = 1024
 """Tokens of a prompt of unknown length."""
 
@@ -53,7 +56,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         privileged_tokens=privileged,
         response_tokens=loop.max_completion_length,
         images=config.images if student.vision else 0,
-        image_tokens=config.image_tokens,
+        image_tokens=config.image_tokens or _image_tokens(config, student),
         parallel=parallel,
         devices=devices,
         on_gpu=on_gpu,
@@ -105,6 +108,11 @@ def _parallel(config: PlanConfig, devices: int) -> Parallel:
             f"training.bf16: false is not counted with {config.parallel}, only with single and ddp"
         )
     return config.parallel
+
+
+def _image_tokens(config: PlanConfig, student: ModelShape) -> int:
+    pixels = config.data.max_image_pixels
+    return _IMAGE if pixels is None or student.vision is None else pixels // student.vision.pixels_a_token
 
 
 def _chunk(size: int | str, on_gpu: bool) -> int:
