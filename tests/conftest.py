@@ -2,7 +2,12 @@
 
 import copy
 import os
+import shutil
 
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # what is kernels on a GPU runs on a CPU; to be said before any import
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

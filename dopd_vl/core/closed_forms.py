@@ -71,32 +71,3 @@ def sparse_divergence(name: DivergenceName, tail: TermTail, student: Support, ta
     if tail == "bucket":
         return SparseResult(value, slope[:, -1] - total, there[:, :-1])
     return SparseResult(value, -total, there)
-
-
-def dense_divergence(name: DivergenceName, student_logp: Tensor, target_logp: Tensor) -> tuple[Tensor, Tensor]:
-    """A divergence over the whole vocabulary, `[R]`, and its gradient in the logits, `[R, V]`. Overwrites both inputs.
-
-    The elementwise work goes block by block of the vocabulary through the caches where the result allows it.
-    """
-    s = student_logp.clamp_(min=LOG_PROB_FLOOR)
-    if name == "forward_kl":
-        q = target_logp.exp()
-        value = torch.linalg.vecdot(q, target_logp.clamp_(min=LOG_PROB_FLOOR).sub_(s))
-        q.masked_fill_(s <= LOG_PROB_FLOOR, 0.0)
-        gradient = s.exp_().mul_(q.sum(-1, keepdim=True)).sub_(q)
-        return value, gradient
-    t = target_logp.clamp_(min=LOG_PROB_FLOOR)
-    if name == "reverse_kl":
-        slope = torch.sub(s, t, out=t)
-        p = s.exp_()
-        value = torch.linalg.vecdot(p, slope)
-        return value, slope.sub_(value.unsqueeze(-1)).mul_(p)
-    # JS: log s - log m = log 2 - softplus(log t - log s), and log t - log m is that plus (log t - log s).
-    q = t.exp()
-    further = t.sub_(s)
-    p = s.exp_()
-    slope = torch.nn.functional.softplus(further).neg_().add_(math.log(2.0))
-    from_student = torch.linalg.vecdot(p, slope)
-    from_target = torch.linalg.vecdot(q, further.add_(slope))
-    gradient = slope.sub_(from_student.unsqueeze(-1)).mul_(p).mul_(0.5)
-    return 0.5 * (from_student + from_target), gradient

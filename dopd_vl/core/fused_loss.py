@@ -16,7 +16,7 @@ a number per row, corrected at K entries. What such a term needs of its policy h
 a term of full support projects its policy once more.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,29 +24,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dopd_vl.core.closed_forms import SparseResult, Support, dense_divergence, sparse_divergence
-from dopd_vl.core.divergences import log_softmax, without_autocast
+from dopd_vl.core.closed_forms import SparseResult, Support, sparse_divergence
+from dopd_vl.core.divergences import without_autocast
+from dopd_vl.core.passes import dense_divergence, mass_of, mass_outside, softmax_gradient, top_k_of
 from dopd_vl.core.plan import Plan, PolicyGradient, Source, Term, item_count, token_scale
-from dopd_vl.core.projection import (
-    DEFAULT_CHUNK_SIZE,
-    Projection,
-    Projector,
-    TokenScores,
-    add_product,
-    as_factor,
-    chunks,
-    mass_of,
-    product,
-    top_k_of,
-    wide,
-)
+from dopd_vl.core.projection import Projection, Projector, TokenScores, add_product, as_factor, product, wide
 
 Index = tuple[Tensor, ...]
 OnLogits = Callable[[Index, Tensor], None]
 """Called with the places of R response tokens and the student's logits `[R, V]` of them, which it must not change."""
 
 DENSE_DIVISOR = 2
-"""Rows with a term of full support need several `[rows, V]` at once: a chunk of them is this many times smaller."""
+"""Rows with a term of full support need the target's logits, too: a chunk of them is this many times smaller."""
 
 
 class FusedLoss(NamedTuple):
@@ -70,7 +59,7 @@ def fused_plan_loss(
     response_mask: Tensor,
     scores: Mapping[Source, TokenScores] | None = None,
     scale: Tensor | None = None,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    chunk_size: int | None = None,
     on_logits: OnLogits | None = None,
 ) -> FusedLoss:
     """The same token losses as `execute_plan`; differentiable in the student's hidden states, head and bias alone.
@@ -80,6 +69,8 @@ def fused_plan_loss(
             Top-K of the policy itself, may be left out where `scores` has it.
         scores: what `score_tokens` kept of the policies; whatever a term needs beyond that is projected here.
         scale: `[B, N]`, each token's factor in `loss`; default: as `reduce` of the plan's reduction.
+        chunk_size: tokens projected at a time, half as many where a term of full support applies; default:
+            `chunk_size_for` the student.
         on_logits: called with each chunk of the student's logits; tokens that no term applies to are in none.
 
     Gradients of the head and of the bias add up in fp32 over the chunks, whatever the dtype of the weights.
@@ -88,8 +79,9 @@ def fused_plan_loss(
     if scale is None:
         count = item_count(mask, plan.reduction).clamp(min=1)
         scale = token_scale(mask, plan.reduction, wide(student.hidden.dtype)) / count
+    size = student.chunk_size(chunk_size)
     constants = {source: projection.constant() for source, projection in sources.items()}
-    sweep = partial(_sweep, plan, constants, scores or {}, response_ids, mask, chunk_size, on_logits)
+    sweep = partial(_sweep, plan, constants, scores or {}, response_ids, mask, size, on_logits)
     return FusedLoss(
         *_PlanLoss.apply(student.hidden, student.weight, student.bias, student.dtype, scale.detach(), sweep)
     )
@@ -157,197 +149,227 @@ def _sweep(
 ) -> tuple[Sequence[Tensor], list[Tensor | None]]:
     """Token losses, entropy and kept mass, `[B, N]` each; the gradients of `sum(token_loss * factor)` in the student's
     three tensors."""
-    dtype = wide(student.hidden.dtype)
+    dtype, device = wide(student.hidden.dtype), student.hidden.device
     columns = [torch.full(mask.shape, start, dtype=dtype, device=mask.device) for start in (0.0, torch.nan, torch.nan)]
-    # A row that no term applies to is not projected at all.
-    dense, taught = torch.zeros_like(mask), torch.zeros_like(mask)
-    for term in plan.terms:
-        applies = mask & (term.weight != 0)
-        taught |= applies
-        if isinstance(term, Term) and term.support == "full":
-            dense |= applies
     with without_autocast(student.hidden):
         learner = Projector(student)
-        policies = {source: Projector(projection) for source, projection in sources.items()}
         into = Gradients(learner, needs)
-        for where, size in ((taught & ~dense, chunk_size), (dense, max(1, chunk_size // DENSE_DIVISOR))):
-            for rows in chunks(where, size):
-                chunk = Chunk(learner.logits(rows), rows, response_ids[rows])
-                if on_logits is not None:
-                    on_logits(rows, chunk.logits)  # before the work overwrites them
-                taught_rows = chunk.teach(plan, policies, scores, factor[rows])
-                into.add(rows, taught_rows.gradient)
-                for column, values in zip(columns, taught_rows[1:], strict=True):
-                    column[rows] = values.to(dtype)
+        supervisors = Supervisors(
+            {source: Projector(projection) for source, projection in sources.items()},
+            # Where they were kept elsewhere, at once: each chunk's copy would wait for the accelerator.
+            {source: known.map(lambda tensor: tensor.to(device)) for source, known in scores.items()},
+        )
+        for chunk in chunks_of(plan, mask, chunk_size):
+            logits = learner.logits(chunk.rows)
+            if on_logits is not None:
+                on_logits(chunk.rows, logits)  # before the work overwrites them
+            in_place = logits.dtype == learner.factor_dtype
+            gradient = logits if in_place else torch.empty_like(logits, dtype=learner.factor_dtype)
+            taught = []
+            for some, terms in chunk.pieces:
+                rows = tuple(index[some] for index in chunk.rows)
+                piece = Piece(logits[some], gradient[some], rows, response_ids[rows], factor[rows])
+                taught.append(supervisors.teach(piece, [plan.terms[term] for term in terms]))
+            into.add(chunk.rows, gradient)
+            for column, values in zip(columns, map(torch.cat, zip(*taught, strict=True)), strict=True):
+                column[chunk.rows] = values.to(dtype)
         return columns, into.result()
 
 
-class TaughtRows(NamedTuple):
-    """What a plan makes of R response tokens."""
+class Chunk(NamedTuple):
+    """Response tokens that are projected together."""
 
+    rows: Index
+    """their places, `[R]` each"""
+    pieces: list[tuple[slice, tuple[int, ...]]]
+    """which of them the same terms of the plan apply to, and these terms' numbers"""
+
+
+def chunks_of(plan: Plan, mask: Tensor, chunk_size: int) -> Iterator[Chunk]:
+    """Every token that some term applies to, those that the same terms apply to one after another.
+
+    One copy to the host decides everything: within a chunk nothing waits for the accelerator, and what a term works on
+    is a slice. Tokens without a term of full support come first. A row that no term applies to is not projected at all.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    if not plan.terms:
+        return
+    applies = torch.stack([mask & (term.weight != 0) for term in plan.terms]).flatten(1).cpu()
+    places = applies.any(0).nonzero().squeeze(1)
+    kinds, kind = applies[:, places].unique(dim=1, return_inverse=True)
+    dense = kinds[[isinstance(term, Term) and term.support == "full" for term in plan.terms]].any(0)
+    order = (kind + dense[kind] * len(dense)).argsort(stable=True)
+    places, kind = places[order], kind[order]
+    rows = torch.unravel_index(places.to(mask.device), mask.shape)
+    sparse = int((~dense[kind]).sum())
+    for start, end, size in ((0, sparse, chunk_size), (sparse, len(kind), max(1, chunk_size // DENSE_DIVISOR))):
+        for at in range(start, end, size):
+            some = slice(at, min(at + size, end))
+            pieces, begin = [], 0
+            for number, count in zip(
+                *(t.tolist() for t in kind[some].unique_consecutive(return_counts=True)), strict=True
+            ):
+                terms = tuple(kinds[:, number].nonzero().squeeze(1).tolist())
+                pieces.append((slice(begin, begin + count), terms))
+                begin += count
+            yield Chunk(tuple(index[some] for index in rows), pieces)
+
+
+class Piece(NamedTuple):
+    """R response tokens that the same terms apply to."""
+
+    logits: Tensor
+    """`[R, V]`, of the student, in fp32 or fp64; the work overwrites them"""
     gradient: Tensor
-    """`[R, V]`, of `sum(values * factor)` in the student's logits"""
+    """`[R, V]`, where their gradient goes; may be the logits themselves"""
+    rows: Index
+    ids: Tensor
+    """`[R]`"""
+    factor: Tensor
+    """`[R]`, of each token's gradient"""
+
+
+class Taught(NamedTuple):
+    """What a plan makes of R response tokens, besides their gradient."""
+
     values: Tensor
     """`[R]`, the weighted losses"""
     entropy: Tensor
     """`[R]`, of the student, nats"""
     kept_mass: Tensor
-    """`[R]`, what the student gives to the support of a Top-K term; NaN where a row has none"""
+    """`[R]`, what the student gives to the support of a Top-K term; NaN without one"""
 
 
-class Chunk:
-    """R response tokens and the student's logits of them, `[R, V]` in fp32 or fp64, which the work overwrites."""
+class SparseTerm(NamedTuple):
+    """A term of sampled or Top-K support."""
 
-    def __init__(self, logits: Tensor, rows: Index, ids: Tensor):
-        self.logits, self.rows, self.ids = logits, rows, ids
+    term: Term | PolicyGradient
+    weight: Tensor
+    """`[R]`"""
+    ids: Tensor
+    """`[R, K]`, the support"""
+    there: Tensor
+    """`[R, K]`, the student's logits there"""
+    at: Tensor
+    """`[R, K]`, the same, -inf for an entry that does not count"""
+    target: Support
 
-    def teach(
-        self,
-        plan: Plan,
-        sources: Mapping[Source, Projector],
-        scores: Mapping[Source, TokenScores],
-        factor: Tensor,
-    ) -> TaughtRows:
-        """Losses and gradient of the plan at these tokens, each token's gradient times its `factor[R]`."""
-        z = self.logits
-        values = z.new_zeros(len(z))
-        kept_mass = z.new_full((len(z),), torch.nan)
+    @property
+    def needs_tail(self) -> bool:
+        return isinstance(self.term, Term) and self.term.tail == "bucket"
+
+
+class Supervisors(NamedTuple):
+    """The policies that supervise, by their projections and by what `score_tokens` kept of them."""
+
+    projectors: Mapping[Source, Projector]
+    scores: Mapping[Source, TokenScores]
+
+    def teach(self, piece: Piece, terms: Sequence[Term | PolicyGradient]) -> Taught:
+        """Losses of these terms, which apply to all of the piece's tokens; their gradient goes where it says."""
+        z = piece.logits
+        dense: list[tuple[Term, Tensor]] = []
         sparse: list[SparseTerm] = []
-        dense: list[tuple[Term, Tensor, Tensor]] = []
-        for term in plan.terms:
-            weight = term.weight[self.rows].to(z.dtype)
-            chosen = weight.nonzero().squeeze(-1)
-            if not len(chosen):
-                continue
+        for term in terms:
+            weight = term.weight[piece.rows].to(z.dtype)
             if isinstance(term, Term) and term.support == "full":
-                dense.append((term, chosen, weight[chosen]))
+                dense.append((term, weight))
             else:
-                sparse.append(self._sparse_term(term, chosen, weight[chosen], sources, scores))
+                sparse.append(self._sparse_term(term, weight, piece))
+        alone = len(sparse) == 1
+        tails: list[Tensor | None] = [None] * len(sparse)
+        mass = None
+        for number, item in enumerate(sparse):
+            if number == 0 or item.needs_tail:
+                outside = mass_outside(z, item.ids)
+                tails[number] = outside.log()
+                mass = outside.including(item.at) if mass is None else mass
+                if dense or not alone:
+                    z.scatter_(-1, item.ids, item.there)
+        if mass is None:
+            mass = mass_of(z)
+        log_z = mass.log()
 
-        largest = z.amax(-1, keepdim=True)
+        values = torch.zeros_like(piece.factor, dtype=z.dtype)
+        kept_mass = torch.full_like(values, torch.nan)
         gradient: Tensor | None = None
-        if dense:
-            total, weighted = mass_of(z, largest)
-            gradient = self._dense_gradient(dense, largest + total.log(), sources, factor, values, last=not sparse)
-        if sparse or gradient is None:
-            total, weighted = mass_of(z, largest, keep=True)
-        log_z = largest + total.log()
-        entropy = (total.log() - weighted / total).squeeze(-1)
-        if not sparse and gradient is not None:
-            return TaughtRows(gradient, values, entropy, kept_mass)
-        mass = z
-        everywhere = torch.zeros_like(values)  # factor of the student's probabilities in the gradient
-        terms_of_row = torch.zeros_like(values, dtype=torch.long)
-        parts = []
-        for item in sparse:
-            result = self._sparse_result(item, mass, total, log_z)
-            values[item.rows] += item.weight * result.value
-            scaled = item.weight * factor[item.rows].to(z.dtype)
-            part = scaled * result.outside, scaled.unsqueeze(-1) * result.there
-            everywhere[item.rows] += part[0]
-            terms_of_row[item.rows] += 1
-            parts.append(part)
-        mass.mul_(everywhere.unsqueeze(-1) / total)
-        for item, (outside, there) in zip(sparse, parts, strict=True):
+        for number, (term, weight) in enumerate(dense, start=1):
+            target = self._projector(term.source).logits(piece.rows)
+            last = number == len(dense) and not sparse
+            mine = z if last else z.clone()
+            place = piece.gradient if len(terms) == 1 else mine
+            scale = (weight * piece.factor.to(z.dtype)).unsqueeze(-1)
+            value = dense_divergence(term.divergence, mine, log_z, target, mass_of(target).log(), scale, place)
+            values += weight * value.squeeze(-1)
+            gradient = place if gradient is None else gradient.add_(place)
+
+        everywhere = torch.zeros_like(log_z)  # factor of the student's probabilities in the gradient
+        corrections = []
+        for item, tail in zip(sparse, tails, strict=True):
+            logp = item.at - log_z
+            result = self._sparse_result(item, logp, None if tail is None else (tail - log_z).squeeze(-1))
+            values += item.weight * result.value
+            scale = (item.weight * piece.factor.to(z.dtype)).unsqueeze(-1)
+            shared, there = scale * result.outside.unsqueeze(-1), scale * result.there
+            everywhere += shared
             # Where a row has one such term, its support's entries hold that term's gradient and nothing else: to
             # correct what stands there would lose digits. Several terms must add up.
-            alone = (terms_of_row[item.rows] == 1).unsqueeze(-1)
-            probability = (item.at - log_z[item.rows]).exp()
+            corrections.append(there if alone else there - shared * logp.exp())
             if isinstance(item.term, Term) and item.term.support == "top_k":
-                kept_mass[item.rows] = probability.sum(-1)
-            place = (item.rows.unsqueeze(-1), item.ids)
-            mass[place] = mass[place].masked_fill(alone, 0.0)
-            added = torch.where(alone, there, there - outside.unsqueeze(-1) * probability)
-            mass.index_put_(place, added, accumulate=True)
-        return TaughtRows(mass if gradient is None else mass.add_(gradient), values, entropy, kept_mass)
-
-    def _dense_gradient(
-        self,
-        terms: Sequence[tuple[Term, Tensor, Tensor]],
-        log_z: Tensor,
-        sources: Mapping[Source, Projector],
-        factor: Tensor,
-        losses: Tensor,
-        last: bool,
-    ) -> Tensor:
-        """The gradient of the terms of full support; adds their losses to `losses[R]`.
-
-        `last`: no other term needs the logits, which the last of these terms may then overwrite.
-        """
-        gradient: Tensor | None = None
-        for number, (term, chosen, weight) in enumerate(terms, start=1):
-            every_row = len(chosen) == len(self.logits)
-            if every_row and last and number == len(terms):
-                logp = self.logits.sub_(log_z)
-            else:
-                logp = self.logits - log_z if every_row else self.logits[chosen] - log_z[chosen]
-            target_logp = log_softmax(_projection(sources, term.source).logits(self._index(chosen)))
-            values, slope = dense_divergence(term.divergence, logp, target_logp.to(logp.dtype))
-            losses[chosen] += weight * values
-            slope.mul_((weight * factor[chosen].to(weight.dtype)).unsqueeze(-1))
-            if gradient is None:
-                gradient = slope if every_row else torch.zeros_like(self.logits).index_copy_(0, chosen, slope)
-            else:
-                gradient.index_add_(0, chosen, slope)
+                kept_mass = logp.exp().sum(-1)
+        if sparse:
+            if alone and dense:
+                z.scatter_(-1, sparse[0].ids, -torch.inf)
+            place = piece.gradient if len(terms) == 1 else z
+            softmax_gradient(z, log_z, everywhere, place)
+            for item, added in zip(sparse, corrections, strict=True):
+                place.scatter_add_(-1, item.ids, added.to(place.dtype))
+            gradient = place if gradient is None else gradient.add_(place)
         assert gradient is not None
-        return gradient
+        if gradient is not piece.gradient:
+            piece.gradient.copy_(gradient)
+        return Taught(values, mass.entropy().squeeze(-1), kept_mass)
 
-    def _sparse_result(self, item: "SparseTerm", mass: Tensor, total: Tensor, log_z: Tensor) -> SparseResult:
-        logp = item.at - log_z[item.rows]
+    def _sparse_result(self, item: SparseTerm, logp: Tensor, tail: Tensor | None) -> SparseResult:
         if isinstance(item.term, PolicyGradient):
             ones = torch.ones_like(item.weight)
             return SparseResult(-ones, ones, logp.exp() - 1.0)
-        tail = torch.empty_like(item.weight)
-        if item.term.tail == "bucket":
-            # Summed over the tail itself: one minus the kept mass has no digits left where the student is sure.
-            place = (item.rows.unsqueeze(-1), item.ids)
-            kept = mass[place]
-            mass[place] = 0.0
-            tail = mass.sum(-1)[item.rows].log() - total[item.rows, 0].log()
-            mass[place] = kept
+        tail = torch.full_like(item.weight, -torch.inf) if tail is None else tail
         return sparse_divergence(item.term.divergence, item.term.tail, Support(logp, tail), item.target)
 
-    def _sparse_term(
-        self,
-        term: Term | PolicyGradient,
-        chosen: Tensor,
-        weight: Tensor,
-        sources: Mapping[Source, Projector],
-        scores: Mapping[Source, TokenScores],
-    ) -> "SparseTerm":
+    def _sparse_term(self, term: Term | PolicyGradient, weight: Tensor, piece: Piece) -> SparseTerm:
+        z, counts = piece.logits, None
         if isinstance(term, PolicyGradient):
-            ids = self.ids[chosen].unsqueeze(-1)
-            target = Support(torch.zeros_like(weight).unsqueeze(-1), weight)  # there is none
-            return SparseTerm(term, chosen, weight, ids, self.logits[chosen.unsqueeze(-1), ids], target)
-        known = scores.get(term.source)
-        if known is not None and scores_suffice(term, known):
-            ids, target = self._known_support(term, chosen, known)
-            return SparseTerm(term, chosen, weight, ids, self.logits[chosen.unsqueeze(-1), ids], target)
-        ids, counts, target = self._support(term, chosen, sources)
-        at = self.logits[chosen.unsqueeze(-1), ids].masked_fill(~counts, -torch.inf)
-        return SparseTerm(term, chosen, weight, ids, at, target)
-
-    def _known_support(self, term: Term, chosen: Tensor, known: TokenScores) -> tuple[Tensor, Support]:
-        there = self._index(chosen)
-        if term.support == "sampled":
-            ids = self.ids[chosen].unsqueeze(-1)
-            support = Support(known.logp[there].unsqueeze(-1), known.rest_logp[there])
+            ids = piece.ids.unsqueeze(-1)
+            target = Support(torch.zeros_like(z[:, :1]), weight)  # there is none
         else:
-            stored = tuple(index.to(known.top_k_ids.device) for index in there)
-            ids = known.top_k_ids[stored][:, : term.top_k].to(self.logits.device).long()
-            logp = known.top_k_logp[stored].to(self.logits.device)
-            beyond = logp[:, term.top_k :].logsumexp(-1)
-            support = Support(logp[:, : term.top_k], torch.logaddexp(known.tail_logp[there], beyond))
-        return ids, Support(*(part.to(device=self.logits.device, dtype=self.logits.dtype) for part in support))
+            known = self.scores.get(term.source)
+            if known is not None and scores_suffice(term, known):
+                ids, target = self._known_support(term, piece, known)
+            else:
+                ids, counts, target = self._support(term, piece)
+        there = z.gather(-1, ids)
+        at = there if counts is None else there.masked_fill(~counts, -torch.inf)
+        return SparseTerm(term, weight, ids, there, at, target)
 
-    def _support(
-        self, term: Term, chosen: Tensor, sources: Mapping[Source, Projector]
-    ) -> tuple[Tensor, Tensor, Support]:
-        """Entries `[r, K]`, which of them count (one given twice counts once), and the target's mass there."""
-        target = log_softmax(_projection(sources, term.source).logits(self._index(chosen))).to(self.logits.dtype)
-        counts = torch.ones(len(chosen), 1, dtype=torch.bool, device=target.device)
+    def _known_support(self, term: Term, piece: Piece, known: TokenScores) -> tuple[Tensor, Support]:
         if term.support == "sampled":
-            ids = self.ids[chosen].unsqueeze(-1)
+            ids = piece.ids.unsqueeze(-1)
+            support = Support(known.logp[piece.rows].unsqueeze(-1), known.rest_logp[piece.rows])
+        else:
+            ids = known.top_k_ids[piece.rows][:, : term.top_k].long()
+            logp = known.top_k_logp[piece.rows]
+            beyond = logp[:, term.top_k :].logsumexp(-1)
+            support = Support(logp[:, : term.top_k], torch.logaddexp(known.tail_logp[piece.rows], beyond))
+        return ids, Support(*(part.to(piece.logits.dtype) for part in support))
+
+    def _support(self, term: Term, piece: Piece) -> tuple[Tensor, Tensor | None, Support]:
+        """Entries `[R, K]`, which of them count (one given twice counts once; None for all), and the target's mass."""
+        target = self._projector(term.source).logits(piece.rows)
+        counts = None
+        if term.support == "sampled":
+            ids = piece.ids.unsqueeze(-1)
         else:
             if term.top_k > target.shape[-1]:
                 raise ValueError(f"top_k={term.top_k} is larger than the vocabulary of {target.shape[-1]} entries")
@@ -355,31 +377,23 @@ class Chunk:
             if term.top_k_source in ("target", "union"):
                 wanted.append(top_k_of(target, term.top_k)[1])
             if term.top_k_source in ("student", "union"):
-                wanted.append(top_k_of(self.logits[chosen], term.top_k)[1])
+                wanted.append(top_k_of(piece.logits, term.top_k)[1])
             ids = torch.cat(wanted, dim=-1)
-            counts = torch.ones_like(ids, dtype=torch.bool)
             if len(wanted) == 2:
+                counts = torch.ones_like(ids, dtype=torch.bool)
                 counts[:, term.top_k :] = ~(wanted[1].unsqueeze(-1) == wanted[0].unsqueeze(1)).any(-1)
-        at = target.gather(-1, ids).masked_fill(~counts, -torch.inf)
-        return ids, counts, Support(at, target.scatter_(-1, ids, -torch.inf).logsumexp(-1))
+        at = target.gather(-1, ids)
+        if counts is not None:
+            at = at.masked_fill(~counts, -torch.inf)
+        outside = mass_outside(target, ids)
+        log_z = outside.including(at).log()
+        support = Support(at - log_z, (outside.log() - log_z).squeeze(-1))
+        return ids, counts, Support(*(part.to(piece.logits.dtype) for part in support))
 
-    def _index(self, chosen: Tensor) -> Index:
-        return tuple(index[chosen] for index in self.rows)
-
-
-class SparseTerm(NamedTuple):
-    """A term of sampled or Top-K support at r of a chunk's rows."""
-
-    term: Term | PolicyGradient
-    rows: Tensor
-    """`[r]`"""
-    weight: Tensor
-    """`[r]`"""
-    ids: Tensor
-    """`[r, K]`, the support"""
-    at: Tensor
-    """`[r, K]`, the student's logits there, -inf for an entry that does not count"""
-    target: Support
+    def _projector(self, source: Source) -> Projector:
+        if source not in self.projectors:
+            raise ValueError(f"the plan needs the hidden states and the head of {source}")
+        return self.projectors[source]
 
 
 class Gradients:
@@ -408,9 +422,3 @@ class Gradients:
         given = self.student.projection[:3]
         pairs = zip((self.hidden, self.weight, self.bias), given, strict=True)
         return [None if g is None or of is None else g.to(of.dtype) for g, of in pairs]
-
-
-def _projection(sources: Mapping[Source, Projector], source: Source) -> Projector:
-    if source not in sources:
-        raise ValueError(f"the plan needs the hidden states and the head of {source}")
-    return sources[source]

@@ -6,22 +6,20 @@ projecting that policy again.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, divergence, log_softmax, without_autocast
+from dopd_vl.core.divergences import DivergenceName, without_autocast
+from dopd_vl.core.passes import dense_divergence, mass_of, mass_outside, top_k_of
 
-DEFAULT_CHUNK_SIZE = 256
-"""Response tokens projected at a time: at a vocabulary of 151,936, 256 rows of fp32 logits take 0.16 GB."""
-
-_BLOCK = 2**18  # logits that a CPU's elementwise work looks at together, so that they stay in its caches
-TOP_K_BLOCK = 64
-_NOTHING = 2 * LOG_PROB_FLOOR
-"""Nats below the largest logit at which a token has no mass, while 0 log 0 stays a number."""
+CPU_CHUNK_SIZE = 256
+GPU_CHUNK_SIZE = 2048
+GPU_CHUNK_BYTES = 2**31
+"""What a chunk's logits and their gradient may take at most on a GPU."""
 
 
 class Projection(NamedTuple):
@@ -42,6 +40,12 @@ class Projection(NamedTuple):
         """The dtype of the product's two factors."""
         return self.weight.dtype if self.dtype is None else self.dtype
 
+    def chunk_size(self, given: int | None = None) -> int:
+        """Rows to project at a time: as given, else `chunk_size_for` it."""
+        if given is None:
+            return chunk_size_for(self.weight.device, self.weight.shape[0], self.compute_dtype)
+        return given
+
     def constant(self) -> "Projection":
         """The same without a gradient."""
         bias = None if self.bias is None else self.bias.detach()
@@ -54,6 +58,11 @@ class Projector:
     def __init__(self, projection: Projection):
         self.projection = projection
         self.dtype = projection.compute_dtype
+
+    @property
+    def factor_dtype(self) -> torch.dtype:
+        """The dtype that the factors of `product` stand in."""
+        return self.dtype if self.projection.weight.is_cuda else wide(self.dtype)
 
     @cached_property
     def weight(self) -> Tensor:
@@ -68,6 +77,23 @@ class Projector:
         """Logits of the chosen rows, `[R, V]`, in fp32 at least."""
         logits, bias = product(self.rows(rows), self.weight.T), self.projection.bias
         return logits if bias is None else logits.add_(bias)
+
+
+def chunk_size_for(device: torch.device | str, vocabulary: int, dtype: torch.dtype) -> int:
+    """Response tokens to project at a time.
+
+    On a CPU 256: 0.16 GB of fp32 logits at a vocabulary of 151,936. On a GPU 2,048, or as many as take at most 2 GiB
+    (1,024 of fp32 at a vocabulary of 262,144): each chunk reads the head twice and its gradient once, and writes that,
+    so that small chunks wait for memory.
+
+    Args:
+        dtype: what hidden states and head are multiplied in, `Projection.compute_dtype`; logits are of fp32 at least,
+            and their gradient of this.
+    """
+    if torch.device(device).type == "cpu":
+        return CPU_CHUNK_SIZE
+    fitting = GPU_CHUNK_BYTES // (vocabulary * (wide(dtype).itemsize + dtype.itemsize))
+    return max(1, min(GPU_CHUNK_SIZE, fitting))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -128,7 +154,7 @@ def score_tokens(
     response_ids: Tensor,
     response_mask: Tensor,
     top_k: int,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    chunk_size: int | None = None,
     store: torch.device | str | None = None,
 ) -> TokenScores:
     """Score one policy in one sweep: each chunk of response tokens is projected once.
@@ -138,17 +164,18 @@ def score_tokens(
         response_ids: `[B, N]` int64.
         response_mask: `[B, N]`, true where there is a response token; masked positions may hold anything.
         top_k: entries kept a position, at most the whole vocabulary.
+        chunk_size: response tokens projected at a time; default: `chunk_size_for` this policy.
         store: where the K entries a token are kept, by far the largest part, e.g. "cpu" to keep them off the
             accelerator; default: where the hidden states are.
     """
     mask = response_mask.bool()
     hidden = projection.hidden
-    dtype = wide(hidden.dtype)
     top_k = min(top_k, projection.weight.shape[0])
 
+    dtype = wide(hidden.dtype)
+
     def filled(value: float, *size: int, dtype: torch.dtype = dtype) -> Tensor:
-        device = hidden.device if not size or store is None else torch.device(store)
-        return torch.full((*mask.shape, *size), value, dtype=dtype, device=device)
+        return torch.full((*mask.shape, *size), value, dtype=dtype, device=hidden.device)
 
     kept = TokenScores(
         logp=filled(0.0),
@@ -161,13 +188,15 @@ def score_tokens(
     )
     with without_autocast(hidden):
         policy = Projector(projection)
-        for rows in chunks(mask, chunk_size):
+        for rows in chunks(mask, projection.chunk_size(chunk_size)):
             found = score_logits(policy.logits(rows), response_ids[rows], top_k)
             for field in fields(kept):
                 whole = getattr(kept, field.name)
-                there = tuple(index.to(whole.device) for index in rows)
-                whole[there] = getattr(found, field.name).to(device=whole.device, dtype=whole.dtype)
-    return kept
+                whole[rows] = getattr(found, field.name).to(whole.dtype)
+    if store is None:
+        return kept
+    # Once a sweep: a chunk's copy would wait for the accelerator.
+    return replace(kept, top_k_ids=kept.top_k_ids.to(store), top_k_logp=kept.top_k_logp.to(store))
 
 
 def score_logits(logits: Tensor, ids: Tensor, top_k: int) -> TokenScores:
@@ -176,74 +205,26 @@ def score_logits(logits: Tensor, ids: Tensor, top_k: int) -> TokenScores:
     The mass of a tail is summed over the tail itself: one minus the mass of the head would have no digits left where
     the policy is sure.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(wide(logits.dtype))
     values, top_ids = top_k_of(logits, top_k)
-    largest = values[:, :1]
     sampled = ids.unsqueeze(-1)
-    head = values - largest
-    own = logits.gather(-1, sampled) - largest
+    own = logits.gather(-1, sampled)
     is_own = top_ids == sampled
-    outside = ~is_own.any(-1, keepdim=True)  # the sampled token is none of the K
-    # What is left is the mass of tokens that are neither sampled nor among the K.
-    nothing = largest + _NOTHING
-    logits.scatter_(-1, top_ids, nothing.expand_as(top_ids)).scatter_(-1, sampled, nothing)
-    left, weighted = mass_of(logits, largest)
-    head_mass, own_mass = head.exp(), own.exp()
-    own_outside = own_mass * outside
-    tail = left + own_outside
-    total = tail + head_mass.sum(-1, keepdim=True)
-    rest = left + (head_mass * ~is_own).sum(-1, keepdim=True)
-    weighted += own.clamp(min=_NOTHING) * own_outside
-    weighted += (head.clamp(min=_NOTHING) * head_mass).sum(-1, keepdim=True)
-    log_total = total.log()
-    exhausted = top_k >= logits.shape[-1]
-    tail_logp = torch.full_like(tail, -torch.inf) if exhausted else tail.log() - log_total
+    # Of tokens that are neither sampled nor among the K; of those outside the K; of all but the sampled one.
+    left = mass_outside(logits.scatter_(-1, sampled, -torch.inf), top_ids)
+    tail = left.including(own.masked_fill(is_own.any(-1, keepdim=True), -torch.inf))
+    rest = left.including(values.masked_fill(is_own, -torch.inf))
+    whole = tail.including(values)
+    log_z = whole.log()
     return TokenScores(
-        logp=(own - log_total).squeeze(-1),
-        rest_logp=(rest.log() - log_total).squeeze(-1),
-        entropy=(log_total - weighted / total).squeeze(-1),
-        log_z=(largest + log_total).squeeze(-1),
+        logp=(own - log_z).squeeze(-1),
+        rest_logp=(rest.log() - log_z).squeeze(-1),
+        entropy=whole.entropy().squeeze(-1),
+        log_z=log_z.squeeze(-1),
         top_k_ids=top_ids,
-        top_k_logp=head - log_total,
-        tail_logp=tail_logp.squeeze(-1),
+        top_k_logp=values - log_z,
+        tail_logp=(tail.log() - log_z).squeeze(-1),
     )
-
-
-def mass_of(logits: Tensor, largest: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
-    """`m_v = exp(logits - largest)` summed, and `m_v (logits - largest)` summed, `[R, 1]` each, of logits `[R, V]`.
-
-    With `keep` the logits are overwritten by m. On a CPU the work goes block by block of the vocabulary.
-    """
-    total, weighted = torch.zeros_like(largest), torch.zeros_like(largest)
-    on_cpu = logits.device.type == "cpu"
-    for block in logits.split(max(1, _BLOCK // len(logits)) if on_cpu else logits.shape[-1], dim=-1):
-        shifted = (block - largest).clamp_(min=_NOTHING)
-        mass = torch.exp(shifted, out=block) if keep else shifted.exp()
-        total += mass.sum(-1, keepdim=True)
-        weighted += torch.linalg.vecdot(mass, shifted).unsqueeze(-1)
-    return total, weighted
-
-
-def top_k_of(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """`logits[R, V].topk(K)`: values and ids `[R, K]`, likeliest first.
-
-    For a large vocabulary in two stages: the K largest entries lie in the K blocks of largest maximum. Which of several
-    equal entries at the K-th place is kept is not defined.
-    """
-    vocabulary = logits.shape[-1]
-    whole = vocabulary // TOP_K_BLOCK * TOP_K_BLOCK
-    if whole < 8 * top_k * TOP_K_BLOCK:
-        values, ids = logits.topk(top_k, dim=-1)
-        return values, ids
-    blocks = logits[:, :whole].unflatten(-1, (-1, TOP_K_BLOCK))
-    best = blocks.amax(-1).topk(top_k, dim=-1).indices
-    candidates = blocks.gather(1, best.unsqueeze(-1).expand(-1, -1, TOP_K_BLOCK)).flatten(1)
-    candidates = torch.cat([candidates, logits[:, whole:]], dim=-1)
-    offsets = torch.arange(TOP_K_BLOCK, device=logits.device)
-    ids = (best.unsqueeze(-1) * TOP_K_BLOCK + offsets).flatten(1)
-    beyond = torch.arange(whole, vocabulary, device=logits.device).expand(len(logits), -1)
-    values, places = candidates.topk(top_k, dim=-1)
-    return values, torch.cat([ids, beyond], dim=-1).gather(-1, places)
 
 
 @torch.no_grad()
@@ -252,17 +233,21 @@ def divergence_of(
     student: Projection,
     target: Projection,
     response_mask: Tensor,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> Tensor:
-    """A full-vocabulary divergence of one policy from another at every response token, `[B, N]`, no gradient."""
+    """A full-vocabulary divergence of one policy from another at every response token, `[B, N]`, no gradient.
+
+    Args:
+        chunk_size: response tokens projected at a time; default: `chunk_size_for` the student.
+    """
     mask = response_mask.bool()
-    dtype = wide(student.hidden.dtype)
-    values = torch.zeros(mask.shape, dtype=dtype, device=student.hidden.device)
+    values = torch.zeros(mask.shape, dtype=wide(student.hidden.dtype), device=student.hidden.device)
     with without_autocast(student.hidden):
         policies = Projector(student), Projector(target)
-        for rows in chunks(mask, chunk_size):
-            student_logp, target_logp = (log_softmax(policy.logits(rows)) for policy in policies)
-            values[rows] = divergence(name, student_logp, target_logp).to(dtype)
+        for rows in chunks(mask, student.chunk_size(chunk_size)):
+            s, t = (policy.logits(rows) for policy in policies)
+            value = dense_divergence(name, s, mass_of(s).log(), t, mass_of(t).log())
+            values[rows] = value.squeeze(-1).to(values.dtype)
     return values
 
 

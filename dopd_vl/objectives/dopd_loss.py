@@ -7,7 +7,6 @@ from torch import Tensor
 
 from dopd_vl.core import Projection, Thresholds, execute_plan, fused_plan_loss, reduce, score_tokens
 from dopd_vl.core.divergences import log_softmax, sampled_logp
-from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.objectives.common import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER
 from dopd_vl.objectives.dopd import PUBLISHED, DopdSettings, dopd_plan, route_tokens
 
@@ -80,7 +79,7 @@ def fused_dopd_loss(
     response_ids: Tensor,
     response_mask: Tensor,
     settings: DopdSettings = PUBLISHED,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> DopdOutput:
     """`dopd_loss` from hidden states `[B, N, H]` and heads `[V, H]`; the privileged student shares the student's head.
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from dopd_vl.core.fused_loss import DENSE_DIVISOR
-from dopd_vl.core.projection import TOP_K_BLOCK
+from dopd_vl.core.passes import TOP_K_BLOCK
 from dopd_vl.planning import activations as act
 from dopd_vl.planning.lines import ALWAYS, Line
 from dopd_vl.planning.shapes import ModelShape

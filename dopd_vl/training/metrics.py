@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dopd_vl.evaluation.verifiers import VERIFIERS
@@ -11,20 +12,23 @@ from dopd_vl.objectives import Decision, Scores
 
 
 class TokenSums:
-    """Sums over response tokens between two logs, as one vector that ranks can add up."""
+    """Sums over response tokens between two logs, as one vector that ranks can add up.
+
+    They stay on the device until they are asked for: the host waits for it once a log.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
+        self._sums: dict[str, Any] = defaultdict(float)
 
     def add_loss(self, token_loss: Tensor, mask: Tensor, parts: Mapping[str, Tensor]) -> None:
         """Add one slice: `token_loss`, `mask` and every part `[B, N]`."""
-        self._sums["tokens"] += mask.sum().item()
-        self._sums["loss"] += token_loss.sum().item()
+        self._sums["tokens"] += mask.sum().double()
+        self._sums["loss"] += token_loss.sum().double()
         for name, part in parts.items():
-            self._sums[f"tokens/{name}"] += part.sum().item()
-            self._sums[f"loss/{name}"] += token_loss[part].sum().item()
+            self._sums[f"tokens/{name}"] += part.sum().double()
+            self._sums[f"loss/{name}"] += token_loss.where(part, 0.0).sum().double()
 
-    def add(self, name: str, total: float, tokens: int) -> None:
+    def add(self, name: str, total: float | Tensor, tokens: int | Tensor) -> None:
         """Add to a quantity whose mean over the tokens (or rollouts) that have it is logged as `name`."""
         self._sums[f"mean/{name}"] += total
         self._sums[f"count/{name}"] += tokens
@@ -32,7 +36,11 @@ class TokenSums:
     def vector(self) -> tuple[list[str], list[float]]:
         """Names (the same on every rank that saw the same parts) and sums."""
         names = sorted(self._sums)
-        return names, [self._sums[name] for name in names]
+        on_device = [name for name in names if isinstance(self._sums[name], Tensor)]
+        if on_device:
+            found = torch.stack([self._sums[name].double() for name in on_device]).tolist()
+            self._sums.update(zip(on_device, found, strict=True))
+        return names, [float(self._sums[name]) for name in names]
 
     def clear(self) -> None:
         self._sums.clear()
@@ -77,14 +85,14 @@ def add_rollouts(
     `scored`: the tokens that the policies' scores are of, bool `[B, N]`.
     """
     mask = scores.response_mask
-    tokens = int(mask.sum())
+    tokens = mask.sum()
     for name, values in decision.per_token.items():
         if values.is_floating_point():
-            sums.add(f"{name}/mean", values[mask].sum().item(), tokens)
-    of_policies = int(scored.sum())
+            sums.add(f"{name}/mean", values.where(mask, 0.0).sum(), tokens)
+    of_policies = scored.sum()
     for source, policy in scores.policies.items():
-        sums.add(f"entropy/{source}", policy.entropy.sum().item(), of_policies)
-        sums.add(f"top_{top_k}_mass/{source}", policy.top_k_logp[..., :top_k].exp().sum().item(), of_policies)
+        sums.add(f"entropy/{source}", policy.entropy.sum(), of_policies)
+        sums.add(f"top_{top_k}_mass/{source}", policy.top_k_logp[..., :top_k].exp().sum(), of_policies)
     takes_part = mask.any(dim=-1).tolist()
     judged = [verdict for verdict, use in zip(correct, takes_part, strict=True) if use and verdict is not None]
     sums.add("rollout_accuracy", sum(judged), len(judged))

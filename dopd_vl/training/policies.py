@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dopd_vl.core import Projection, Source, TokenScores, divergence_of, score_tokens
-from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.models import backbone_of, to_device
 from dopd_vl.objectives.base import Pair
 from dopd_vl.training.prompt_sharing import can_go_on, hidden_states_from_shared_prompts, prompts_of
@@ -62,7 +61,7 @@ class Policies:
         copies: StudentCopies,
         batch_size: int,
         top_k: int = 128,
-        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        chunk_size: int | None = None,
         share_prompts: bool = True,
         store: str | None = None,
     ):
@@ -231,12 +230,9 @@ def score_views(
             scores = empty
         index = torch.tensor(rows, device=hidden.device)
         hidden[index, : some_hidden.shape[1]] = some_hidden
-        for name, values in vars(some).items():
+        for name, values in vars(some).items():  # where masked, already what `_empty_like` has there
             whole: Tensor = getattr(scores, name)
-            where = taking_part.to(whole.device)
-            there = whole[index.to(whole.device), : values.shape[1]]
-            there[where] = values[where]
-            whole[index.to(whole.device), : values.shape[1]] = there
+            whole[index.to(whole.device), : values.shape[1]] = values
     if hidden is None or scores is None:
         raise ValueError("no sequence to score")
     return Scored(hidden, scores)

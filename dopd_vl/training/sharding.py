@@ -206,8 +206,8 @@ class TrainerModels(Models):
             return redirect(wrapped, bare, partial(method, *arguments))
 
         trainer._forward_redirection = forward
-        plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-        if isinstance(getattr(plugin, "mixed_precision_policy", None), MixedPrecisionPolicy):
+        plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
     def _place_teacher(self, shard: bool) -> None:

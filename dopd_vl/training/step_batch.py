@@ -28,7 +28,7 @@ class KeptHidden:
     @classmethod
     def of(cls, hidden: Tensor, rows: Tensor) -> "KeptHidden":
         """The chosen tokens `[B, N]` of hidden states `[B, N, H]`."""
-        return cls(rows, [states[chosen] for states, chosen in zip(hidden, rows, strict=True)])
+        return cls(rows, hidden[rows].split(rows.sum(-1).tolist()))
 
     def whole(self, device: torch.device) -> Tensor:
         """`[B, N, H]`, zero at the other tokens."""
@@ -62,7 +62,7 @@ class StepBatch:
     def responses(self) -> list[list[int]]:
         """The response ids as lists; of an example that takes no part its first one, for a forward pass needs one."""
         lengths = self.response_mask.sum(-1).clamp(min=1).tolist()
-        return [row[:length].tolist() for row, length in zip(self.response_ids, lengths, strict=True)]
+        return [row[:length] for row, length in zip(self.response_ids.tolist(), lengths, strict=True)]
 
     def pack(self, items: Tensor) -> dict[str, Any]:
         """For TRL. `items`: how many sequences or tokens the loss of the whole step, over all ranks, is a mean of."""

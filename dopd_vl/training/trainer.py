@@ -111,10 +111,9 @@ class DopdTrainer(DistillationTrainer):
         self.resumed_from: Path | None = None
         """the checkpoint that this run goes on from"""
         # TRL would spread a model over every GPU that the process sees.
-        if isinstance(model, str):
-            args.model_init_kwargs = {"device_map": None, **(args.model_init_kwargs or {})}
-        if isinstance(teacher_model, str):
-            args.teacher_model_init_kwargs = {"device_map": None, **(args.teacher_model_init_kwargs or {})}
+        for loaded, key in ((model, "model_init_kwargs"), (teacher_model, "teacher_model_init_kwargs")):
+            if isinstance(loaded, str):
+                setattr(args, key, {"device_map": None, **(getattr(args, key) or {})})
         super().__init__(
             model=model,
             teacher_model=teacher_model,
@@ -304,10 +303,8 @@ class DopdTrainer(DistillationTrainer):
             token_loss = taught.token_loss.detach()
             self.kept_rollouts.learned(batch.places.tolist(), token_loss, student, ids, mask)
         self._sums.add_loss(token_loss, mask, batch.parts)
-        supported = ~taught.kept_mass.isnan()
-        self._sums.add("kept_mass/student", taught.kept_mass[supported].sum().item(), int(supported.sum()))
-        seen = ~taught.entropy.isnan()
-        return taught.loss, taught.entropy[seen].sum(), seen.sum()
+        self._sums.add("kept_mass/student", taught.kept_mass.nansum(), (~taught.kept_mass.isnan()).sum())
+        return taught.loss, taught.entropy.nansum(), (~taught.entropy.isnan()).sum()
 
     def _learns_from_shared_prompts(self) -> bool:
         """Checkpointed layers keep no keys and values, and a sharded module runs once between forward and backward."""

@@ -22,7 +22,6 @@ from dopd_vl.core import (
     rows_to_keep,
     score_tokens,
 )
-from dopd_vl.core.closed_forms import dense_divergence
 from dopd_vl.core.divergences import (
     DIVERGENCES,
     SUPPORTS,
@@ -33,8 +32,8 @@ from dopd_vl.core.divergences import (
     log_softmax,
     sampled_logp,
 )
+from dopd_vl.core.passes import top_k_of
 from dopd_vl.core.plan import TERM_TAILS
-from dopd_vl.core.projection import score_logits, top_k_of
 from dopd_vl.core.routing import THRESHOLD_SCOPES
 from dopd_vl.objectives.dopd import DopdSettings
 from dopd_vl.objectives.dopd_loss import DopdOutput, dopd_loss, fused_dopd_loss
@@ -465,18 +464,3 @@ def test_a_lora_wrapped_head_teaches_its_adapter():
             loss = dopd_loss(student, teacher, privileged, ids, mask, DopdSettings(top_k=2)).loss
         gradients.append(gradients_of(loss, a, b))
     assert all(torch.allclose(ours, theirs, atol=1e-12) for ours, theirs in zip(*gradients, strict=True))
-
-
-@pytest.mark.parametrize("name", DIVERGENCES)
-def test_the_elementwise_work_can_be_compiled(name: str):
-    # One graph, without a break: what a GPU gains from is that such chains become one kernel.
-    logits = torch.randn(2, 4, 50, generator=torch.Generator().manual_seed(6))
-    ids = torch.tensor([0, 3, 7, 49])
-    dense = torch.compile(dense_divergence, backend="eager", fullgraph=True)
-    for ours, theirs in zip(
-        dense(name, *log_softmax(logits)), dense_divergence(name, *log_softmax(logits)), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-    scored = torch.compile(score_logits, backend="eager", fullgraph=True)(logits[0].clone(), ids, 5)
-    for key, value in vars(score_logits(logits[0].clone(), ids, 5)).items():
-        assert torch.equal(getattr(scored, key), value), key

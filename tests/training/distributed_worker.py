@@ -8,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from dopd_vl import DopdConfig, DopdTrainer
@@ -83,6 +83,8 @@ def learn_mixed(models: Path, data: Path, output: Path, name: str) -> None:
     )
     rank = trainer.accelerator.process_index
     whole = AutoModelForImageTextToText.from_pretrained(models / "vision-teacher").eval()
+    stored, loaded = load_file(models / "vision-teacher" / "model.safetensors"), whole.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in stored.items())
     outside = Policies(Models(whole, whole), trainer.views, trainer.policies.copies, 2)
     found: dict[str, Any] = {"images": [], "scores": [], "teacher": [], "plan": [], "loss": [], "shared": []}
     inside: list[TokenScores] = []

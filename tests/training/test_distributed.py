@@ -102,7 +102,7 @@ def test_wrappers_change_no_supervision(
 ) -> None:
     """In bf16, with pictures on one rank alone, and the teacher in shards."""
     environment = {**FSDP2, "FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS["vision"]} if sharded == "fsdp" else {}
-    environment["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    environment |= {"ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     run_in(2, environment, learn_mixed, nano_models, vision_data, tmp_path, objective)
     ranks = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
     assert [max(found["images"]) for found in ranks] == [2, 0]

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from dopd_vl.core import Source
+from dopd_vl.core.projection import Projector
 from dopd_vl.objectives.base import Pair
 from dopd_vl.objectives.common import PLAIN_STUDENT, PLAIN_TEACHER, PRIVILEGED_TEACHER
 from dopd_vl.training.policies import Policies
@@ -115,7 +116,7 @@ def test_a_gradient_reaches_the_student_through_hidden_states_and_head(world: Wo
     policies = world.policies()
     hidden = policies.hidden_states("student", world.shown(), RESPONSES)
     projection = policies.projection(PLAIN_STUDENT, hidden, constant=False)
-    projection.logits(tuple(MASK.nonzero().unbind(1))).logsumexp(-1).sum().backward()
+    Projector(projection).logits(tuple(MASK.nonzero().unbind(1))).logsumexp(-1).sum().backward()
     assert world.student.get_output_embeddings().weight.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in world.teacher.parameters())
 

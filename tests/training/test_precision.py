@@ -7,7 +7,7 @@ import torch
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from dopd_vl.core import Projection
+from dopd_vl.core.projection import Projector
 from dopd_vl.objectives import Dopd, Opd
 from tests.conftest import MakeTrainer
 
@@ -21,13 +21,13 @@ def test_bf16_is_of_forward_passes_alone(
 ) -> None:
     passes: set[tuple[bool, bool, bool]] = set()
     products: set[tuple[bool, torch.dtype | None]] = set()
-    forward, logits = BACKBONES[world].forward, Projection.logits
+    forward, logits = BACKBONES[world].forward, Projector.logits
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         passes.add((self.config is teacher.config, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
         return forward(self, *args, **kwargs)
 
-    def projected(self: Projection, rows: Any) -> torch.Tensor:
+    def projected(self: Projector, rows: Any) -> torch.Tensor:
         products.add((torch.is_autocast_enabled("cpu"), self.dtype))
         return logits(self, rows)
 
@@ -37,7 +37,7 @@ def test_bf16_is_of_forward_passes_alone(
     trainer = make_trainer(world, objective, **settings)
     teacher = trainer.models.bare("teacher").base_model
     monkeypatch.setattr(BACKBONES[world], "forward", watched)
-    monkeypatch.setattr(Projection, "logits", projected)
+    monkeypatch.setattr(Projector, "logits", projected)
     trainer.evaluate(trainer.train_dataset.select(range(2)))
     trainer.train()
     # (of the teacher, with a gradient, in bf16)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl.trainer.distillation_trainer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DistillationTrainer
 
@@ -276,3 +277,20 @@ def test_processor_of_the_student_is_loaded_left_padded(make_trainer: MakeTraine
     trainer = make_trainer()
     assert trainer.views.tokenizer.padding_side == "left"
     assert isinstance(trainer.processing_class, type(AutoProcessor.from_pretrained(nano_models / "vision-student")))
+
+
+def test_a_process_keeps_to_one_device(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many GPUs it sees: TRL and transformers would spread models and batches over all of them."""
+    asked: list[dict[str, Any]] = []
+    create = trl.trainer.distillation_trainer.create_model_from_path
+
+    def watched(path: str, **kwargs: Any) -> Any:
+        asked.append(kwargs)
+        return create(path, **kwargs)
+
+    monkeypatch.setattr(trl.trainer.distillation_trainer, "create_model_from_path", watched)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    trainer = make_trainer(per_device_train_batch_size=4, use_cpu=False)
+    assert [kwargs["device_map"] for kwargs in asked] == [None, None]
+    assert trainer.args.n_gpu == 1
+    assert trainer.args.train_batch_size == 4
