@@ -2,8 +2,10 @@
 
 import re
 
+import torch
+
 from dopd_vl.common.errors import ConfigurationError, UserError
-from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
+from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
@@ -14,7 +16,6 @@ from dopd_vl.training.checks import check, check_shards
 
 VLLM_SHARE = 0.3
 """TRL's default of `vllm_gpu_memory_utilization`."""
-_CHUNK_ON_GPU = 2048
 _IMAGE = 1024
 """Tokens of an image of unknown size."""
 _PROMPT = 1024
@@ -67,7 +68,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
         checkpointing=loop.gradient_checkpointing,
         share_prompts=loop.share_prompts,
-        chunk=_chunk(loop.logits_chunk_size, on_gpu),
+        chunk=_chunk(loop.logits_chunk_size, student, on_gpu, loop.bf16 is not False),
         top_k=top_k,
         offload_scores=loop.offload_scores,
         uses_vllm=loop.use_vllm,
@@ -115,9 +116,12 @@ def _image_tokens(config: PlanConfig, student: ModelShape) -> int:
     return _IMAGE if pixels is None or student.vision is None else pixels // student.vision.pixels_a_token
 
 
-def _chunk(size: int | str, on_gpu: bool) -> int:
-    """`training.logits_chunk_size`, whose "auto" is the most that is taken on such a device."""
-    return (_CHUNK_ON_GPU if on_gpu else DEFAULT_CHUNK_SIZE) if isinstance(size, str) else size
+def _chunk(size: int | str | None, student: ModelShape, on_gpu: bool, bf16: bool) -> int:
+    """`training.logits_chunk_size`; where it is no number, what the loss chooses by itself."""
+    if isinstance(size, int):
+        return size
+    dtype = torch.bfloat16 if on_gpu and bf16 else torch.float32
+    return chunk_size_for("cuda" if on_gpu else "cpu", student.vocabulary, dtype)
 
 
 def _optimizer_bytes(name: str) -> int:

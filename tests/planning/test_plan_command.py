@@ -7,7 +7,6 @@ import pytest
 
 from dopd_vl.commands.plan import main
 from dopd_vl.common.errors import UserError
-from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
 from dopd_vl.planning import build
 from dopd_vl.planning.config import PlanConfig
 from tests.commands import dopd_vl
@@ -116,7 +115,7 @@ def test_settings_that_are_left_out_are_the_trainers_defaults() -> None:
 
     defaults = DopdConfig.__dataclass_fields__
     work = build.workload_of(PlanConfig())
-    assert work.chunk == defaults["logits_chunk_size"].default == DEFAULT_CHUNK_SIZE
+    assert work.chunk == defaults["logits_chunk_size"].default
     assert work.vllm_sleeps == defaults["vllm_enable_sleep_mode"].default
     assert work.eval_batch == 0
     served = PlanConfig()
