@@ -2,10 +2,7 @@
 
 import re
 
-import torch
-
 from dopd_vl.common.errors import ConfigurationError, UserError
-from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
@@ -68,7 +65,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
         checkpointing=loop.gradient_checkpointing,
         share_prompts=loop.share_prompts,
-        chunk=_chunk(loop.logits_chunk_size, student, on_gpu, loop.bf16 is not False),
+        chunk=loop.logits_chunk_size,
         top_k=top_k,
         offload_scores=loop.offload_scores,
         uses_vllm=loop.use_vllm,
@@ -114,14 +111,6 @@ def _parallel(config: PlanConfig, devices: int) -> Parallel:
 def _image_tokens(config: PlanConfig, student: ModelShape) -> int:
     pixels = config.data.max_image_pixels
     return _IMAGE if pixels is None or student.vision is None else pixels // student.vision.pixels_a_token
-
-
-def _chunk(size: int | str | None, student: ModelShape, on_gpu: bool, bf16: bool) -> int:
-    """`training.logits_chunk_size`; where it is no number, what the loss chooses by itself."""
-    if isinstance(size, int):
-        return size
-    dtype = torch.bfloat16 if on_gpu and bf16 else torch.float32
-    return chunk_size_for("cuda" if on_gpu else "cpu", student.vocabulary, dtype)
 
 
 def _optimizer_bytes(name: str) -> int:
