@@ -50,6 +50,12 @@ class DataSettings:
     """how many of them, from the front; all by default"""
     max_prompt_length: int | None = None
     """tokens, of any view; an example with a longer prompt is passed over, never cut"""
+    max_image_pixels: int | None = None
+    """of an image; a larger one is made smaller, for every view alike. Default: the model's own limit; Qwen3-VL's is 16
+    million, 16,384 tokens"""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "max_prompt_length", "max_image_pixels", where="data.")
 
 
 @dataclass
@@ -106,7 +112,7 @@ class TrainerSettings:
     """read a prompt once for all of its rollouts: in scoring, and in learning without gradient checkpointing; never for
     models that keep a recurrent state"""
     logits_chunk_size: int | Literal["auto"] = "auto"
-    """response tokens projected to the vocabulary at a time; "auto": 256 on a CPU, 2,048 on a GPU, or what takes 2 GiB"""
+    """response tokens projected to the vocabulary at once; "auto": 256 on a CPU, on a GPU 2,048, or what takes 2 GiB"""
     logged_top_k: int = 128
     """K of the logged Top-K mass of the policies"""
     offload_scores: bool = False

@@ -18,15 +18,14 @@ from safetensors import safe_open
 from transformers import AutoConfig, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
 
 from benchmarks.nano.ladder import LADDERS
+from dopd_vl.commands.plan import main as plan
 from dopd_vl.commands.quickstart import QuickstartConfig
 from dopd_vl.common.configuration import as_yaml, read_config
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.nano.source import NanoSource
-from dopd_vl.planning.build import devices_of, workload_of
 from dopd_vl.planning.catalogue import known_models, published
 from dopd_vl.planning.config import PlanConfig
-from dopd_vl.planning.memory import memory_of
 from dopd_vl.studies.config import StudyConfig
 from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.checks import check
@@ -143,14 +142,20 @@ def test_every_model_that_is_made_here_is_made_by_a_command_on_a_page_or_in_a_co
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("gpus", ["8x141", "8x80", "1x141"])
-def test_every_pair_fits_as_it_is_shipped(pair: str, gpus: str) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "parallel"),
+    [("8x80", "ddp"), ("8x80", "fsdp2"), ("8x80", "zero2"), ("8x80", "zero3"), ("8x141", "ddp"), ("1x80", "single")],
+)
+def test_every_pair_fits_as_it_is_shipped_with_evaluations(pair: str, gpus: str, parallel: str) -> None:
     family = PAIRS[pair][0].partition("/")[0]
     files = [*PAIRS[pair], *([f"{family}/one-gpu"] if gpus.startswith("1x") else [])]
     words = [word for name in files for word in ("--config", name)]
-    config = read_config(PlanConfig, [*words, "--gpus", gpus], "test")
-    _, have = devices_of(config)
-    assert memory_of(workload_of(config), int(have)).peak <= have
+    assert plan([*words, "--gpus", gpus, "--parallel", parallel, "--data.eval", "held-out"]) == 0
+
+
+@pytest.mark.parametrize("name", ["llm/nano", "vlm/nano"])
+def test_the_nano_runs_fit_a_small_gpu(name: str) -> None:
+    assert plan(["--config", name, "--gpus", "1x8"]) == 0
 
 
 @pytest.mark.parametrize("file", ACCELERATE, ids=lambda p: p.name)

@@ -5,21 +5,19 @@ import re
 import torch
 
 from dopd_vl.common.errors import ConfigurationError, UserError
-<<<<<<< HEAD
-from dopd_vl.core.projection import DEFAULT_CHUNK_SIZE
-=======
 from dopd_vl.core.projection import chunk_size_for
->>>>>>> losscore
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.objective_needs import needs_of
+from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Parallel, Workload
 from dopd_vl.training.checks import check, check_shards
 
 VLLM_SHARE = 0.3
 """TRL's default of `vllm_gpu_memory_utilization`."""
-_CHUNK_ON_GPU = 2048
+_IMAGE = 1024
+"""Tokens of an image of unknown size."""
 _PROMPT = 1024
 """Tokens of a prompt of unknown length."""
 
@@ -59,7 +57,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         privileged_tokens=privileged,
         response_tokens=loop.max_completion_length,
         images=config.images if student.vision else 0,
-        image_tokens=config.image_tokens,
+        image_tokens=config.image_tokens or _image_tokens(config, student),
         parallel=parallel,
         devices=devices,
         on_gpu=on_gpu,
@@ -70,11 +68,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
         checkpointing=loop.gradient_checkpointing,
         share_prompts=loop.share_prompts,
-<<<<<<< HEAD
-        chunk=_chunk(loop.logits_chunk_size, on_gpu),
-=======
         chunk=_chunk(config, student.vocabulary, on_gpu),
->>>>>>> losscore
         top_k=top_k,
         offload_scores=loop.offload_scores,
         uses_vllm=loop.use_vllm,
@@ -125,9 +119,9 @@ def _parallel(config: PlanConfig, devices: int) -> Parallel:
     return config.parallel
 
 
-def _chunk(size: int | str, on_gpu: bool) -> int:
-    """`training.logits_chunk_size`, whose "auto" is the most that is taken on such a device."""
-    return (_CHUNK_ON_GPU if on_gpu else DEFAULT_CHUNK_SIZE) if isinstance(size, str) else size
+def _image_tokens(config: PlanConfig, student: ModelShape) -> int:
+    pixels = config.data.max_image_pixels
+    return _IMAGE if pixels is None or student.vision is None else pixels // student.vision.pixels_a_token
 
 
 def _optimizer_bytes(name: str) -> int:

@@ -13,11 +13,18 @@ class VisionShape:
     mlp: int
     patch_inputs: int
     """values of one patch: channels * frames * height * width"""
+    patch_size: int
+    """pixels, of a side"""
     positions: int
     merge: int
     deepstack: int
     """layers whose features are added in the language model's first layers too, each with a merger of its own"""
     out: int
+
+    @property
+    def pixels_a_token(self) -> int:
+        """Pixels of an image that become one token of the language model."""
+        return (self.patch_size * self.merge) ** 2
 
     @property
     def parameters(self) -> int:
@@ -145,6 +152,7 @@ def vision_shape_of(vision: Any) -> VisionShape:
         layers=vision.depth,
         mlp=vision.intermediate_size,
         patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        patch_size=vision.patch_size,
         positions=vision.num_position_embeddings,
         merge=vision.spatial_merge_size,
         deepstack=len(vision.deepstack_visual_indexes),

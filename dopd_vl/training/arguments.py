@@ -37,6 +37,8 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
 
     max_prompt_length: int | None = DataSettings.max_prompt_length
     """tokens, of any view; a longer prompt is refused, never cut"""
+    max_image_pixels: int | None = DataSettings.max_image_pixels
+    """of an image; a larger one is made smaller"""
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
@@ -70,6 +72,7 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
         "output_dir": config.output_dir,
         "seed": config.seed,
         "max_prompt_length": config.data.max_prompt_length,
+        "max_image_pixels": config.data.max_image_pixels,
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "trust_remote_code": config.model.trust_remote_code,
         "model_init_kwargs": {"dtype": "float32", "use_safetensors": True, **attention},

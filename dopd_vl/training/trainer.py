@@ -51,7 +51,7 @@ from dopd_vl.training.sharding import TrainerModels
 from dopd_vl.training.step_batch import KeptHidden, StepBatch
 from dopd_vl.training.student_copies import CopiesAlongTheRun, StudentCopies, check_copies
 from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
-from dopd_vl.views import Refusal, View, ViewProcessor, processor_for
+from dopd_vl.views import VISION_PROCESSORS, Refusal, View, ViewProcessor, limit_images, processor_for
 from dopd_vl.views.rollouts import (
     SIBLING_VIEW,
     ViewRenderer,
@@ -127,6 +127,8 @@ class DopdTrainer(DistillationTrainer):
         )
         self.models = TrainerModels(self, args.shard_teacher)
         config = self.models.bare("student").config
+        if args.max_image_pixels is not None and config.model_type in VISION_PROCESSORS:
+            limit_images(processing_class, args.max_image_pixels)
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
         self._forbid_tokens(image_token_ids(config))
@@ -296,12 +298,7 @@ class DopdTrainer(DistillationTrainer):
                 mask,
                 batch.scores,
                 batch.scale / num_items_in_batch,
-<<<<<<< HEAD
-                self.args.logits_chunk_size,
-=======
                 self.policies.chunk_size,
-                watched.on_logits,
->>>>>>> losscore
             )
             token_loss = taught.token_loss.detach()
             self.kept_rollouts.learned(batch.places.tolist(), token_loss, student, ids, mask)

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from dopd_vl.views.base import Refusal, Request, View, ViewError, ViewProcessor
-from dopd_vl.views.qwen_vl import QwenVLViewProcessor
+from dopd_vl.views.qwen_vl import QwenVLViewProcessor, limit_images
 from dopd_vl.views.text import TextViewProcessor
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "View",
     "ViewError",
     "ViewProcessor",
+    "limit_images",
     "processor_for",
 ]
 

@@ -10,7 +10,21 @@ from typing import Any
 
 from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, fetch_image
 
+from dopd_vl.common.errors import UserError
 from dopd_vl.views.base import Prompt, View, ViewError, ViewProcessor
+
+
+def limit_images(processing_class: Any, pixels: int) -> None:
+    """Lower the most pixels that a processor leaves an image; it is saved with the limit, and scored with it later.
+
+    Raises:
+        UserError: fewer than the least that it makes of an image.
+    """
+    size = processing_class.image_processor.size
+    least, most = size["shortest_edge"], size["longest_edge"]
+    if pixels < least:
+        raise UserError(f"data.max_image_pixels: {pixels} is less than the model's smallest image, {least} pixels")
+    processing_class.image_processor.size = {"shortest_edge": least, "longest_edge": min(pixels, most)}
 
 
 class QwenVLViewProcessor(ViewProcessor):

@@ -16,8 +16,8 @@ from tests.pseudo_cuda import CUDA, counted, pseudo_cuda, to_gpu
 def step_on_a_gpu(models: Path, data: Path, output: Path, world: str, objective: str, **settings: Any) -> None:
     """Rollouts, scores, a plan and two slices of learning in bf16, but for the backward pass.
 
-    Writes the losses, where and how often the host waits while scores are made and a plan decided, and of each slice how
-    many kernels it launches, where and how often the host waits.
+    Writes the losses, where and how often the host waits while scores are made and a plan decided, and the same of each
+    slice, with how many kernels it launches.
     """
     torch.set_num_threads(1)
     defaults = {

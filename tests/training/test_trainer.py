@@ -12,9 +12,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DistillationTrainer
 
 from dopd_vl import DopdConfig, DopdTrainer
+from dopd_vl.common.errors import UserError
 from dopd_vl.core import Source
 from dopd_vl.core.divergences import kl, log_softmax
 from dopd_vl.models import image_token_ids
+from dopd_vl.nano.tokenizer import MERGED
 from dopd_vl.objectives import Dopd, Opd
 from dopd_vl.objectives.dopd import DopdSettings
 from dopd_vl.objectives.dopd_loss import dopd_loss
@@ -216,6 +218,22 @@ def test_kept_rollouts_hold_the_routing_of_each_token(make_trainer: MakeTrainer,
         assert {len(record[column]) for column in columns} == {len(record["tokens"])}
         for regime, weight in zip(record["regime"], record["weight"], strict=True):
             assert weight == pytest.approx({0: 0.6, 1: 0.3, 2: 1.0, 3: 0.6}[regime])
+
+
+def test_larger_images_are_made_smaller_for_every_view_and_for_whoever_loads_the_student(
+    make_trainer: MakeTrainer, vision_data: Path, tmp_path: Path
+) -> None:
+    limit = 6 * MERGED
+    whole, limited = make_trainer().views, make_trainer(max_image_pixels=limit)
+    for example in load_examples(str(vision_data)).select(range(4)):
+        for variant in ("none", "box_label"):
+            before, after = (views.view(example, variant) for views in (whole, limited.views))
+            assert sum(map(bool, before.mm_token_type_ids)) > 6 >= sum(map(bool, after.mm_token_type_ids)) > 0
+            assert all(image.width * image.height <= limit for image in after.images)
+    limited.save_model(str(tmp_path / "student"))
+    assert AutoProcessor.from_pretrained(tmp_path / "student").image_processor.size["longest_edge"] == limit
+    with pytest.raises(UserError, match=r"data\.max_image_pixels: 8 is less than the model's smallest image"):
+        make_trainer(max_image_pixels=8)
 
 
 def test_evaluation_scores_every_variant_with_the_verifier(make_trainer: MakeTrainer, vision_data: Path) -> None:
