@@ -4,8 +4,9 @@
     python benchmarks/loss.py --device cuda --dtype bfloat16 --tokens 4096 16384
 
 `floor` is the matrix products of the three-policy loss and nothing else; `trl` compares two policies only, by TRL's
-chunked Jensen-Shannon divergence. `naive` is the plain three-policy loss on whole logits. Peak memory is beyond the
-inputs and the gradients that are returned. Every measurement is made in a process of its own.
+chunked Jensen-Shannon divergence, and so does `liger` where Liger's kernels are installed. `naive` is the plain
+three-policy loss on whole logits. Peak memory is beyond the inputs and the gradients that are returned. To be called by
+other benchmarks: `measure`.
 """
 
 import argparse
@@ -13,7 +14,10 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +27,64 @@ from rich.progress import track
 from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
+from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.objectives.dopd import DopdSettings
 from dopd_vl.objectives.dopd_loss import dopd_loss, fused_dopd_loss
 
 Tensors = dict[str, Tensor]
+Row = dict[str, float]
+LEARNT = ("student_hidden", "student_head")
 MIB = 2**20
 
 
-def make_tensors(args: argparse.Namespace, tokens: int) -> Tensors:
-    """Hidden states whose three policies agree about as much as a student and its teacher do, not independent ones."""
-    generator = torch.Generator().manual_seed(0)
+@dataclass(frozen=True)
+class Shape:
+    """Where and how large."""
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+    vocabulary: int = 151_936
+    hidden: int = 1024
+    teacher_hidden: int = 2048
+    device: str = "cpu"
+    dtype: str = "float32"
 
-    student_head = normal(args.vocabulary, args.hidden) / args.hidden**0.5
-    student = normal(1, tokens, args.hidden)
-    teacher_head = torch.cat([student_head, normal(args.vocabulary, args.teacher_hidden - args.hidden) * 0.02], dim=1)
+
+def make_tensors(shape: Shape, tokens: int) -> Tensors:
+    """Hidden states whose three policies agree about as much as a student and its teacher do, not independent ones.
+
+    Drawn where they stay; the student's hidden states and head are leaves that require a gradient.
+    """
+    generator = torch.Generator(shape.device).manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device=shape.device)
+
+    beyond = shape.teacher_hidden - shape.hidden
+    student_head = normal(shape.vocabulary, shape.hidden) / shape.hidden**0.5
+    student = normal(1, tokens, shape.hidden)
+    teacher_head = torch.cat([student_head, normal(shape.vocabulary, beyond) * 0.02], dim=1)
     # One token in five is one that the student is sure of and is wrong about, one in five the other way round.
-    sharpness = torch.tensor([2.0, 2.0, 2.0, 4.0, 1.0]).repeat(tokens // 5 + 1)[:tokens, None]
-    privileged = student * sharpness + 0.3 * normal(1, tokens, args.hidden)
-    rest = normal(1, tokens, args.teacher_hidden - args.hidden)
-    tensors = {
+    sharpness = torch.tensor([2.0, 2.0, 2.0, 4.0, 1.0], device=shape.device).repeat(tokens // 5 + 1)[:tokens, None]
+    privileged = student * sharpness + 0.3 * normal(1, tokens, shape.hidden)
+    rest = normal(1, tokens, beyond)
+    teacher = torch.cat([2.5 * student + 0.3 * normal(1, tokens, shape.hidden), rest], dim=-1)
+    logits = (2 * part @ student_head.T for part in student[0].split(256))
+    sampled = torch.cat([part.softmax(-1).multinomial(1, generator=generator) for part in logits]).T
+    floats = {
         "student_hidden": student,
         "student_head": student_head,
-        "teacher_hidden": torch.cat([2.5 * student + 0.3 * normal(1, tokens, args.hidden), rest], dim=-1),
+        "teacher_hidden": teacher,
         "teacher_head": teacher_head,
         "privileged_student_hidden": privileged,
     }
-    tensors = {name: tensor.to(args.device, getattr(torch, args.dtype)) for name, tensor in tensors.items()}
-    logits = [(2 * student[0, at : at + 256] @ student_head.T) for at in range(0, tokens, 256)]
-    sampled = torch.cat([torch.distributions.Categorical(logits=part.float()).sample() for part in logits])
-    ids = {"response_ids": sampled[None].to(args.device)}
-    return {**tensors, **ids, "response_mask": torch.ones(1, tokens, dtype=torch.bool, device=args.device)}
+    tensors = {name: tensor.to(getattr(torch, shape.dtype)) for name, tensor in floats.items()}
+    for name in LEARNT:
+        tensors[name].requires_grad_()
+    return {**tensors, "response_ids": sampled, "response_mask": torch.ones_like(sampled, dtype=torch.bool)}
 
 
 def ours(t: Tensors) -> tuple[Tensor, ...]:
     out = fused_dopd_loss(**t)
-    return torch.autograd.grad(out.loss, (t["student_hidden"], t["student_head"]))
+    return torch.autograd.grad(out.loss, [t[name] for name in LEARNT])
 
 
 def naive(t: Tensors) -> tuple[Tensor, ...]:
@@ -70,31 +94,32 @@ def naive(t: Tensors) -> tuple[Tensor, ...]:
         t["privileged_student_hidden"] @ t["student_head"].T.detach(),
     )
     out = dopd_loss(*logits, t["response_ids"], t["response_mask"], DopdSettings())
-    return torch.autograd.grad(out.loss, (t["student_hidden"], t["student_head"]))
+    return torch.autograd.grad(out.loss, [t[name] for name in LEARNT])
 
 
-def trl_js(t: Tensors) -> tuple[Tensor, ...]:
-    divergence, _ = ChunkedDivergenceFunction.apply(
-        t["student_hidden"][0], t["student_head"], None, t["teacher_hidden"][0], t["teacher_head"], None, 0.5
-    )
-    return torch.autograd.grad(divergence.mean(), (t["student_hidden"], t["student_head"]))
+def trl(beta: float, t: Tensors) -> tuple[Tensor, ...]:
+    heads = t["student_head"], None, t["teacher_hidden"][0], t["teacher_head"], None
+    divergence, _ = ChunkedDivergenceFunction.apply(t["student_hidden"][0], *heads, beta)
+    return torch.autograd.grad(divergence.mean(), [t[name] for name in LEARNT])
 
 
-def trl_reverse_kl(t: Tensors) -> tuple[Tensor, ...]:
-    divergence, _ = ChunkedDivergenceFunction.apply(
-        t["student_hidden"][0], t["student_head"], None, t["teacher_hidden"][0], t["teacher_head"], None, 1.0
-    )
-    return torch.autograd.grad(divergence.mean(), (t["student_hidden"], t["student_head"]))
+def liger(beta: float, t: Tensors) -> tuple[Tensor, ...]:
+    from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
+
+    pair = t["student_hidden"][0], t["student_head"], t["teacher_hidden"][0], t["teacher_head"]
+    loss = LigerFusedLinearJSD(jsd_beta=beta)(*pair, None)
+    return torch.autograd.grad(loss, [t[name] for name in LEARNT])
 
 
 @torch.no_grad()
 def floor(t: Tensors) -> tuple[Tensor, ...]:
-    """Three projections, and the two products of the student's backward pass, 256 tokens at a time."""
+    """Three projections, and the two products of the student's backward pass, as many tokens at a time as ours."""
     head = t["student_head"]
+    rows = chunk_size_for(head.device, len(head), head.dtype)
     gradient = torch.zeros_like(head)
     hidden_gradient = torch.zeros_like(t["student_hidden"][0])
-    for at in range(0, t["response_ids"].shape[1], 256):
-        some = slice(at, at + 256)
+    for at in range(0, t["response_ids"].shape[1], rows):
+        some = slice(at, at + rows)
         t["teacher_hidden"][0, some] @ t["teacher_head"].T
         t["privileged_student_hidden"][0, some] @ head.T
         logits = t["student_hidden"][0, some] @ head.T
@@ -106,30 +131,54 @@ def floor(t: Tensors) -> tuple[Tensor, ...]:
 WAYS: dict[str, Callable[[Tensors], tuple[Tensor, ...]]] = {
     "floor": floor,
     "ours": ours,
-    "trl": trl_js,
-    "trl reverse KL": trl_reverse_kl,
+    "trl": partial(trl, 0.5),
+    "trl reverse KL": partial(trl, 1.0),
     "naive": naive,
 }
+if find_spec("liger_kernel") is not None:
+    WAYS |= {"liger": partial(liger, 0.5), "liger reverse KL": partial(liger, 1.0)}
 
 
-def measure(way: str, args: argparse.Namespace, tokens: int, repeats: int, results: Any) -> None:
-    torch.set_num_threads(args.threads)
-    tensors = make_tensors(args, tokens)
-    for name in ("student_hidden", "student_head"):
-        tensors[name].requires_grad_()
+def measure(shape: Shape, tokens: int, ways: Iterable[str] = tuple(WAYS), repeats: int = 1) -> dict[str, Row | None]:
+    """Seconds (the median) and peak MiB of each way at a number of tokens; None where it does not fit.
+
+    On a GPU in this process, on the same tensors, after a run of each way that does not count. On a CPU every way has a
+    process of its own, whose peak is its alone.
+    """
+    if shape.device == "cpu":
+        return {way: _in_a_process(way, shape, tokens, repeats) for way in ways}
+    tensors = make_tensors(shape, tokens)
+    rows: dict[str, Row | None] = {}
+    for way in ways:
+        try:
+            WAYS[way](tensors)
+            rows[way] = measure_way(way, tensors, repeats)
+        except torch.OutOfMemoryError:
+            rows[way] = None
+        torch.cuda.empty_cache()
+    return rows
+
+
+def measure_way(way: str, tensors: Tensors, repeats: int = 1) -> Row:
+    """One of `WAYS` in this process."""
+    device = tensors["student_head"].device.type
     seconds = []
     peak = 0
     for _ in range(repeats):
-        before = _memory(args.device, reset=True)
-        start = time.perf_counter()
+        before = _memory(device, reset=True)
+        start = _now(device)
         gradients = WAYS[way](tensors)
-        if args.device != "cpu":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_now(device) - start)
         returned = sum(g.numel() * g.element_size() for g in gradients)
-        peak = max(peak, _memory(args.device, reset=False) - before - returned)
+        peak = max(peak, _memory(device, reset=False) - before - returned)
         del gradients
-    results.put({"seconds": statistics.median(seconds), "peak_mib": round(peak / MIB)})
+    return {"seconds": statistics.median(seconds), "peak_mib": round(peak / MIB)}
+
+
+def _now(device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _memory(device: str, reset: bool) -> int:
@@ -145,14 +194,20 @@ def _memory(device: str, reset: bool) -> int:
     return int(status["VmRSS" if reset else "VmHWM"].split()[0]) * 1024
 
 
-def in_a_process(way: str, args: argparse.Namespace, tokens: int) -> dict[str, float] | None:
+def _in_a_process(way: str, shape: Shape, tokens: int, repeats: int) -> Row | None:
     """The measurement, or None where the process died for want of memory."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=measure, args=(way, args, tokens, args.repeats, results))
+    arguments = (way, shape, tokens, repeats, torch.get_num_threads(), results)
+    process = context.Process(target=_measured, args=arguments)
     process.start()
     process.join()
     return results.get() if process.exitcode == 0 else None
+
+
+def _measured(way: str, shape: Shape, tokens: int, repeats: int, threads: int, results: Any) -> None:
+    torch.set_num_threads(threads)
+    results.put(measure_way(way, make_tensors(shape, tokens), repeats))
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -204,6 +259,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/loss"), help="path without a suffix")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    shape = Shape(args.vocabulary, args.hidden, args.teacher_hidden, args.device, args.dtype)
     report: dict[str, Any] = {
         "machine": describe(args.device, args.threads, args.dtype),
         "versions": VERSIONS,
@@ -213,8 +270,9 @@ def main() -> None:
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     _keep_earlier_rows(report, args.output.with_suffix(".json"))
-    for tokens, way in track([(tokens, way) for tokens in args.tokens for way in args.ways], "loss"):
-        report["rows"][str(tokens)][way] = in_a_process(way, args, tokens)
+    together = [[way] for way in args.ways] if args.device == "cpu" else [args.ways]
+    for tokens, ways in track([(tokens, ways) for tokens in args.tokens for ways in together], "loss"):
+        report["rows"][str(tokens)] |= measure(shape, tokens, ways, args.repeats)
         args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         args.output.with_suffix(".md").write_text(as_markdown(report))
     print(as_markdown(report))

@@ -4,7 +4,8 @@
     python benchmarks/step.py --worlds qwen3 --device cuda --bf16
 
 `nano`: the shipped vision models. `qwen3`: untrained models of the shapes of Qwen3-1.7B and Qwen3-0.6B, cut to two
-layers, with the whole vocabulary of 151,936. Each trainer runs in a process of its own; the first steps do not count.
+layers, with the whole vocabulary of 151,936. On a CPU each trainer runs in a process of its own, on a GPU one after the
+other in one, with the peak of its allocator; the first steps do not count. Other benchmarks call `measure`.
 The rollouts of a trained nano student are the same for all; an untrained student's are all of the longest length.
 A prompt has `--group` rollouts, as in every run of the paper; TRL is given it as often.
 """
@@ -19,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,22 @@ class StepEnds(transformers.TrainerCallback):
         self.clock.end_step()
 
 
-def models_of(world: str, folder: Path) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Settings:
+    """Where and how large a step is."""
+
+    device: str = "cpu"
+    bf16: bool = False
+    batch: int = 8
+    """rollouts a step"""
+    length: int = 32
+    """response tokens"""
+    group: int = 4
+    """rollouts of a prompt"""
+
+
+def models_of(world: str, folder: Path, device: str = "cpu") -> tuple[str, str]:
+    """Paths of student and teacher; untrained ones are drawn on the device and written to the folder, once."""
     from dopd_vl.common.resources import find_model
 
     if world == "nano":
@@ -97,6 +114,8 @@ def models_of(world: str, folder: Path) -> tuple[str, str]:
     tokenizer = AutoTokenizer.from_pretrained(find_model("nano:text-student"))
     shapes = {"student": (1024, 3072, 16), "teacher": (2048, 6144, 16)}
     for name, (hidden, mlp, heads) in shapes.items():
+        if (folder / name).exists():
+            continue
         torch.manual_seed(0)
         config = Qwen3Config(
             vocab_size=151_936,
@@ -111,7 +130,9 @@ def models_of(world: str, folder: Path) -> tuple[str, str]:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        Qwen3ForCausalLM(config).save_pretrained(folder / name)
+        with torch.device(device):
+            model = Qwen3ForCausalLM(config)
+        model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return str(folder / "student"), str(folder / "teacher")
 
@@ -142,21 +163,29 @@ def trl_row(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": messages, "images": images} if images else {"prompt": messages}
 
 
-def run(way: str, world: str, args: argparse.Namespace, results: Any) -> None:
+def measure(way: str, world: str, settings: Settings, models: Path) -> dict[str, Any]:
+    """Seconds of a step and of its parts, in this process; on a GPU the allocator's peak, too.
+
+    Args:
+        way: one of `WAYS`.
+        world: "nano" or "qwen3".
+        models: a folder for untrained models, which are made once.
+    """
     from trl import DistillationConfig, DistillationTrainer
 
     from dopd_vl import DopdConfig, DopdTrainer
     from dopd_vl.objectives import Dopd, Opd
 
-    torch.set_num_threads(args.threads)
+    if settings.device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    student, teacher = models_of(world, models, settings.device)
     with tempfile.TemporaryDirectory() as folder:
-        student, teacher = models_of(world, Path(folder))
-        batch = args.nano_batch if world == "nano" else args.batch
-        settings: dict[str, Any] = {
+        given: dict[str, Any] = {
             "output_dir": f"{folder}/run",
             "max_steps": STEPS,
-            "per_device_train_batch_size": batch,
-            "max_completion_length": args.nano_length if world == "nano" else args.length,
+            "per_device_train_batch_size": settings.batch,
+            "max_completion_length": settings.length,
             "top_k": 1,
             "learning_rate": 1e-6,
             "logging_steps": 1,
@@ -164,24 +193,25 @@ def run(way: str, world: str, args: argparse.Namespace, results: Any) -> None:
             "report_to": "none",
             "disable_tqdm": True,
             "gradient_checkpointing": False,
-            "use_cpu": args.device == "cpu",
-            "bf16": args.bf16,
+            "use_cpu": settings.device == "cpu",
+            "bf16": settings.bf16,
             "shuffle_dataset": False,
         }
-        examples = examples_of(world, batch // args.group * STEPS)
+        examples = examples_of(world, settings.batch // settings.group * STEPS)
         trainer: Any
         if way == "trl opd":
             from datasets import Dataset
 
-            rows = [row for example in examples for row in [trl_row(example)] * args.group]
-            config = DistillationConfig(**settings, beta=1.0)
+            rows = [row for example in examples for row in [trl_row(example)] * settings.group]
+            config = DistillationConfig(**given, beta=1.0)
             trainer = DistillationTrainer(student, teacher, config, train_dataset=Dataset.from_list(rows))
         else:
             objective = Opd() if way == "opd" else Dopd()
             # Of the paper's 128 rollouts a step the default keeps 8 for a person to look at: a sixteenth here too.
-            ours = DopdConfig(**settings, num_generations=args.group, rollouts_to_keep=max(batch // 16, 1))
+            kept = max(settings.batch // 16, 1)
+            ours = DopdConfig(**given, num_generations=settings.group, rollouts_to_keep=kept)
             trainer = DopdTrainer(student, teacher, ours, train_dataset=examples, objective=objective)
-        clock = Clock(args.device)
+        clock = Clock(settings.device)
         clock.wrap(trainer, "_generate", "rollout")
         if way != "trl opd":
             clock.wrap(trainer.policies, "score", "scoring")
@@ -192,14 +222,42 @@ def run(way: str, world: str, args: argparse.Namespace, results: Any) -> None:
     counted = clock.steps[WARM:]
     seconds = [sum(step.values()) for step in counted]
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "loss" in row]
-    results.put(
-        {
-            "seconds": statistics.median(seconds),
-            "spread": [min(seconds), max(seconds)],
-            "parts": {part: statistics.median(step.get(part, 0.0) for step in counted) for part in PARTS},
-            "mean_length": statistics.mean(lengths),
-        }
-    )
+    row = {
+        "seconds": statistics.median(seconds),
+        "spread": [min(seconds), max(seconds)],
+        "parts": {part: statistics.median(step.get(part, 0.0) for step in counted) for part in PARTS},
+        "mean_length": statistics.mean(lengths),
+    }
+    if settings.device != "cpu":
+        row["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return row
+
+
+def _in_a_process(way: str, world: str, settings: Settings, models: Path) -> dict[str, Any]:
+    """The same in a process of its own.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = (way, world, settings, models, torch.get_num_threads(), results)
+    process = context.Process(target=_measured, args=arguments)
+    process.start()
+    while True:
+        try:
+            row: dict[str, Any] = results.get(timeout=5)
+            break
+        except queue.Empty:
+            if process.exitcode is not None:
+                raise SystemExit(f"{world}, {way} failed") from None
+    process.join()
+    return row
+
+
+def _measured(way: str, world: str, settings: Settings, models: Path, threads: int, results: Any) -> None:
+    torch.set_num_threads(threads)
+    results.put(measure(way, world, settings, models))
 
 
 WAYS = ("trl opd", "opd", "dopd")
@@ -257,19 +315,13 @@ def main() -> None:
         "rows": {world: {} for world in args.worlds},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    for world, way in track([(world, way) for world in args.worlds for way in WAYS], "step"):
-        results = context.Queue()
-        process = context.Process(target=run, args=(way, world, args, results))
-        process.start()
-        while True:
-            try:
-                report["rows"][world][way] = results.get(timeout=5)
-                break
-            except queue.Empty:
-                if process.exitcode is not None:
-                    raise SystemExit(f"{world}, {way} failed") from None
-        process.join()
+    torch.set_num_threads(args.threads)
+    of_world = {"nano": (args.nano_batch, args.nano_length), "qwen3": (args.batch, args.length)}
+    run = _in_a_process if args.device == "cpu" else measure
+    with tempfile.TemporaryDirectory() as models:
+        for world, way in track([(world, way) for world in args.worlds for way in WAYS], "step"):
+            settings = Settings(args.device, args.bf16, *of_world[world], args.group)
+            report["rows"][world][way] = run(way, world, settings, Path(models))
     args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     args.output.with_suffix(".md").write_text(as_markdown(report))
     draw(report, args.figure)

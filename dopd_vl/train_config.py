@@ -112,7 +112,7 @@ class TrainerSettings:
     """read a prompt once for all of its rollouts: in scoring, and in learning without gradient checkpointing; never for
     models that keep a recurrent state"""
     logits_chunk_size: int | Literal["auto"] = "auto"
-    """response tokens projected to the vocabulary at once; "auto": 256 on a CPU, on a GPU 2,048, or what takes 2 GiB"""
+    """response tokens projected to the vocabulary at a time; "auto": by device (docs/performance.md)"""
     logged_top_k: int = 128
     """K of the logged Top-K mass of the policies"""
     offload_scores: bool = False

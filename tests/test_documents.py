@@ -148,4 +148,6 @@ def test_what_is_imported_is_declared_and_does_not_come_along_by_chance(folder: 
         module = name.partition(".")[0]
         if module not in sys.stdlib_module_names and module not in ("dopd_vl", "privileged"):
             declared = always | asking if path == "privileged/annotators/endpoint.py" else always
+            if path == "dopd_vl/core/kernels.py":
+                declared = declared | {"triton"}  # each build of torch for a GPU brings the one release that it is for
             assert {canonicalize_name(package) for package in packages[module]} & declared, f"{path} imports {name}"

@@ -117,6 +117,8 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """`total += a @ b` of two factors, without a tensor of the product's size."""
     if a.dtype == wide(a.dtype):
         total.addmm_(a, b)
+    elif torch.__version__ < "2.10":  # compared as a version; addmm there refuses fp32 sums of narrower factors
+        total += torch.mm(a, b, out_dtype=wide(a.dtype))
     else:
         torch.addmm(total, a, b, out_dtype=wide(a.dtype), out=total)
 

@@ -80,10 +80,16 @@ def fused_dopd_loss(
     response_mask: Tensor,
     settings: DopdSettings = PUBLISHED,
     chunk_size: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> DopdOutput:
     """`dopd_loss` from hidden states `[B, N, H]` and heads `[V, H]`; the privileged student shares the student's head.
 
     Differentiable in `student_hidden` and `student_head` alone.
+
+    Args:
+        chunk_size: tokens projected at a time; default: by device, `chunk_size_for`.
+        dtype: what hidden states and heads are rounded to for their products, e.g. bfloat16 for fp32 weights trained in
+            mixed precision; default: each head's own. Autocast makes no difference.
 
     Raises:
         ValueError: shapes or vocabularies differ, Top-K exceeds the vocabulary, a hidden state is not finite.
@@ -105,8 +111,8 @@ def fused_dopd_loss(
     if teacher_head.shape[0] != vocabulary:
         raise ValueError(f"teacher_head has a vocabulary of {teacher_head.shape[0]}, student_head of {vocabulary}")
     sources = {
-        PRIVILEGED_TEACHER: Projection(teacher_hidden, teacher_head).constant(),
-        PRIVILEGED_STUDENT: Projection(privileged_student_hidden, student_head).constant(),
+        PRIVILEGED_TEACHER: Projection(teacher_hidden, teacher_head, dtype=dtype).constant(),
+        PRIVILEGED_STUDENT: Projection(privileged_student_hidden, student_head, dtype=dtype).constant(),
     }
     scores = {
         source: score_tokens(projection, response_ids, mask, settings.top_k, chunk_size)
@@ -115,7 +121,7 @@ def fused_dopd_loss(
     teacher_logp, privileged_student_logp = (scores[source].logp for source in sources)
     regime, gap, thresholds = route_tokens(teacher_logp, privileged_student_logp, mask, settings)
     plan = dopd_plan(regime, settings)
-    student = Projection(student_hidden, student_head)
+    student = Projection(student_hidden, student_head, dtype=dtype)
     taught = fused_plan_loss(plan, student, sources, response_ids, mask, scores, chunk_size=chunk_size)
     return DopdOutput(taught.loss, taught.token_loss, regime, gap, teacher_logp, privileged_student_logp, thresholds)
 
