@@ -111,8 +111,8 @@ class TrainerSettings:
     share_prompts: bool = True
     """read a prompt once for all of its rollouts: in scoring, and in learning without gradient checkpointing; never for
     models that keep a recurrent state"""
-    logits_chunk_size: int = 256
-    """response tokens projected to the vocabulary at a time"""
+    logits_chunk_size: int | Literal["auto"] = "auto"
+    """response tokens projected to the vocabulary at once; "auto": 256 on a CPU, on a GPU 2,048, or what takes 2 GiB"""
     logged_top_k: int = 128
     """K of the logged Top-K mass of the policies"""
     offload_scores: bool = False
@@ -132,7 +132,9 @@ def check_sizes(settings: Any) -> None:
     """
     check_at_least(1, settings, "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
     check_at_least(1, settings, "max_completion_length", "eval_max_completion_length", "scoring_batch_size")
-    check_at_least(1, settings, "logits_chunk_size", "logged_top_k")
+    check_at_least(1, settings, "logged_top_k")
+    if settings.logits_chunk_size != "auto":
+        check_at_least(1, settings, "logits_chunk_size")
     check_at_least(0, settings, "rollouts_to_keep")
     rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     if rollouts % settings.num_generations:

@@ -165,12 +165,13 @@ def top_k_of(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     blocks = logits[:, :whole].unflatten(-1, (-1, TOP_K_BLOCK))
     best = blocks.amax(-1).topk(top_k, dim=-1).indices
     candidates = blocks.gather(1, best.unsqueeze(-1).expand(-1, -1, TOP_K_BLOCK)).flatten(1)
-    candidates = torch.cat([candidates, logits[:, whole:]], dim=-1)
-    offsets = torch.arange(TOP_K_BLOCK, device=logits.device)
-    ids = (best.unsqueeze(-1) * TOP_K_BLOCK + offsets).flatten(1)
-    beyond = torch.arange(whole, vocabulary, device=logits.device).expand(len(logits), -1)
+    inside = candidates.shape[-1]
+    if whole < vocabulary:
+        candidates = torch.cat([candidates, logits[:, whole:]], dim=-1)
     values, places = candidates.topk(top_k, dim=-1)
-    return values, torch.cat([ids, beyond], dim=-1).gather(-1, places)
+    of_block = best.gather(-1, (places // TOP_K_BLOCK).clamp(max=top_k - 1))
+    ids = torch.where(places < inside, of_block * TOP_K_BLOCK + places % TOP_K_BLOCK, places - inside + whole)
+    return values, ids
 
 
 def mass_outside(logits: Tensor, ids: Tensor) -> Mass:

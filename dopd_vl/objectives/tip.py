@@ -50,8 +50,10 @@ class Tip(CheckedSettings):
         return (PLAIN_STUDENT, PLAIN_TEACHER)
 
     def decide(self, scores: Scores) -> Decision:
-        mask = scores.response_mask
-        entropy, disagreement = scores.policies[PLAIN_STUDENT].entropy, scores.pairs[DISAGREEMENT]
+        device = scores.response_mask.device
+        # Rollout by rollout there is little to compute, and a GPU would be waited for at each.
+        mask = scores.response_mask.cpu()
+        entropy, disagreement = scores.policies[PLAIN_STUDENT].entropy.cpu(), scores.pairs[DISAGREEMENT].cpu()
         importance, kept = torch.zeros_like(entropy), torch.zeros_like(mask)
         for b, mask_N in enumerate(mask):
             tokens = mask_N.nonzero().flatten()
@@ -63,10 +65,11 @@ class Tip(CheckedSettings):
             importance[b, tokens] = h + d - h * d
             order = importance[b, tokens].argsort(descending=True, stable=True)
             kept[b, tokens[order[: count_of(self.keep, len(tokens))]]] = True
+        importance, kept = importance.to(device), kept.to(device)
         return Decision(
             plan=Plan((Term(PLAIN_TEACHER, "reverse_kl", "full", kept.float()),)),
             parts={"kept": kept},
-            values={"tip/kept_share": mean_of(kept, mask)},
+            values={"tip/kept_share": mean_of(kept, scores.response_mask)},
             per_token={"importance": importance},
         )
 

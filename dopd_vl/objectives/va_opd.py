@@ -42,8 +42,11 @@ class VaOpd(CheckedSettings):
     def decide(self, scores: Scores) -> Decision:
         mask = scores.response_mask
         advantage = log_ratio(scores, PLAIN_TEACHER, DEGRADED_TEACHER).clamp(min=0.0)
-        weight, top = self._token_weights(advantage, mask)
-        weight = weight * rollout_weights(advantage, mask, scores.group)[:, None]
+        # Rollout by rollout there is little to compute, and a GPU would be waited for at each.
+        there = advantage.cpu(), mask.cpu()
+        weight, top = self._token_weights(*there)
+        weight = weight * rollout_weights(*there, scores.group.cpu())[:, None]
+        weight, top = weight.to(mask.device), top.to(mask.device)
         return Decision(
             plan=Plan((Term(PLAIN_TEACHER, "reverse_kl", "full", weight),)),
             parts={"visual": top},

@@ -2,7 +2,10 @@
 
 import re
 
+import torch
+
 from dopd_vl.common.errors import ConfigurationError, UserError
+from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
@@ -65,7 +68,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
         checkpointing=loop.gradient_checkpointing,
         share_prompts=loop.share_prompts,
-        chunk=loop.logits_chunk_size,
+        chunk=_chunk(config, student.vocabulary, on_gpu),
         top_k=top_k,
         offload_scores=loop.offload_scores,
         uses_vllm=loop.use_vllm,
@@ -78,6 +81,14 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         eval_response_tokens=loop.eval_max_completion_length or loop.max_completion_length,
         full_share=config.full_share,
     )
+
+
+def _chunk(config: PlanConfig, vocabulary: int, on_gpu: bool) -> int:
+    given = config.training.logits_chunk_size
+    if given != "auto":
+        return given
+    narrow = on_gpu and config.training.bf16 is not False
+    return chunk_size_for("cuda" if on_gpu else "cpu", vocabulary, torch.bfloat16 if narrow else torch.float32)
 
 
 def devices_of(config: PlanConfig) -> tuple[int, float]:

@@ -109,11 +109,11 @@ def _scoring_pass(work: Workload, scoring: Scoring) -> int:
 
 def _scored_chunk(work: Workload, shape: ModelShape, precision: Precision) -> int:
     """One chunk of logits on its way to scores."""
-    copies = 3 if work.on_gpu else 1  # shifted, and as probabilities; a CPU goes block by block
-    logits = copies * 4 * work.chunk * shape.vocabulary
-    # In two stages: the candidates' values twice, and their ids twice.
-    blocks = shape.vocabulary // TOP_K_BLOCK
-    candidates = work.chunk * work.top_k * TOP_K_BLOCK * 24 if blocks >= 8 * work.top_k else 0
+    logits = 4 * work.chunk * shape.vocabulary
+    # In two stages: the candidates' values, where blocks do not make up the vocabulary with the rest's.
+    blocks, rest = divmod(shape.vocabulary, TOP_K_BLOCK)
+    copies = 2 if rest else 1
+    candidates = work.chunk * work.top_k * TOP_K_BLOCK * 4 * copies if blocks >= 8 * work.top_k else 0
     return logits + candidates + _head_copy(shape, precision)
 
 
@@ -199,13 +199,15 @@ def _loss(work: Workload) -> Iterator[Line]:
             of, precision = _policy(work, scoring)
             size = 2 * work.batch * work.response_tokens * of.hidden * act.WIDTHS[precision].stream
             yield Line(f"hidden states of {scoring}, laid out", size, frozenset({"loss"}), "twice, a slice")
-    # Sparse terms: logits, on a GPU with a shifted copy or, later, their gradient in bf16. Full support: four at a time
-    # (both policies' probabilities, their difference, the gradient), on fewer rows.
-    sparse = 2 if work.on_gpu else 1
-    dense = 4 / DENSE_DIVISOR if work.full_support else 0
-    logits = int(max(sparse, dense) * 4 * work.chunk * shape.vocabulary)
+    # Logits, of a term of full support the target's, too, on fewer rows; the gradient, unless it takes their place.
+    gradient = 0 if work.precision == "float32" else 2
+    sparse = 4 + gradient
+    dense = (8 + gradient) / DENSE_DIVISOR if work.full_support else 0
+    logits = int(max(sparse, dense) * work.chunk * shape.vocabulary)
     copy = _head_copy(shape, work.precision)
-    yield Line("a chunk of logits", logits + copy, frozenset({"loss"}), f"{work.chunk} rows in fp32, and temporaries")
+    yield Line(
+        "a chunk of logits", logits + copy, frozenset({"loss"}), f"{work.chunk} rows in fp32, and their gradient"
+    )
 
 
 def _scored_rows(work: Workload) -> int:

@@ -45,7 +45,7 @@ class Policies:
         copies: the student at other times.
         batch_size: sequences a scoring pass.
         top_k: entries kept a token.
-        chunk_size: response tokens projected to the vocabulary at a time.
+        chunk_size: response tokens projected to the vocabulary at a time; default: by device, `chunk_size_for`.
         share_prompts: read a prompt once for all of its rollouts, where a model's cache allows it.
         store: where the kept entries and hidden states lie until they are learned from, e.g. "cpu"; default: where
             they were computed.

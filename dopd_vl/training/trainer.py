@@ -158,7 +158,7 @@ class DopdTrainer(DistillationTrainer):
             copies,
             batch_size=args.scoring_batch_size or args.per_device_train_batch_size,
             top_k=max(args.logged_top_k, getattr(self.objective, "top_k", 0)),
-            chunk_size=args.logits_chunk_size,
+            chunk_size=None if args.logits_chunk_size == "auto" else args.logits_chunk_size,
             share_prompts=args.share_prompts and args.num_generations > 1,
             store="cpu" if args.offload_scores else None,
         )
@@ -298,7 +298,7 @@ class DopdTrainer(DistillationTrainer):
                 mask,
                 batch.scores,
                 batch.scale / num_items_in_batch,
-                self.args.logits_chunk_size,
+                self.policies.chunk_size,
             )
             token_loss = taught.token_loss.detach()
             self.kept_rollouts.learned(batch.places.tolist(), token_loss, student, ids, mask)

@@ -18,6 +18,7 @@ from dopd_vl.core import (
     divergence_of,
     execute_plan,
     fused_plan_loss,
+    projection,
     reduce,
     rows_to_keep,
     score_tokens,
@@ -34,6 +35,7 @@ from dopd_vl.core.divergences import (
 )
 from dopd_vl.core.passes import top_k_of
 from dopd_vl.core.plan import TERM_TAILS
+from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.core.routing import THRESHOLD_SCOPES
 from dopd_vl.objectives.dopd import DopdSettings
 from dopd_vl.objectives.dopd_loss import DopdOutput, dopd_loss, fused_dopd_loss
@@ -282,6 +284,43 @@ def test_a_chunk_size_or_top_k_that_cannot_be_is_named():
         fused_dopd_loss(**make_batch(), settings=DopdSettings(top_k=2), chunk_size=0)
     with pytest.raises(ValueError, match=r"top_k=128 is larger than the vocabulary of 11 entries"):
         fused_dopd_loss(**make_batch())
+
+
+@pytest.mark.parametrize(
+    ("device", "vocabulary", "dtype", "rows"),
+    [
+        ("cpu", 151_936, torch.float32, 256),
+        ("cpu", 11, torch.bfloat16, 256),
+        ("cuda", 151_936, torch.bfloat16, 2048),
+        ("cuda:1", 151_936, torch.float32, 1664),
+        ("cuda", 262_144, torch.float32, 1024),
+        ("cuda", 11, torch.float32, 2048),
+        ("cuda", 10**8, torch.float32, 2),
+        ("cuda", 10**10, torch.float32, 1),
+    ],
+)
+def test_a_chunk_is_as_large_as_its_device_has_room_for(
+    device: str, vocabulary: int, dtype: torch.dtype, rows: int
+) -> None:
+    assert chunk_size_for(device, vocabulary, dtype) == rows
+
+
+def test_without_a_chunk_size_it_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "CPU_CHUNK_SIZE", 4)
+    batch = make_batch(20, tokens=1.0)
+    seen = []
+    for chunk_size in (None, 7):
+        weight = torch.ones(B, N)
+        fused_plan_loss(
+            Plan((PolicyGradient(weight),)),
+            Projection(batch["student_hidden"], batch["student_head"]),
+            {},
+            batch["response_ids"],
+            batch["response_mask"],
+            chunk_size=chunk_size,
+            on_logits=lambda places, logits: seen.append(len(logits)),
+        )
+    assert seen == [4, 4, 4, 3, 7, 7, 1]
 
 
 PRIVILEGED, PLAIN = Source("teacher", "privileged"), Source("student", "plain")

@@ -4,11 +4,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from dopd_vl.commands.plan import main
 from dopd_vl.common.errors import UserError
+from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.planning import build
 from dopd_vl.planning.config import PlanConfig
+from dopd_vl.train_config import LoopSettings
 from tests.commands import dopd_vl
 
 
@@ -115,7 +118,9 @@ def test_settings_that_are_left_out_are_the_trainers_defaults() -> None:
 
     defaults = DopdConfig.__dataclass_fields__
     work = build.workload_of(PlanConfig())
-    assert work.chunk == defaults["logits_chunk_size"].default
+    assert work.chunk == chunk_size_for("cuda", work.student.vocabulary, torch.bfloat16)
+    assert build.workload_of(PlanConfig(), on_gpu=False).chunk == chunk_size_for("cpu", 1, torch.float32)
+    assert build.workload_of(PlanConfig(training=LoopSettings(logits_chunk_size=7))).chunk == 7
     assert work.vllm_sleeps == defaults["vllm_enable_sleep_mode"].default
     assert work.eval_batch == 0
     served = PlanConfig()

@@ -16,7 +16,8 @@ from tests.pseudo_cuda import CUDA, counted, pseudo_cuda, to_gpu
 def step_on_a_gpu(models: Path, data: Path, output: Path, world: str, objective: str, **settings: Any) -> None:
     """Rollouts, scores, a plan and two slices of learning in bf16, but for the backward pass.
 
-    Writes the losses, and of each slice how often the host waits, where, and how many kernels it launches.
+    Writes the losses, where and how often the host waits while scores are made and a plan decided, and the same of each
+    slice, with how many kernels it launches.
     """
     torch.set_num_threads(1)
     defaults = {
@@ -24,6 +25,7 @@ def step_on_a_gpu(models: Path, data: Path, output: Path, world: str, objective:
         "gradient_accumulation_steps": 2,
         "num_generations": 4,
         "max_completion_length": 12,
+        "logits_chunk_size": 16,
         "report_to": "none",
         "use_cpu": True,
         "bf16": True,
@@ -46,9 +48,17 @@ def step_on_a_gpu(models: Path, data: Path, output: Path, world: str, objective:
         trainer.policies.copies.begin(trainer.models.bare("student"), None)
         trainer.model.train()
         batch = [trainer.train_dataset[i // 4] for i in range(8)]
+        generate = trainer._generate
+
+        def drawn(prompts: Any) -> Any:
+            result = generate(prompts)
+            scoring.waits.clear()
+            return result
+
+        trainer._generate = drawn  # type: ignore[method-assign]
         with counted() as scoring:
             trainer._prepare_inputs(batch)
-        found["step"] = [scoring.kernels, dict(scoring.waits)]
+        found["deciding"] = dict(scoring.waits)
         for slice_of_step in trainer._buffered_inputs:
             with counted() as learning:
                 loss = trainer.compute_loss(trainer.model, slice_of_step)
