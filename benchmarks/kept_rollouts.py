@@ -14,6 +14,8 @@ import json
 import random
 import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,11 +49,18 @@ class WholeSteps(StepEnds):
         super().on_step_end()
 
 
-def watch_kept(clock: Clock) -> None:
-    """Count the time of all that is done for kept rollouts, in this process from now on."""
-    clock.wrap(trainer_module, "keep_rollouts", KEPT)
-    clock.wrap(KeptRollouts, "learned", KEPT)
-    clock.wrap(run_folder, "rollout_records", KEPT)
+@contextmanager
+def watch_kept(clock: Clock) -> Iterator[None]:
+    """While it lasts, the time of all that is done for kept rollouts is counted."""
+    names = [(trainer_module, "keep_rollouts"), (KeptRollouts, "learned"), (run_folder, "rollout_records")]
+    before = [getattr(owner, name) for owner, name in names]
+    for owner, name in names:
+        clock.wrap(owner, name, KEPT)
+    try:
+        yield
+    finally:
+        for (owner, name), original in zip(names, before, strict=True):
+            setattr(owner, name, original)
 
 
 def tokenizer_of(vocabulary: int) -> Any:
@@ -65,7 +74,9 @@ def tokenizer_of(vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
-def _decode_with(tokenizer: Any) -> None:
+@contextmanager
+def decode_with(tokenizer: Any) -> Iterator[None]:
+    """While it lasts, what is written of kept rollouts is decoded by another tokenizer than their prompts."""
     records = run_folder.rollout_records
 
     def decoded(kept: Any, renderer: Any, images: Path) -> Any:
@@ -73,6 +84,10 @@ def _decode_with(tokenizer: Any) -> None:
         return records(kept, SimpleNamespace(views=views, variant_of=renderer.variant_of), images)
 
     run_folder.rollout_records = decoded
+    try:
+        yield
+    finally:
+        run_folder.rollout_records = records
 
 
 def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -115,11 +130,10 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         return (drawn.long() - 1).clamp(0, vocabulary - 1).tolist()
 
     trainer._generate_single_turn = rollouts
-    _decode_with(tokenizer_of(vocabulary))
     clock = Clock(args.device)
-    watch_kept(clock)
     trainer.add_callback(WholeSteps(clock))
-    trainer.train()
+    with watch_kept(clock), decode_with(tokenizer_of(vocabulary)):
+        trainer.train()
     counted = clock.steps[1:]
     step = statistics.median(sum(parts.values()) for parts in counted)
     kept = statistics.median(parts[KEPT] for parts in counted)

@@ -44,7 +44,7 @@ from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.checks import check_requirements
+from dopd_vl.training.checks import check_requirements, check_shards
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
 from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
@@ -125,6 +125,7 @@ class DopdTrainer(DistillationTrainer):
             callbacks=[CopiesAlongTheRun(self), *(callbacks or [])],
             **kwargs,
         )
+        check_shards(args.shard_teacher, self.accelerator.num_processes, self.is_deepspeed_enabled)
         self.models = TrainerModels(self, args.shard_teacher)
         config = self.models.bare("student").config
         if args.max_image_pixels is not None and config.model_type in VISION_PROCESSORS:

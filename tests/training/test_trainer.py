@@ -245,6 +245,11 @@ def test_evaluation_scores_every_variant_with_the_verifier(make_trainer: MakeTra
     assert {key for key in metrics if key.startswith("eval_accuracy/")}
 
 
+def test_one_process_has_no_other_to_share_its_teacher_with(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(UserError, match=r"training\.shard_teacher: one process"):
+        make_trainer("text", shard_teacher=True)
+
+
 def test_a_rollout_count_that_does_not_divide_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_generations=3 does not divide the 8 rollouts"):
         DopdConfig(str(tmp_path), per_device_train_batch_size=8, num_generations=3)
