@@ -8,17 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dopd_vl.common.configuration import check_choice, existing_path, settings_of
 from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
+from privileged.audit.audit import Tally
+from privileged.records.fields import unique_keys
 from privileged.schema import COLUMNS, PRIVILEGED_KEYS
 from privileged.sources.coco import CocoSource
 from privileged.sources.detection import VocSource, YoloSource
+from privileged.sources.questions import asked, read_questions, record_id
 from privileged.sources.tables import Numbered, ParquetRows, Rows, hub_rows, saved_rows
+from privileged.sources.transforms import object_entries
 
 MAX_LINE = 64 * 1024 * 1024
 PIECE = 1024 * 1024
@@ -27,6 +31,7 @@ MAPPABLE = (*COLUMNS, "image_sizes", *(f"privileged.{key}" for key in PRIVILEGED
 """What the option `columns` may fill."""
 
 NEEDED = ("prompt", "answer")
+OBJECTS = "privileged.boxes"
 INCIDENTAL = ("id", "source", "task", "image_sizes")
 """What a table may lack although its card, written for another revision, names it."""
 
@@ -69,6 +74,13 @@ class ImageFolderSource(Protocol):
     """A source whose image paths are relative to a folder, which they may not leave."""
 
     image_root: Path | None
+
+
+@runtime_checkable
+class CountingSource(Protocol):
+    """A source that counts what it left out or mended when it was opened, under findings of the audit."""
+
+    found: Tally
 
 
 @dataclass
@@ -114,7 +126,9 @@ class JsonlSource:
         if len(line) > MAX_LINE:
             raise RecordError(f"{where} is longer than {MAX_LINE} bytes")
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=unique_keys)
+        except RecordError as error:
+            raise RecordError(f"{where}: {error}") from error
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where} is no JSON: {error}") from error
         if not isinstance(row, dict):
@@ -146,23 +160,38 @@ class DatasetOptions:
 
     Args:
         path: A folder written by `save_to_disk`, a parquet file, or a folder of parquet files.
+        config: Which configuration of a folder of parquet files, where there are several: by the folder's README, or
+            a sub-folder.
         split: Which split, where there are several.
         images: The folder that image paths are relative to, for datasets that hold paths and not the images.
         columns: As for jsonl.
+        questions: A list of settings of `questions.Question`, asked of the objects that `privileged.boxes` is filled
+            with.
+        class_names: The names of those objects' categories, where they are numbers without names.
     """
 
     path: str
+    config: str | None = None
     split: str | None = None
     images: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    questions: list[Any] = field(default_factory=list)
+    class_names: list[str] | None = None
 
 
-def dataset_source(options: Mapping[str, Any]) -> TableSource:
+def dataset_source(options: Mapping[str, Any]) -> Source:
     """A dataset saved on disk, or parquet files read one row group at a time."""
     given = settings_of(DatasetOptions, options, "source.options")
     path = existing_path(given.path, "source.options.path", "file or folder")
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-    return TableSource(path.stem, given, lambda: (saved_rows if saved else ParquetRows)(path, given.split))
+    if saved and given.config is not None:
+        raise ConfigurationError(f"source.options.config: {path} was saved without configurations; leave it out")
+    table = TableSource(
+        path.stem,
+        given,
+        lambda: saved_rows(path, given.split) if saved else ParquetRows(path, given.config, given.split),
+    )
+    return ObjectTable(table, given) if given.questions else table
 
 
 @dataclass
@@ -174,8 +203,7 @@ class HubOptions:
         revision: A commit or tag; without one, whatever is newest.
         config: The configuration, where the dataset has several.
         split: Which split, where there are several.
-        images: As for dataset.
-        columns: As for jsonl.
+        images, columns, questions, class_names: As for dataset.
     """
 
     id: str
@@ -184,12 +212,15 @@ class HubOptions:
     split: str | None = None
     images: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    questions: list[Any] = field(default_factory=list)
+    class_names: list[str] | None = None
 
 
-def hub_source(options: Mapping[str, Any]) -> TableSource:
+def hub_source(options: Mapping[str, Any]) -> Source:
     """A dataset of the Hugging Face hub, memory-mapped from the cache."""
     given = settings_of(HubOptions, options, "source.options")
-    return TableSource(given.id, given, lambda: hub_rows(given.id, given.revision, given.config, given.split))
+    table = TableSource(given.id, given, lambda: hub_rows(given.id, given.revision, given.config, given.split))
+    return ObjectTable(table, given) if given.questions else table
 
 
 class TableSource:
@@ -217,6 +248,70 @@ class TableSource:
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return map_columns(self._rows[index], self._columns)
+
+    def values(self, target: str) -> Iterator[Any]:
+        """One of our columns for every row, without reading those that do not fill it."""
+        column = self._columns.get(target, target)
+        top = column if column in self._rows.columns else column.partition(".")[0]
+        if top not in self._rows.columns:
+            raise ConfigurationError(f"source.options.columns.{target}: name the column of the data that fills it")
+        for value in self._rows.values(top):
+            found = _look_up({top: value}, column)
+            yield None if found is _MISSING else found
+
+
+class ObjectTable:
+    """Questions about the objects in the pictures of a table, as about those of COCO: detection sets of the hub.
+
+    Which labels each picture has is held in memory. Where the rows have `width` and `height`, the pictures must too.
+    """
+
+    def __init__(self, table: TableSource, options: DatasetOptions | HubOptions):
+        self._table, self._questions, self._names = table, read_questions(options.questions), options.class_names
+        self.name, self.image_root = table.name, table.image_root
+        self.found = Tally()
+        # An item is (row, question, label or None), or (row, reason why its objects cannot be read).
+        self._items: list[tuple[int, int, str | None] | tuple[int, str]] = []
+        for row, value in enumerate(table.values(OBJECTS)):
+            try:
+                entries = object_entries(value, self._names)
+            except RecordError as error:
+                self._items.append((row, str(error)))
+                continue
+            crowds = {entry["label"] for entry in entries if entry["crowd"]}
+            labels = sorted({entry["label"] for entry in entries} - crowds)
+            if crowds:
+                self.found.note(f"row {row}: {', '.join(sorted(crowds))}", ["crowd_left_out"])
+            if not labels:
+                self.found.note(f"row {row}", ["image_without_objects"])
+            self._items += [(row, *ask) for ask in asked(self._questions, labels, whole=not crowds)]
+
+    def fingerprint(self) -> str:
+        return f"objects:{self._names}:{self._table.fingerprint()}"
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        item = self._items[index]
+        if len(item) == 2:
+            raise RecordError(f"{OBJECTS}: {item[1]}", f"{self.name}-row-{item[0]}")
+        row, number, label = item
+        raw = self._table[row]
+        boxes = [
+            {"label": entry["label"], "bbox": entry["bbox"]}
+            for entry in object_entries(raw.get(OBJECTS), self._names)
+            if label is None or entry["label"] == label
+        ]
+        if raw.get("width") is not None and raw.get("height") is not None:
+            raw["image_sizes"] = [[raw["width"], raw["height"]]]
+        own = raw.get("id")
+        return {
+            **raw,
+            OBJECTS: None,
+            "id": record_id(self.name if own is None else own, row if own is None else None, label, number),
+            **self._questions[number].ask(boxes),
+        }
 
 
 def check_columns(columns: Mapping[str, str], where: str = "source.options.columns") -> dict[str, str]:

@@ -17,7 +17,7 @@ from privileged.prepare.prepare import prepare
 from privileged.records.records import parse_record
 from privileged.sources.cards import find_card, read_card, resolve_source
 from privileged.sources.sources import SOURCES, hub_source
-from privileged.sources.transforms import TRANSFORMS, item, join_folder, key, parse_json, rename, unbox
+from privileged.sources.transforms import TRANSFORMS, item, join_folder, key, objects, parse_json, rename, unbox, yes_no
 
 CARDS = sorted(shipped("data/sources").glob("*.yaml"))
 DAPO_BEFORE = (
@@ -59,7 +59,9 @@ def test_shipped_cards_parse_and_say_where_they_come_from(path: Path) -> None:
 
 def test_every_named_set_has_its_card() -> None:
     wanted = {"rar-science", "dapo-math-17k", "dapo-math-17k-processed", "skywork-or1-code", "virl39k"}
-    assert wanted | {"jsonl", "hugging-face", "coco", "yolo", "pascal-voc"} == {path.stem for path in CARDS}
+    assert wanted | {"jsonl", "hugging-face", "hugging-face-detection", "coco", "yolo", "pascal-voc"} == {
+        path.stem for path in CARDS
+    }
 
 
 def test_dapo_loses_its_instruction_and_its_repeats(tmp_path: Path) -> None:
@@ -329,9 +331,14 @@ def test_values_that_a_transform_cannot_take_are_bad_records() -> None:
         lambda: unbox("\\boxed{1"),
         lambda: rename("rule", {"model": "open"}),
         lambda: join_folder(3, "images"),
+        lambda: yes_no("true"),
+        lambda: objects({"bbox": [[1, 2, 3, 4]], "category": [7]}),
+        lambda: objects([{"bbox": [1, 2, 3, 4]}], ["cat"]),
+        lambda: objects({"bbox": [[1, 2, 3, 4]], "category": []}),
+        lambda: objects({"bbox": 3}),
     ]
     for call in calls:
         with pytest.raises(RecordError):
             call()
     assert find_card("virl39k").name == "virl39k.yaml"
-    assert len(TRANSFORMS) == 10
+    assert len(TRANSFORMS) == 12
