@@ -42,7 +42,7 @@ def card(audit: Mapping[str, Any]) -> str:
         *_table("Variant", {name: counts["variants"].get(name, 0) for name in VARIANTS}),
     ]
     if counts["findings"]:
-        lines += ["| Audit finding | records | what happens | meaning |", "|---|---|---|---|"]
+        lines += ["| Audit finding | count | what happens | meaning |", "|---|---|---|---|"]
         for code, count in counts["findings"].items():
             lines.append(f"| {code} | {count} | {audit['severity'][code]} | {DESCRIPTIONS[code]} |")
     else:

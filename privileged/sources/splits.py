@@ -102,15 +102,20 @@ def _declared(folder: Path) -> list[SplitFile]:
 def _of_config(entry: dict[str, Any], folder: Path) -> Iterator[SplitFile]:
     from datasets.data_files import sanitize_patterns
 
-    name, inner = str(entry["config_name"]), str(entry.get("data_dir") or ".")
+    name, base = str(entry["config_name"]), folder / _inside(entry.get("data_dir") or ".")
     if "data_files" not in entry:
-        for file in sorted((folder / inner).rglob("[!.]*.parquet")):
-            yield _named(file, folder / inner)._replace(config=name)
+        for file in sorted(base.rglob("[!.]*.parquet")):
+            yield _named(file, base)._replace(config=name)
         return
     for split, patterns in sanitize_patterns(entry["data_files"]).items():
         for pattern in patterns:
-            if Path(inner, pattern).is_absolute() or ".." in Path(inner, pattern).parts:
-                raise ValueError(f"{pattern!r} leaves the folder")
-            for found in sorted(glob(pattern, root_dir=folder / inner, recursive=True)):
+            for found in sorted(glob(_inside(pattern), root_dir=base, recursive=True)):
                 if found.endswith(".parquet"):
-                    yield SplitFile(name, split, folder / inner / found)
+                    yield SplitFile(name, split, base / found)
+
+
+def _inside(pattern: str) -> str:
+    """The pattern, unless it leads out of the folder that it is relative to."""
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise ValueError(f"{pattern!r} leaves the folder")
+    return pattern
