@@ -248,11 +248,10 @@ def _upright_rgb(image: Image.Image, deep: bool = False) -> tuple[Image.Image, t
     if image.mode.startswith("I"):
         if has_alpha:
             raise ImageError("the image has 16-bit grey and a transparent level; give it 8 bits, or no transparency")
-        grey, bits = _eight_bit(image)
-        image = grey
+        image, bits = _eight_bit(image)
         findings.append(Finding("image_scaled", f"16-bit grey, whose values fill {bits} bits, scaled to 8"))
     elif deep:
-        brightest = max(high for low, high in _extrema(image.convert("RGB")))
+        brightest = max(high for _, high in _extrema(image.convert("RGB")))
         if brightest < 64:
             raise ImageError(
                 f"the image has 16-bit colour of values up to {brightest * 257} of 65535, and would be nearly black; "

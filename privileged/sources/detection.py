@@ -91,25 +91,22 @@ class _ObjectFolders:
         self.found = Tally()
         folders = self.image_root.resolve(), self._annotations.resolve()
         self._images = self._files(folders[0], IMAGE_SUFFIXES, folders[1], [self.suffix])
-        by_stem: dict[str, list[str]] = {}
-        for name in self._images:
-            by_stem.setdefault(Path(name).stem, []).append(name)
-        for name in self._files(folders[1], [self.suffix], folders[0], IMAGE_SUFFIXES):
-            if Path(name).stem not in by_stem:
-                self.found.note(name, ["annotation_without_image"])
+        files = self._files(folders[1], [self.suffix], folders[0], IMAGE_SUFFIXES)
+        pictures, self._files_of = _by_stem(self._images), _by_stem(files)
+        for name in (name for stem, names in self._files_of.items() if stem not in pictures for name in names):
+            self.found.note(name, ["annotation_without_image"])
         digest = hashlib.sha256(self._identity().encode())
         # An item is (image, question, label or None), or (image, reason why its annotations cannot be read).
         self._items: list[tuple[int, int, str | None] | tuple[int, str]] = []
         for number, name in enumerate(self._images):
-            path = self._annotation_path(name)
-            labels: set[str] = set()
-            if path.is_file():
+            stem, labels = Path(name).stem, set()
+            if stem in self._files_of:
                 size = (self.image_root / name).stat().st_size
                 try:
-                    data = _read(path)
+                    data = _read(self._annotation_path(name))
                     digest.update(os.fsencode(f"{name}:{size}:") + hashlib.sha256(data).digest())
-                    if len(by_stem[Path(name).stem]) > 1:
-                        raise RecordError(f"belongs to {' and '.join(by_stem[Path(name).stem])}: which is not said")
+                    if len(namesakes := [*pictures[stem], *self._files_of[stem]]) > 2:
+                        raise RecordError(f"{', '.join(namesakes)} have one name: which belong together is not said")
                     labels = set(self._labels(data))
                 except RecordError as error:
                     digest.update(os.fsencode(f"{name}:{size}:{error}"))
@@ -136,7 +133,7 @@ class _ObjectFolders:
         return names
 
     def _annotation_path(self, image: str) -> Path:
-        return self._annotations / f"{Path(image).stem}{self.suffix}"
+        return self._annotations / self._files_of[Path(image).stem][0]
 
     def _identity(self) -> str:
         """What besides the files decides the records."""
@@ -272,6 +269,14 @@ class VocSource(_ObjectFolders):
             for polygon in entry.findall("polygon"):  # its mask would be drawn, and is of no use here
                 entry.remove(polygon)
         return detections_from_xml_obj(root, [], (1, 1))[0]  # the size is for masks alone
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of files under what stands before their suffixes."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(Path(name).stem, []).append(name)
+    return found
 
 
 def _read(path: Path) -> bytes:

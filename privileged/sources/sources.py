@@ -250,13 +250,13 @@ class TableSource:
         return map_columns(self._rows[index], self._columns)
 
     def values(self, target: str) -> Iterator[Any]:
-        """One of our columns for every row, without reading those that do not fill it."""
+        """One of our columns for every row, without reading those that do not fill it; RecordErrors as of `Rows`."""
         column = self._columns.get(target, target)
         top = column if column in self._rows.columns else column.partition(".")[0]
         if top not in self._rows.columns:
             raise ConfigurationError(f"source.options.columns.{target}: name the column of the data that fills it")
         for value in self._rows.values(top):
-            found = _look_up({top: value}, column)
+            found = value if isinstance(value, RecordError) else _look_up({top: value}, column)
             yield None if found is _MISSING else found
 
 
@@ -274,6 +274,8 @@ class ObjectTable:
         self._items: list[tuple[int, int, str | None] | tuple[int, str]] = []
         for row, value in enumerate(table.values(OBJECTS)):
             try:
+                if isinstance(value, RecordError):
+                    raise value
                 entries = object_entries(value, self._names)
             except RecordError as error:
                 self._items.append((row, str(error)))

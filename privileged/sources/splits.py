@@ -32,31 +32,34 @@ class SplitFile(NamedTuple):
     path: Path
 
 
-def files_of_split(folder: Path, config: str | None, split: str | None) -> list[Path]:
-    """The parquet files of one split of one configuration, in the order of their names.
+def files_of_split(given: Path, config: str | None, split: str | None) -> list[Path]:
+    """The parquet files of one split of one configuration, in the order of their names, of a folder or a file alone.
 
     Raises:
         ConfigurationError: there is none, or several and the option that chooses is not set.
     """
-    files = _declared(folder) or [_named(path, folder) for path in sorted(folder.rglob("[!.]*.parquet"))]
+    if given.is_file():
+        files = [_named(given, given.parent)]
+    else:
+        files = _declared(given) or [_named(path, given) for path in sorted(given.rglob("[!.]*.parquet"))]
     if not files:
-        raise ConfigurationError(f"source.options.path: {folder} holds no parquet file")
+        raise ConfigurationError(f"source.options.path: {given} holds no parquet file")
     if split is not None:  # first: a configuration without it is none to choose
-        files = _chosen(files, "split", split, folder)
-    files = _chosen(_chosen(files, "config", config, folder), "split", split, folder)
+        files = _chosen(files, "split", split, given)
+    files = _chosen(_chosen(files, "config", config, given), "split", split, given)
     return sorted({file.path for file in files})
 
 
-def _chosen(files: list[SplitFile], kind: str, wanted: str | None, folder: Path) -> list[SplitFile]:
+def _chosen(files: list[SplitFile], kind: str, wanted: str | None, given: Path) -> list[SplitFile]:
     names = sorted({str(getattr(file, kind)) for file in files})
     if wanted is None and len(names) == 1:
         return files
     known = ", ".join(name or f"no name ({_example(files, kind)})" for name in names)
     if wanted is None:
-        raise ConfigurationError(f"source.options.{kind}: {folder} holds several, name one of them: {known}")
+        raise ConfigurationError(f"source.options.{kind}: {given} holds several, name one of them: {known}")
     if wanted not in names:
         raise ConfigurationError(
-            f"source.options.{kind}: {folder} holds no parquet file of {kind} {wanted!r}, but of {known}"
+            f"source.options.{kind}: {given} holds no parquet file of {kind} {wanted!r}, but of {known}"
         )
     return [file for file in files if getattr(file, kind) == wanted]
 
@@ -73,7 +76,7 @@ def _named(path: Path, folder: Path) -> SplitFile:
     """
     parents = [part for part in path.relative_to(folder).parts[:-1] if part != "data"]
     shard = _SHARD.match(path.stem)
-    splits = [found for part in (path.stem, *reversed(parents)) if (found := _split_name(part))]
+    splits = [found for part in (path.stem, *reversed(parents), folder.name) if (found := _split_name(part))]
     split = shard[1] if shard else splits[0] if splits else ""
     return SplitFile("/".join(part for part in parents if not _split_name(part)), split, path)
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FOOTER_BYTES = 64 * 1024
 """Of a parquet file, for fingerprints: sizes, offsets and statistics stand there and change with the content."""
 
+BATCH = 1000
+"""Rows of a mapped dataset that are read at once."""
+
 Decoder = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -45,7 +48,7 @@ class Rows(Numbered, Protocol):
     columns: list[str]
 
     def values(self, column: str) -> Iterator[Any]:
-        """One column of every row, in order, without reading the others."""
+        """One column of every row, in order, without reading the others; a RecordError where it cannot be read."""
         ...
 
 
@@ -94,8 +97,10 @@ class _MappedRows:
         self._decode = _decoder(dataset.features)
 
     def values(self, column: str) -> Iterator[Any]:
-        for batch in self._rows.select_columns([column]).iter(batch_size=1000):
-            yield from (self._decode(row)[column] for row in batch.to_pylist())
+        rows = self._rows.select_columns([column])
+        for start in range(0, len(rows), BATCH):
+            stop = min(start + BATCH, len(rows))
+            yield from _column(partial(rows.__getitem__, slice(start, stop)), self._decode, column, stop - start)
 
     def fingerprint(self) -> str:
         return f"{self._kind}:{self._fingerprint}:{len(self)}"
@@ -128,11 +133,7 @@ class ParquetRows:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if path.is_file() and (config or split):
-            raise ConfigurationError(
-                f"source.options.{'config' if config else 'split'}: {path} is one file; leave it out"
-            )
-        paths = [path] if path.is_file() else files_of_split(path, config, split)
+        paths = files_of_split(path, config, split)
         self.columns: list[str] = []
         self._files: list[pq.ParquetFile] = []
         self._decoders: list[Decoder] = []
@@ -172,12 +173,9 @@ class ParquetRows:
 
     def values(self, column: str) -> Iterator[Any]:
         for number, group in self._groups:
-            file, decode = self._files[number], self._decoders[number]
-            if column not in file.schema_arrow.names:
-                yield from [None] * file.metadata.row_group(group).num_rows
-                continue
-            for row in file.read_row_group(group, columns=[column]).to_pylist():
-                yield decode(row)[column]
+            file = self._files[number]
+            read = partial(file.read_row_group, group, columns=[column])
+            yield from _column(read, self._decoders[number], column, file.metadata.row_group(group).num_rows)
 
     def _group(self, number: int) -> pa.Table:
         if self._loaded[0] != number:
@@ -233,6 +231,22 @@ def _class_name(names: Sequence[str], number: int | None) -> str | None:
     if not 0 <= number < len(names):
         raise RecordError(f"class {number} is not among the {len(names)} names of its ClassLabel")
     return names[number]
+
+
+def _column(read: Callable[[], pa.Table], decode: Decoder, column: str, count: int) -> Iterator[Any]:
+    """One column of the rows that `read` gives; as many errors as rows where they cannot be read."""
+    import pyarrow as pa
+
+    try:
+        rows = read().to_pylist()
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        yield from [RecordError(f"cannot be read: {one_line(error)}")] * count
+        return
+    for row in rows:
+        try:
+            yield decode(row).get(column)
+        except RecordError as error:
+            yield error
 
 
 def _only_row(read: Callable[[], pa.Table], where: str) -> dict[str, Any]:

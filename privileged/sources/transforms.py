@@ -14,6 +14,7 @@ from typing import Any
 
 from dopd_vl.common.configuration import call_of, check_choice
 from dopd_vl.common.errors import ConfigurationError, RecordError
+from privileged.records.fields import is_visible
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 
@@ -178,7 +179,9 @@ def _object_label(entry: Mapping[str, Any], names: Sequence[str] | None) -> str:
         if names is None or not 0 <= label < len(names):
             raise RecordError(f"objects: category {reprlib.repr(label)} has no name; give the names of all categories")
         label = names[label]
-    return " ".join(_text(label, "objects").split())
+    if not is_visible(_text(label, "objects")):
+        raise RecordError("objects: a category has no name")
+    return " ".join(label.split())
 
 
 TRANSFORMS: dict[str, Callable[..., Any]] = {

@@ -248,7 +248,7 @@ def test_two_pictures_of_one_annotation_file_are_refused(tmp_path: Path) -> None
     done = prepare_by_command(tmp_path, source)
     assert list(done.rows) == ["images-b-cat-0"]
     assert set(done.rejected) == {"a.jpg", "a.png"}
-    assert "a.txt of a.png: belongs to a.jpg and a.png" in done.rejected["a.png"]
+    assert "a.txt of a.png: a.jpg, a.png, a.txt have one name" in done.rejected["a.png"]
 
 
 def test_files_whose_names_are_no_text_are_named_all_the_same(tmp_path: Path) -> None:

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from privileged_samples import boxes_of, noise, prepare_by_command
+
+from dopd_vl.common.errors import ConfigurationError
+from privileged.sources.tables import ParquetRows
 
 
 def table(name: str) -> Dataset:
@@ -17,6 +21,14 @@ def table(name: str) -> Dataset:
 
 def source_of(path: str, **options: Any) -> dict[str, Any]:
     return {"kind": "dataset", "options": {"path": path, **options}, "default_task": "number"}
+
+
+def test_a_single_file_or_folder_of_one_split_may_be_named_with_it(tmp_path: Path) -> None:
+    write(tmp_path, "test-00000-of-00001", "train/0000")
+    for path, split in (("set/test-00000-of-00001.parquet", "test"), ("set/train", "train"), ("set/train", None)):
+        assert len(ParquetRows(tmp_path / path, None, split)) == 1
+    with pytest.raises(ConfigurationError, match="holds no parquet file of split 'train', but of test"):
+        ParquetRows(tmp_path / "set/test-00000-of-00001.parquet", None, "train")
 
 
 def write(folder: Path, *files: str) -> None:
@@ -181,6 +193,16 @@ def test_a_detection_set_without_names_or_of_other_pictures_is_refused(tmp_path:
     data.map(lambda row: {"width": 96}).to_parquet(str(tmp_path / "set"))
     done = prepare_by_command(tmp_path, detection_card())
     assert "image 0 is 48 x 32, but was annotated as 96 x 32" in done.rejected["11-cat-0"]
+
+
+def test_a_damaged_row_of_a_detection_set_is_one_bad_record(tmp_path: Path) -> None:
+    detection_set(tmp_path, ClassLabel(names=["cat", "dog"]))
+    data = pq.read_table(tmp_path / "set")
+    names = json.loads(data.schema.metadata[b"huggingface"])
+    names["info"]["features"]["objects"]["category"]["feature"]["names"] = ["cat"]
+    pq.write_table(data.replace_schema_metadata({b"huggingface": json.dumps(names).encode()}), tmp_path / "set")
+    done = prepare_by_command(tmp_path, detection_card())
+    assert done.rejected == {"set-row-0": "privileged.boxes: class 1 is not among the 1 names of its ClassLabel"}
 
 
 def test_a_crowd_in_a_detection_set_is_not_counted(tmp_path: Path) -> None:
