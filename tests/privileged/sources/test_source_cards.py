@@ -220,6 +220,15 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_only_when_named(monkeypatc
     assert asked == [("ScaleAI/RaR-Science", None, revision) for revision in ("abc", pinned, pinned)]
 
 
+def test_the_questions_of_a_card_are_asked_of_a_set_of_the_hub_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"image_id": 7, "objects": {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": ["cat"]}, "image": None}
+    monkeypatch.setattr("datasets.load_dataset", lambda dataset_id, name=None, revision=None: Dataset.from_list([row]))
+    config = SourceConfig("hub", {"id": "me/cats"}, card="hugging-face-detection")
+    settings, factory = resolve_source(config, SOURCES)
+    (record,) = factory(settings.options)
+    assert (record["id"], record["answer"], settings.box_format) == ("7-cat-0", "1", "xywh")
+
+
 def test_a_hub_set_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(

@@ -216,7 +216,7 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path, kind: str, suffix: 
 
 def test_pictures_and_annotations_may_lie_in_one_folder(tmp_path: Path) -> None:
     source = folders(tmp_path, "yolo", {"a.txt": BOX})
-    (tmp_path / "labels" / "a.txt").rename(tmp_path / "images" / "a.txt")
+    (tmp_path / "labels" / "a.txt").rename(tmp_path / "images" / "a.TXT")
     source["options"]["labels"] = "images"
     done = prepare_by_command(tmp_path, source)
     assert list(done.rows) == ["images-a-cat-0"]
@@ -232,6 +232,17 @@ def test_what_is_left_out_can_be_refused_or_not_looked_at(tmp_path: Path, severi
     assert (done.code == 2) == (severity == "reject")
     if severity == "reject":
         assert "audit.severity.file_skipped: is reject, and the source has 1: b.avif" in done.told
+
+
+def test_parts_and_their_merge_count_what_the_source_left_out_once(tmp_path: Path) -> None:
+    source = folders(tmp_path, "yolo", {"a.txt": BOX, "b.txt": BOX})
+    (tmp_path / "images" / "c.avif").write_bytes(b"picture")
+    whole = prepare_by_command(tmp_path, source, output="whole")
+    for part in ("1/2", "2/2"):
+        assert prepare_by_command(tmp_path, source, part=part).code == 0
+    merged = prepare_by_command(tmp_path, source, merge=True)
+    assert merged.found == whole.found == {"file_skipped": 1}
+    assert merged.rows == whole.rows
 
 
 def test_a_source_of_nothing_says_what_it_left_out(tmp_path: Path) -> None:
