@@ -20,9 +20,8 @@ from privileged.records.fields import unique_keys
 from privileged.schema import COLUMNS, PRIVILEGED_KEYS
 from privileged.sources.coco import CocoSource
 from privileged.sources.detection import VocSource, YoloSource
-from privileged.sources.questions import asked, read_questions, record_id
+from privileged.sources.objects import ObjectTable
 from privileged.sources.tables import Numbered, ParquetRows, Rows, hub_rows, saved_rows
-from privileged.sources.transforms import object_entries
 
 MAX_LINE = 64 * 1024 * 1024
 PIECE = 1024 * 1024
@@ -31,7 +30,6 @@ MAPPABLE = (*COLUMNS, "image_sizes", *(f"privileged.{key}" for key in PRIVILEGED
 """What the option `columns` may fill."""
 
 NEEDED = ("prompt", "answer")
-OBJECTS = "privileged.boxes"
 INCIDENTAL = ("id", "source", "task", "image_sizes")
 """What a table may lack although its card, written for another revision, names it."""
 
@@ -191,7 +189,7 @@ def dataset_source(options: Mapping[str, Any]) -> Source:
         given,
         lambda: saved_rows(path, given.split) if saved else ParquetRows(path, given.config, given.split),
     )
-    return ObjectTable(table, given) if given.questions else table
+    return ObjectTable(table, given.questions, given.class_names) if given.questions else table
 
 
 @dataclass
@@ -220,7 +218,7 @@ def hub_source(options: Mapping[str, Any]) -> Source:
     """A dataset of the Hugging Face hub, memory-mapped from the cache."""
     given = settings_of(HubOptions, options, "source.options")
     table = TableSource(given.id, given, lambda: hub_rows(given.id, given.revision, given.config, given.split))
-    return ObjectTable(table, given) if given.questions else table
+    return ObjectTable(table, given.questions, given.class_names) if given.questions else table
 
 
 class TableSource:
@@ -258,62 +256,6 @@ class TableSource:
         for value in self._rows.values(top):
             found = value if isinstance(value, RecordError) else _look_up({top: value}, column)
             yield None if found is _MISSING else found
-
-
-class ObjectTable:
-    """Questions about the objects in the pictures of a table, as about those of COCO: detection sets of the hub.
-
-    Which labels each picture has is held in memory. Where the rows have `width` and `height`, the pictures must too.
-    """
-
-    def __init__(self, table: TableSource, options: DatasetOptions | HubOptions):
-        self._table, self._questions, self._names = table, read_questions(options.questions), options.class_names
-        self.name, self.image_root = table.name, table.image_root
-        self.found = Tally()
-        # An item is (row, question, label or None), or (row, reason why its objects cannot be read).
-        self._items: list[tuple[int, int, str | None] | tuple[int, str]] = []
-        for row, value in enumerate(table.values(OBJECTS)):
-            try:
-                if isinstance(value, RecordError):
-                    raise value
-                entries = object_entries(value, self._names)
-            except RecordError as error:
-                self._items.append((row, str(error)))
-                continue
-            crowds = {entry["label"] for entry in entries if entry["crowd"]}
-            labels = sorted({entry["label"] for entry in entries} - crowds)
-            if crowds:
-                self.found.note(f"row {row}: {', '.join(sorted(crowds))}", ["crowd_left_out"])
-            if not labels:
-                self.found.note(f"row {row}", ["image_without_objects"])
-            self._items += [(row, *ask) for ask in asked(self._questions, labels, whole=not crowds)]
-
-    def fingerprint(self) -> str:
-        return f"objects:{self._names}:{self._table.fingerprint()}"
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        item = self._items[index]
-        if len(item) == 2:
-            raise RecordError(f"{OBJECTS}: {item[1]}", f"{self.name}-row-{item[0]}")
-        row, number, label = item
-        raw = self._table[row]
-        boxes = [
-            {"label": entry["label"], "bbox": entry["bbox"]}
-            for entry in object_entries(raw.get(OBJECTS), self._names)
-            if label is None or entry["label"] == label
-        ]
-        if raw.get("width") is not None and raw.get("height") is not None:
-            raw["image_sizes"] = [[raw["width"], raw["height"]]]
-        own = raw.get("id")
-        return {
-            **raw,
-            OBJECTS: None,
-            "id": record_id(self.name if own is None else own, row if own is None else None, label, number),
-            **self._questions[number].ask(boxes),
-        }
 
 
 def check_columns(columns: Mapping[str, str], where: str = "source.options.columns") -> dict[str, str]:
