@@ -13,7 +13,15 @@ class ConfigurationError(UserError):
 
 
 class RecordError(UserError):
-    """One record cannot be used. The message is the reason; `prepare` sets the record aside and goes on."""
+    """One record cannot be used. The message is the reason; `prepare` sets the record aside and goes on.
+
+    Args:
+        record: The record's name, where its source could not give its id: the file that it would have come from.
+    """
+
+    def __init__(self, reason: str, record: str | None = None):
+        super().__init__(reason)
+        self.record = record
 
 
 class ImageError(RecordError):

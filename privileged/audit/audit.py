@@ -13,16 +13,31 @@ from dopd_vl.common.configuration import check_between, check_choice
 from privileged.audit.code_leaks import code_leak
 from privileged.audit.contamination import EvaluationQuestions, file_digest
 from privileged.audit.leaks import answer_leaks, executed_step, same_answer
-from privileged.records.fields import Finding
+from privileged.records.fields import Finding, valid_text
 from privileged.records.records import Record, message_texts, user_text
 from privileged.rendering.boxes import is_empty
 
 Severity = Literal["reject", "warn", "ignore"]
 
 FINDINGS: dict[str, tuple[Severity, str]] = {
-    "duplicate_record": ("reject", "the same prompt and pixels as an earlier record"),
+    "duplicate_record": ("reject", "the same prompt, pixels and answer as an earlier record"),
+    "answer_conflict": ("reject", "the prompt and pixels of an earlier record, with another answer"),
     "near_duplicate": ("warn", "nearly the words of an earlier record's prompt, with the same numbers and pixels"),
     "evaluation_overlap": ("reject", "the prompt shares words with a question of audit.decontaminate"),
+    "marker_unknown": (
+        "reject",
+        "the prompt holds another mark than <image>, such as [IMG] or <video>, as text",
+    ),
+    "markers_numbered": ("warn", "numbered marks such as <image 2> became <image>, with the images in their order"),
+    "hints_from_json": ("warn", "hints that were JSON text were read as the list that they are"),
+    "image_turned": ("warn", "an image was turned as its EXIF data says"),
+    "image_transparent": ("warn", "transparent pixels were laid on white, or on black where all would be white"),
+    "image_scaled": ("warn", "an image of more than 8 bits a channel was brought to 8"),
+    "file_skipped": ("warn", "a file of the source is in a sub-folder, or has a suffix that is not read"),
+    "image_without_objects": ("warn", "nothing is annotated in a picture of the source, and so nothing is asked of it"),
+    "annotation_without_image": ("warn", "a file of annotations of the source has no picture of its name"),
+    "categories_merged": ("warn", "several categories of the source have one name, and are one"),
+    "crowd_left_out": ("warn", "a category of a picture is left out, since a crowd of it was not counted"),
     "box_empty": ("reject", "a box has no area, or lies outside its image (when kept, the box is dropped)"),
     "box_out_of_range": ("warn", "a box sticks out of its image by more than a pixel (it is clipped)"),
     "box_whole_image": ("warn", "a box covers nearly all of its image, and so points at nothing"),
@@ -42,7 +57,7 @@ FINDINGS: dict[str, tuple[Severity, str]] = {
     "no_privilege": ("warn", "no privileged information beyond the final answer"),
 }
 """Every finding: what it leads to by default (the record is set aside, kept and counted, or not looked at), and what it
-means."""
+means. What is said of a source is counted when it is opened, by the names of files or entries; "reject" refuses it."""
 
 SEVERITIES = {code: severity for code, (severity, _) in FINDINGS.items()}
 DESCRIPTIONS = {code: meaning for code, (_, meaning) in FINDINGS.items()}
@@ -244,13 +259,13 @@ class Tally:
         self.sources[row["source"]] += 1
         self.variants.update(variants)
 
-    def note(self, record_id: str, findings: Iterable[Finding]) -> None:
-        """Count findings, each once a record."""
-        for code in {finding.code for finding in findings}:
+    def note(self, name: str, codes: Iterable[str]) -> None:
+        """Count findings, each once for what is named: a record by its id, or a file or an entry of a source."""
+        for code in set(codes):
             self.findings[code] += 1
             examples = self.examples.setdefault(code, [])
             if len(examples) < EXAMPLES_KEPT:
-                examples.append(record_id)
+                examples.append(valid_text(name))
 
     def reject(self, stage: str) -> None:
         self.numbers["rejected"] += 1

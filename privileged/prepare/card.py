@@ -1,4 +1,8 @@
-"""What a finished dataset folder says about itself: the README card and dataset_info.json."""
+"""What a finished dataset folder says about itself: the README card and dataset_info.json.
+
+`datasets` keeps a copy of what it loads under the folder's last name and the card's front matter, and not under the
+content: the front matter holds a digest of the rows, so that no other folder's copy, or an older one, is taken for it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ def card(audit: Mapping[str, Any]) -> str:
         "---",
         "configs:",
         "- config_name: default",
+        f"  description: rows {audit['digest']}",
         "  data_files:",
         "  - split: train",
         "    path: data/train-*.parquet",
@@ -37,7 +42,7 @@ def card(audit: Mapping[str, Any]) -> str:
         *_table("Variant", {name: counts["variants"].get(name, 0) for name in VARIANTS}),
     ]
     if counts["findings"]:
-        lines += ["| Audit finding | records | what happens | meaning |", "|---|---|---|---|"]
+        lines += ["| Audit finding | count | what happens | meaning |", "|---|---|---|---|"]
         for code, count in counts["findings"].items():
             lines.append(f"| {code} | {count} | {audit['severity'][code]} | {DESCRIPTIONS[code]} |")
     else:

@@ -1,4 +1,4 @@
-"""Records that repeat an earlier one: by id, by prompt and pixels, or nearly by the words of the prompt."""
+"""Records that repeat or contradict an earlier one: by id, prompt and pixels, or nearly by the words of the prompt."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import hashlib
 from collections.abc import Mapping
 
 from privileged.audit.audit import Severity, judge
+from privileged.audit.leaks import same_answer
 from privileged.prepare.journal import Seen
 from privileged.prepare.near import Signatures
 from privileged.prepare.outcomes import Outcome
 from privileged.records.fields import Finding
+
+MAX_ANSWER = 500
+"""Characters of an answer that are kept to compare others with."""
 
 
 class Duplicates:
@@ -33,8 +37,12 @@ class Duplicates:
         if self._seen.find(id_key) is not None:
             outcome.set_aside("duplicate", f"the id {outcome.id!r} was used by an earlier record")
             return
+        answer_key, answer = b"answer:" + outcome.digest, _short(outcome.row["answer"])
         if (earlier := self._seen.find(content_key)) is not None:
-            self._found(outcome, Finding("duplicate_record", f"same prompt and images as {earlier!r}"))
+            if same_answer(answer, self._seen.find(answer_key) or answer):
+                self._found(outcome, Finding("duplicate_record", f"same prompt and images as {earlier!r}"))
+            else:
+                self._found(outcome, Finding("answer_conflict", f"{earlier!r} has this prompt and another answer"))
         if outcome.row is None:
             return
         near = self._signatures.find(outcome.near_keys, outcome.signature, self._threshold)
@@ -45,9 +53,15 @@ class Duplicates:
         self._signatures.add(outcome.near_keys, outcome.signature, outcome.id, shard)
         self._seen.add(id_key, outcome.id, shard)
         self._seen.add(content_key, outcome.id, shard)
+        self._seen.add(answer_key, answer, shard)
 
     def _found(self, outcome: Outcome, finding: Finding) -> None:
         reason, counted = judge([finding], self._severity)
         outcome.findings += counted
         if reason is not None:
             outcome.set_aside("duplicate", reason)
+
+
+def _short(answer: str) -> str:
+    """The answer, or of a long one (a program's tests) a digest."""
+    return answer if len(answer) <= MAX_ANSWER else f"digest {hashlib.blake2b(answer.encode()).hexdigest()}"

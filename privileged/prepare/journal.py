@@ -8,6 +8,7 @@ output/data/train-00000-of-00012.parquet
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -89,7 +90,9 @@ class Journal:
         final = self._output / DATA_FOLDER / name
         commit_file(temporary, final)
         seen.commit()
-        note = {"file": name, "bytes": final.stat().st_size, **note}
+        with final.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        note = {"file": name, "bytes": final.stat().st_size, "digest": digest, **note}
         write_atomically(self._note(shard), json.dumps(note, ensure_ascii=True))
 
     def write_lines(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:

@@ -30,7 +30,7 @@ from privileged.audit.contamination import EvaluationQuestions
 from privileged.prepare.config import PrepareConfig
 from privileged.prepare.near import near_keys, signature
 from privileged.records.annotations import own_annotations
-from privileged.records.fields import Finding
+from privileged.records.fields import Finding, valid_text
 from privileged.records.records import MAX_ID, Record, default_id, parse_record, user_text
 from privileged.rendering.variants import VARIANTS
 from privileged.sources.sources import ImageFolderSource, Source, SourceFactory
@@ -62,7 +62,7 @@ class Outcome:
     dropped: list[dict[str, Any]] = field(default_factory=list)
 
     def set_aside(self, stage: str, reason: str) -> None:
-        self.stage, self.reason, self.row = stage, reason[:MAX_REASON], None
+        self.stage, self.reason, self.row = stage, valid_text(reason[:MAX_REASON]), None
 
 
 OutcomeStream = tuple[Iterator[Outcome], Callable[[], str] | None]
@@ -199,6 +199,7 @@ class RecordProcessor:
             outcome.set_aside("image", str(error))
             return outcome
         except RecordError as error:
+            outcome.id = valid_text(error.record or outcome.id)
             outcome.set_aside(outcome.stage or "record", str(error))
             return outcome
         if annotation is not None:
@@ -246,7 +247,7 @@ class RecordProcessor:
             if not isinstance(raw, Mapping):
                 raise RecordError(f"a record must be a mapping, not {type(raw).__name__}")
             if isinstance(raw.get("id"), str):  # for the report, should the record not parse
-                outcome.id = raw["id"][:MAX_ID]
+                outcome.id = valid_text(raw["id"][:MAX_ID])
             privileged = own_annotations(raw)
             for part in without:
                 privileged.pop(part, None)

@@ -24,7 +24,7 @@ from dopd_vl.common.files import disk_told_of, exclusive, write_atomically
 from dopd_vl.common.progress import Progress
 from privileged.annotators.ahead import annotation_fingerprint
 from privileged.annotators.estimate import Estimate, estimate
-from privileged.audit.audit import Tally
+from privileged.audit.audit import Severity, Tally
 from privileged.audit.contamination import EvaluationQuestions
 from privileged.dataset import (
     AUDIT_FILE,
@@ -47,7 +47,7 @@ from privileged.prepare.sample import sample_note, sample_places, write_sample
 from privileged.prepare.shards import ShardWriter
 from privileged.records.annotations import OWN_ANNOTATIONS
 from privileged.sources.cards import resolve_source
-from privileged.sources.sources import SOURCES, Source, SourceFactory
+from privileged.sources.sources import SOURCES, CountingSource, Source, SourceFactory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -164,7 +164,7 @@ class _Preparation:
     def _shards(self) -> Tally:
         """Write every shard that is not committed, in order; the counts of all."""
         committed = self.journal.committed()
-        tally = Tally()
+        tally = found_in(self.source, self.severity)
         for note in self._notes(committed):
             tally.add(note["tally"])
         if tally.rejected > self.allowed:
@@ -213,7 +213,7 @@ class _Preparation:
         with ShardWriter(temporary) as writer:
             for place, outcome in enumerate(stream, start=shard * self.config.shard_size):
                 duplicates.judge(outcome, shard)
-                part.note(outcome.id, outcome.findings)
+                part.note(outcome.id, (finding.code for finding in outcome.findings))
                 part.annotated.update(outcome.annotated)
                 dropped += [{"id": outcome.id, "index": outcome.index, **drop} for drop in outcome.dropped]
                 if outcome.row is not None:
@@ -248,12 +248,13 @@ class _Preparation:
         self.journal.write_lines(REJECTED_FILE, self._rejected(self.shard_count, []))
         if tally.records == 0:
             raise PrepareError(f"{self.output}: every record was rejected; see {REJECTED_FILE} there")
-        files, size, sampled = [], 0, []
+        files, digests, size, sampled = [], [], 0, []
         for note in self._notes(self.shard_count):  # one at a time: with what was dropped they may be large
             files.append(note["file"])
+            digests.append(note["digest"])
             size += note["bytes"]
             sampled.append((self.output / DATA_FOLDER / note["file"], note["sample"]))
-        audit = {**self._audit(tally), "files": files}
+        audit = {**self._audit(tally), "files": files, "digest": digest_json(digests)}
         if self.config.annotate is not None:
             dropped = (drop for note in self._notes(self.shard_count) for drop in note["dropped"])
             self.journal.write_lines(DROPPED_FILE, dropped)
@@ -305,8 +306,27 @@ def with_source(
     except ValueError as error:  # a factory from outside need not know our errors
         raise ConfigurationError(f"source.options: {error}") from error
     if len(source) == 0:
-        raise ConfigurationError(f"source.options: the source {source.name!r} holds no records")
+        found = found_in(source, config.audit.resolved())
+        left = f" ({told})" if (told := ", ".join(f"{count} {code}" for code, count in found.findings.items())) else ""
+        raise ConfigurationError(f"source.options: the source {source.name!r} holds no records{left}")
+    found_in(source, config.audit.resolved())
     return config, source, factory
+
+
+def found_in(source: Source, severity: Mapping[str, Severity]) -> Tally:
+    """What the source left out or mended when it was opened. ConfigurationError for what the audit is to refuse."""
+    tally = Tally()
+    if isinstance(source, CountingSource):
+        tally.add(source.found.to_dict())
+    for code in list(tally.findings):
+        if severity[code] == "reject":
+            raise ConfigurationError(
+                f"audit.severity.{code}: is reject, and the source has {tally.findings[code]}: "
+                f"{', '.join(tally.examples[code])}"
+            )
+        if severity[code] == "ignore":
+            del tally.findings[code], tally.examples[code]
+    return tally
 
 
 def fingerprint(config: PrepareConfig, source: Source) -> str:

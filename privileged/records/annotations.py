@@ -5,6 +5,7 @@ Hints, captions and boxes get their final form, or the reason why they cannot.
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from dopd_vl.common.errors import RecordError
 from privileged.records.fields import (
     Finding,
     check_keys,
+    is_visible,
     item_list,
     number_list,
     number_text,
@@ -30,7 +32,7 @@ from privileged.schema import BOX_KEYS, PRIVILEGED_KEYS, Box, Privileged, empty_
 CLIP_TOLERANCE = 1.0
 """Pixels by which a box may stick out of its image unmentioned: sources round."""
 
-OWN_ANNOTATIONS = "own-1"
+OWN_ANNOTATIONS = "own-2"
 """For fingerprints: changes whenever `own_annotations` gives something else."""
 
 
@@ -61,8 +63,8 @@ def privileged_part(value: Any, images: Sequence[StoredImage], box_format: str, 
     answer = value.get("final_answer")
     return Privileged(
         final_answer=None if answer is None or answer == "" else answer_text(answer, "privileged.final_answer"),
-        hints=_hints(value.get("hints"), "privileged.hints"),
-        hints_executed=_hints(value.get("hints_executed"), "privileged.hints_executed"),
+        hints=_hints(value.get("hints"), "privileged.hints", findings),
+        hints_executed=_hints(value.get("hints_executed"), "privileged.hints_executed", findings),
         hint_summary=shown_text(value.get("hint_summary"), "privileged.hint_summary"),
         caption=shown_text(value.get("caption"), "privileged.caption"),
         boxes=_boxes(value.get("boxes"), images, box_format, findings),
@@ -77,13 +79,27 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
     return value
 
 
-def _hints(value: Any, where: str) -> list[str]:
+def _hints(value: Any, where: str, findings: list[Finding]) -> list[str]:
     if value is None:
         return []
     if isinstance(value, str):
-        value = [value]
+        value = _list_of_text(value.strip(), where, findings)
     hints = [shown_text(item, f"{where}[{number}]") for number, item in enumerate(item_list(value, where))]
     return [hint for hint in hints if hint is not None]
+
+
+def _list_of_text(text: str, where: str, findings: list[Finding]) -> Any:
+    """The list that a table could hold as text only, or the text as one hint."""
+    if text[:1] + text[-1:] not in ("[]", "{}"):
+        return [text]
+    try:
+        hints = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text[1:2] not in ("'", '"'):
+            return [text]
+        raise RecordError(f"{where} is the text of a list, but no JSON: {reprlib.repr(text)}") from error
+    findings.append(Finding("hints_from_json", f"{where} was JSON text"))
+    return hints
 
 
 def _boxes(value: Any, images: Sequence[StoredImage], box_format: str, findings: list[Finding]) -> list[Box]:
@@ -134,9 +150,11 @@ def _box(item: Any, where: str, images: Sequence[StoredImage], box_format: str, 
 
 def answer_text(value: Any, where: str = "answer") -> str:
     """A final answer, which may be given as a number."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        raise RecordError(f"{where} is {value}; a card's transform yes_no says what true and false mean")
+    if isinstance(value, int | float):
         return number_text(value)
     text = required_text(value, where).strip()
-    if not text:
-        raise RecordError(f"{where} is empty")
+    if not is_visible(text):
+        raise RecordError(f"{where} is empty{', but for characters that are not seen' if text else ''}")
     return without_marker(text, where)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numbers
 import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +30,60 @@ CONTROL_TOKEN = re.compile(
 """Chat and vision control tokens. Inside a text they would forge turns or images once it is tokenised."""
 
 
+IMAGE_MARKS = re.compile(
+    r"<(?:image|img|video|audio)(?:[ _-]?(?:here|placeholder|token|\d{1,4}))? ?/?>"
+    r"|\[(?:image|img|video|audio)(?:[ _-]?\d{1,4})?\]",
+    re.IGNORECASE,
+)
+"""Where an image, film or sound stands in a text, as sets write it: <image>, <image 2>, <image_2>, [IMG], <video>."""
+
+_BLANK_LETTERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and signs for Unicode of which nothing is seen: the Hangul fillers and the empty Braille cell."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that the audit noticed about a record: one of `audit.SEVERITIES`, and what exactly."""
 
     code: str
     detail: str
+
+
+def is_visible(text: str) -> bool:
+    """Whether a reader sees anything: not of spaces, controls, zero-width signs or accents without a letter alone.
+
+    >>> is_visible("7"), is_visible("\u200b \ufeff")
+    (True, False)
+    """
+    return any(unicodedata.category(char)[0] not in "CMZ" and char not in _BLANK_LETTERS for char in text)
+
+
+def image_number(mark: str) -> int | None:
+    """The number in a mark of `IMAGE_MARKS` for an image.
+
+    >>> image_number("<image_2>"), image_number("[IMG]"), image_number("<video 2>")
+    (2, None, None)
+    """
+    digits = re.search(r"\d+", mark)
+    return int(digits.group()) if digits and mark[1:4].casefold() in ("ima", "img") else None
+
+
+def valid_text(text: str) -> str:
+    r"""A text for reports: lone surrogates, which the name of a file may hold, are written out.
+
+    >>> valid_text("a\udcff.png")
+    'a\\udcff.png'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: a mapping of which no key stands twice, where Python would keep the last."""
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise RecordError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} stands twice")
+    return keys
 
 
 def number_text(value: int | float) -> str:
@@ -92,7 +141,8 @@ def required_text(value: Any, where: str, limit: int = MAX_TEXT) -> str:
 
 
 def optional_text(value: Any, where: str) -> str | None:
-    return None if value is None else required_text(value, where).strip() or None
+    text = "" if value is None else required_text(value, where).strip()
+    return text if is_visible(text) else None
 
 
 def shown_text(value: Any, where: str) -> str | None:

@@ -11,7 +11,7 @@ import reprlib
 from typing import Any
 
 from dopd_vl.common.errors import RecordError
-from privileged.records.fields import number_list, shown_text
+from privileged.records.fields import number_list, shown_text, unique_keys
 from privileged.rendering.boxes import GRID, clip, is_empty
 
 MAX_REPLY = 100_000
@@ -66,7 +66,9 @@ def json_of(text: str) -> Any:
         text = fences[0].strip()
     text = with_latex_escaped(text)
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except RecordError as error:
+        raise RecordError(f"the reply: {error}") from error
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
         raise RecordError(f"the reply is no JSON ({error}): {reprlib.repr(text)}") from error
 
@@ -78,13 +80,6 @@ def with_latex_escaped(text: str) -> str:
     ['Use \\frac{1}{2} \\times \\pi.\nThen \\sqrt2.']
     """
     return _ESCAPE.sub(lambda match: r"\\" if match.group(1) else match.group(), text)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        raise RecordError("the reply names a key twice")
-    return keys
 
 
 def grounded_boxes(text: str, size: tuple[int, int], image: int = 0) -> list[dict[str, Any]]:

@@ -12,18 +12,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dopd_vl.common.errors import ImageError
+from privileged.records.fields import Finding
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What is read; phones' MPO files come under JPEG. Not here: what runs other programs (EPS), documents, rarities."""
 
 KEPT_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
 """Files in these formats are stored byte for byte when they decode to plain colour or grey as they are."""
+
+ORIENTATION = 0x0112
+"""The EXIF tag of how a picture must be turned: 1 as it is, 5 to 8 with width and height exchanged."""
+
+FAINT = 32
+"""Levels, of 255, by which a pixel must differ from white to be seen on it."""
+
+SHOWN = 60
+"""Characters of a path that a reason shows."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +59,15 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image as the dataset keeps it: encoded bytes, and the upright RGB picture that they decode to."""
+    """An image as the dataset keeps it: encoded bytes, and the upright RGB picture that they decode to.
+
+    `findings` says what was done to what came in; `orientation` is the EXIF tag's value that it was turned by.
+    """
 
     data: bytes
     image: Image.Image
+    findings: tuple[Finding, ...] = ()
+    orientation: int = 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,13 +82,14 @@ class StoredImage:
 def load_image(value: Any, root: Path | None = None, limits: ImageLimits | None = None) -> StoredImage:
     """An image from a path under `root`, bytes, a {"bytes", "path"} dict (as Hugging Face stores them) or a PIL image.
 
-    The result is upright (EXIF orientation applied) and RGB: alpha is laid on white, 16-bit grey is scaled to 8.
+    The result is upright (EXIF orientation applied) and RGB: alpha is laid on white, or on black where nothing would
+    show on white; 16-bit grey is scaled to 8, by the bits that its values fill.
     """
     limits = limits or ImageLimits()
     if isinstance(value, Image.Image):
         check_size(value.size, limits)
-        upright, _ = _upright_rgb(value)
-        return StoredImage(png_file(upright), upright)
+        upright, findings, _ = _upright_rgb(value)
+        return StoredImage(png_file(upright), upright, findings, _orientation(value))
     data = _bytes_of(value, root, limits)
     if not data:
         raise ImageError("the image file is empty")
@@ -90,22 +106,36 @@ def resolve_inside(path: str, root: Path) -> Path:
     dopd_vl.common.errors.ImageError: image path '../secret.png' leaves the image folder
     """
     if "\0" in path or not path.strip():
-        raise ImageError(f"{path!r} is no image path")
+        raise ImageError(f"{shown(path)} is no image path")
     _refuse_address(path)
     try:
         resolved = (root / path).resolve()
         inside = resolved.is_relative_to(root.resolve())
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links
-        raise ImageError(f"image path {path!r} cannot be followed: {error}") from error
+        reason = getattr(error, "strerror", None) or type(error).__name__  # the message would repeat the path
+        raise ImageError(f"image path {shown(path)} cannot be followed ({reason}){_if_base64(path)}") from error
     if not inside:
-        raise ImageError(f"image path {path!r} leaves the image folder")
+        raise ImageError(f"image path {shown(path)} leaves the image folder{_if_base64(path)}")
     try:
         mode = resolved.stat().st_mode
     except OSError as error:
-        raise ImageError(f"image {path!r} is not in the image folder ({error.strerror})") from error
+        raise ImageError(
+            f"image {shown(path)} is not in the image folder ({error.strerror}){_if_base64(path)}"
+        ) from error
     if not stat.S_ISREG(mode):
-        raise ImageError(f"image {path!r} is no file")
+        raise ImageError(f"image {shown(path)} is no file")
     return resolved
+
+
+def shown(path: str) -> str:
+    """A path as a reason shows it, which may be a whole picture as text."""
+    return repr(path if len(path) <= SHOWN else f"{path[:SHOWN]}...")
+
+
+def _if_base64(path: str) -> str:
+    if path.startswith("data:") or len(path) > 255:
+        return "; a picture as base64 text is not read: give its bytes, or a file"
+    return ""
 
 
 def _refuse_address(path: str) -> None:
@@ -142,14 +172,17 @@ def _bytes_of(value: Any, root: Path | None, limits: ImageLimits) -> bytes:
         raise ImageError(f"an image must be a path, bytes or a PIL image, not {type(value).__name__}")
     _refuse_address(value)
     if root is None:
-        raise ImageError(f"image {value!r} is a path, but no image folder is set: set the source's 'images' option")
+        raise ImageError(
+            f"image {shown(value)} is a path, but no image folder is set: set the source's 'images' option"
+            f"{_if_base64(value)}"
+        )
     path = resolve_inside(value, root)
     try:
         with path.open("rb") as file:
             # One byte more than allowed tells a file that is too large without reading all of it.
             return file.read(limits.max_bytes + 1)
     except OSError as error:
-        raise ImageError(f"image {value!r} cannot be read ({error.strerror})") from error
+        raise ImageError(f"image {shown(value)} cannot be read ({error.strerror})") from error
 
 
 def _decode(data: bytes, limits: ImageLimits) -> StoredImage:
@@ -162,9 +195,11 @@ def _decode(data: bytes, limits: ImageLimits) -> StoredImage:
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1 and opened.format != "MPO":
                     raise ImageError(f"the image is a {opened.format} of {frames} frames; give one still image")
+                deep = any(";16" in str(tile[3]) for tile in opened.tile)
                 opened.load()
-                upright, changed = _upright_rgb(opened)
+                upright, findings, changed = _upright_rgb(opened, deep)
                 kept = opened.format in KEPT_FORMATS and not changed
+                orientation = _orientation(opened)
         except ImageError:
             raise
         except UnidentifiedImageError as error:
@@ -174,7 +209,7 @@ def _decode(data: bytes, limits: ImageLimits) -> StoredImage:
         except Exception as error:
             # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, ValueError.
             raise ImageError(f"the image is damaged ({type(error).__name__}: {error})") from error
-    return StoredImage(data if kept else png_file(upright), upright)
+    return StoredImage(data if kept else png_file(upright), upright, findings, orientation)
 
 
 @contextmanager
@@ -190,35 +225,79 @@ def _strict_pillow() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _upright_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The upright RGB picture without metadata, and whether it differs from what a plain decoder would show."""
-    turned = image.getexif().get(0x0112, 1) not in (0, 1)
-    if turned:
+def _orientation(image: Image.Image) -> int:
+    """From 1 to 8; what is no orientation is none."""
+    found = image.getexif().get(ORIENTATION, 1)
+    return found if found in range(2, 9) else 1
+
+
+def _upright_rgb(image: Image.Image, deep: bool = False) -> tuple[Image.Image, tuple[Finding, ...], bool]:
+    """The upright RGB picture without metadata, what was done to it, and whether a plain decoder would show another.
+
+    Args:
+        deep: The file has 16 bits a channel. Of colour Pillow keeps the upper 8.
+    """
+    findings = []
+    orientation = _orientation(image)
+    if orientation != 1:
         image = ImageOps.exif_transpose(image)
-    has_alpha = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
-    if image.mode in ("RGB", "L") and not has_alpha:
-        rgb, changed = image.convert("RGB"), turned
-    elif has_alpha:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        rgb, changed = Image.alpha_composite(white, rgba).convert("RGB"), True
-    elif image.mode.startswith("I"):
-        rgb, changed = _eight_bit(image).convert("RGB"), True
-    elif image.mode == "F":
+        findings.append(Finding("image_turned", f"turned by its EXIF orientation {orientation}"))
+    if image.mode == "F":
         raise ImageError("the image holds floating-point values; give 8-bit or 16-bit pixels")
+    has_alpha = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+    if image.mode.startswith("I"):
+        if has_alpha:
+            raise ImageError("the image has 16-bit grey and a transparent level; give it 8 bits, or no transparency")
+        image, bits = _eight_bit(image)
+        findings.append(Finding("image_scaled", f"16-bit grey, whose values fill {bits} bits, scaled to 8"))
+    elif deep:
+        brightest = max(high for _, high in _extrema(image.convert("RGB")))
+        if brightest < 64:
+            raise ImageError(
+                f"the image has 16-bit colour of values up to {brightest * 257} of 65535, and would be nearly black; "
+                "give it 8 bits"
+            )
+        findings.append(Finding("image_scaled", "16-bit colour brought to 8"))
+    if has_alpha:
+        rgba = image.convert("RGBA")
+        rgb, ground = _on_a_ground(rgba)
+        if ground:
+            findings.append(Finding("image_transparent", f"transparent pixels laid on {ground}"))
     else:
-        rgb, changed = image.convert("RGB"), True
+        rgb = image.convert("RGB")
     clean = Image.new("RGB", rgb.size)
     clean.paste(rgb)
-    return clean, changed
+    plain = image.mode in ("RGB", "L") and not has_alpha
+    return clean, tuple(findings), bool(findings) or not plain
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8: the full range to the full range, 65535 to 255."""
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    return cast(list[tuple[int, int]], image.getextrema())
+
+
+def _on_a_ground(rgba: Image.Image) -> tuple[Image.Image, str]:
+    """The picture on white, or on black where nothing of it would show on white; the ground's name, if it matters."""
+    lowest, highest = _extrema(rgba)[3]
+    if highest == 0:
+        raise ImageError("the image is wholly transparent: there is nothing to see")
+    white = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
+    if lowest == 255:
+        return white, ""
+    if min(low for low, _ in _extrema(white)) > 255 - FAINT:
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB"), "black"
+    return white, "white"
+
+
+def _eight_bit(image: Image.Image) -> tuple[Image.Image, int]:
+    """16-bit grey to 8 and the bits that its values fill: 8, 10, 12, 14 or 16, whose full range becomes 0 to 255.
+
+    A camera's 12 bits often come in files of 16: by the range of those the picture would be nearly black.
+    """
     values = np.asarray(image).astype(np.int64)
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ImageError("the image holds integers outside 0-65535; give 8-bit or 16-bit pixels")
-    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+    bits = max(8, (int(values.max()).bit_length() + 1) // 2 * 2)
+    return Image.fromarray(np.round(values * 255 / (2**bits - 1)).astype(np.uint8)), bits
 
 
 def png_file(image: Image.Image) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from dopd_vl.common.errors import ImageError, RecordError, nearest
 from privileged.records.annotations import answer_text, privileged_part
 from privileged.records.code_tests import MAX_TESTS, parse_tests
 from privileged.records.fields import (
+    IMAGE_MARKS,
     MAX_ID,
     Finding,
     chat_message,
+    image_number,
+    is_visible,
     item_list,
     number_list,
     number_text,
@@ -27,7 +31,7 @@ from privileged.records.fields import (
     required_text,
 )
 from privileged.records.grounding import grounded_boxes
-from privileged.records.images import ImageLimits, StoredImage, load_image
+from privileged.records.images import SHOWN, ImageLimits, StoredImage, load_image, shown
 from privileged.rendering.boxes import BOX_FORMATS, GRID
 from privileged.schema import IMAGE_MARKER, TASKS, Example, Message, Privileged, empty_privileged
 
@@ -93,7 +97,8 @@ def parse_record(
     Args:
         raw: A mapping with the dataset's columns. `prompt` may be a string, a message's content may be a list of text
             and image parts, `images` may hold paths, bytes or PIL images, and `image_sizes` may say which (width,
-            height) the boxes were drawn on. A `box_format` of its own goes before the argument.
+            height) the boxes were drawn on. A `box_format` of its own goes before the argument. Numbered markers
+            (<image 2>) put the images in their order.
             Unknown columns are ignored, unknown keys of `privileged` are errors.
         index: Position in the source; makes the id when the record has none.
         source: The value of the column `source` when the record has none.
@@ -108,12 +113,15 @@ def parse_record(
         raise RecordError(f"a record must be a mapping, not {type(raw).__name__}")
     findings: list[Finding] = []
     images = _images(raw.get("images"), image_root, limits)
-    _check_sizes(raw.get("image_sizes"), images)
+    for number, stored in enumerate(images):
+        findings += [Finding(found.code, f"image {number}: {found.detail}") for found in stored.findings]
+    sizes = _sizes(raw.get("image_sizes"), images)
     task = _task(raw.get("task"), default_task, tasks)
+    prompt, order = _prompt(raw.get("prompt"), len(images), findings)
     record = Record(
         id=_id(raw.get("id"), source, index),
-        prompt=_prompt(raw.get("prompt"), len(images)),
-        images=images,
+        prompt=prompt,
+        images=[images[number] for number in order],
         answer=_READ_ANSWER.get(task, answer_text)(raw.get("answer")),
         task=task,
         source=optional_text(raw.get("source"), "source") or source,
@@ -124,6 +132,12 @@ def parse_record(
     if own_format is not None and own_format not in BOX_FORMATS:
         raise RecordError(f"box_format {reprlib.repr(own_format)} is unknown; known: {', '.join(BOX_FORMATS)}")
     record.privileged = privileged_part(raw.get("privileged"), images, own_format or box_format, findings)
+    boxes = record.privileged["boxes"]
+    _check_turned(images, sizes, {box["image"] for box in boxes} if task != "boxes" else set(range(len(images))))
+    if order != sorted(order) and any(image_number(mark) for mark in IMAGE_MARKS.findall(repr(record.privileged))):
+        raise RecordError("privileged text numbers the images, whose order is changed by the prompt's markers")
+    for box in boxes:
+        box["image"] = order.index(box["image"])
     if record.privileged["final_answer"] is None and task != "code":  # tests are no answer to show
         record.privileged["final_answer"] = record.answer
     return record
@@ -145,18 +159,48 @@ def _id(value: Any, source: str, index: int) -> str:
     return text
 
 
-def _prompt(value: Any, image_count: int) -> list[Message]:
+def _prompt(value: Any, image_count: int, findings: list[Finding]) -> tuple[list[Message], list[int]]:
+    """The messages, and which image of the record each of their markers stands for."""
     if isinstance(value, str):
+        if value.lstrip().startswith("[{"):
+            _refuse_json(value)
         value = [{"role": "user", "content": value}]
     messages = [chat_message(item, number) for number, item in enumerate(item_list(value, "prompt"))]
     if not messages or messages[-1]["role"] != "user":
         raise RecordError("the prompt must end with a user message")
-    if not messages[-1]["content"].replace(IMAGE_MARKER, "").strip():
-        raise RecordError("the last user message has no text")
-    markers = sum(message["content"].count(IMAGE_MARKER) for message in messages)
+    marks = [mark for message in messages for mark in IMAGE_MARKS.findall(message["content"])]
+    numbers = [number for mark in marks if (number := image_number(mark)) is not None]
+    if numbers:
+        if IMAGE_MARKER in marks or sorted(numbers) != list(range(1, image_count + 1)):
+            raise RecordError(
+                f"the prompt has the markers {reprlib.repr(marks)}, but the record has {image_count} images; each must "
+                "stand once, numbered from 1 or not at all"
+            )
+        for message in messages:
+            message["content"] = IMAGE_MARKS.sub(_plain_marker, message["content"])
+        findings.append(Finding("markers_numbered", f"{', '.join(marks)} became {IMAGE_MARKER}"))
+    markers = marks.count(IMAGE_MARKER)
     if markers and markers != image_count:
         raise RecordError(f"the prompt has {markers} {IMAGE_MARKER} markers, but the record has {image_count} images")
-    return messages
+    unknown = [mark for mark in marks if mark != IMAGE_MARKER and image_number(mark) is None]
+    if unknown:
+        findings.append(Finding("marker_unknown", f"the prompt holds {unknown[0]}; an image stands at {IMAGE_MARKER}"))
+    if not is_visible(messages[-1]["content"].replace(IMAGE_MARKER, "")):
+        raise RecordError("the last user message has no text")
+    return messages, [number - 1 for number in numbers] or list(range(image_count))
+
+
+def _plain_marker(mark: re.Match[str]) -> str:
+    return mark.group() if image_number(mark.group()) is None else IMAGE_MARKER
+
+
+def _refuse_json(text: str) -> None:
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if all(isinstance(item, Mapping) and "role" in item for item in given):
+        raise RecordError("the prompt is the JSON text of messages; a card's transform parse_json makes messages of it")
 
 
 def _images(value: Any, root: Path | None, limits: ImageLimits | None) -> list[StoredImage]:
@@ -168,19 +212,39 @@ def _images(value: Any, root: Path | None, limits: ImageLimits | None) -> list[S
         try:
             images.append(load_image(item, root, limits))
         except ImageError as error:
-            raise ImageError(f"image {number}: {error}") from error
+            file = item.get("path") if isinstance(item, Mapping) else item
+            named = isinstance(file, str | Path) and str(file)[:SHOWN] not in str(error)
+            raise ImageError(f"image {number}{f' ({shown(str(file))})' if named else ''}: {error}") from error
     return images
 
 
-def _check_sizes(value: Any, images: Sequence[StoredImage]) -> None:
-    if value is None:
-        return
-    for number, (size, stored) in enumerate(zip(item_list(value, "image_sizes"), images, strict=False)):
+def _sizes(value: Any, images: Sequence[StoredImage]) -> list[tuple[float, ...]]:
+    """The sizes that the images were annotated in, which must be their own; as many as are given."""
+    sizes = []
+    given = [] if value is None else item_list(value, "image_sizes")
+    for number, (size, stored) in enumerate(zip(given, images, strict=False)):
         expected = tuple(number_list(size, 2, f"image_sizes[{number}]"))
         if expected != stored.size:
             raise RecordError(
                 f"image {number} is {stored.size[0]} x {stored.size[1]}, but was annotated as "
                 f"{expected[0]:g} x {expected[1]:g}: its boxes would be misplaced"
+            )
+        sizes.append(expected)
+    return sizes
+
+
+def _check_turned(images: Sequence[StoredImage], sizes: Sequence[tuple[float, ...]], boxed: Collection[int]) -> None:
+    """Refuse boxes in a picture that EXIF data turns, unless the annotated size shows that they are of the turned one.
+
+    Some tools annotate the picture as it is stored in its file, others as it is seen; few say which.
+    """
+    for number in sorted(boxed):
+        orientation, (width, height) = images[number].orientation, images[number].size
+        shown = number < len(sizes) and orientation >= 5 and width != height
+        if orientation != 1 and not shown:
+            raise RecordError(
+                f"image {number} is turned by its EXIF orientation {orientation}, and nothing shows whether its boxes "
+                "are of the picture before or after: turn the file itself, with its boxes"
             )
 
 

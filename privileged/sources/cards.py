@@ -20,9 +20,17 @@ from dopd_vl.common.configuration import check_choice, existing_path, read_yaml,
 from dopd_vl.common.digests import digest_json
 from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
 from dopd_vl.common.resources import shipped
+from privileged.audit.audit import Tally
 from privileged.rendering.boxes import BOX_FORMATS
 from privileged.schema import TASKS
-from privileged.sources.sources import MAPPABLE, ImageFolderSource, SourceConfig, SourceFactory, check_columns
+from privileged.sources.sources import (
+    MAPPABLE,
+    CountingSource,
+    ImageFolderSource,
+    SourceConfig,
+    SourceFactory,
+    check_columns,
+)
 from privileged.sources.transforms import read_transform
 
 COLUMN_KINDS = ("jsonl", "dataset", "hub")
@@ -122,7 +130,8 @@ def _with_card(settings: SourceConfig, card: SourceCard, path: Path) -> SourceCo
     kind = settings.kind or card.kind
     if kind != card.kind and not (kind in COLUMN_KINDS and card.kind in COLUMN_KINDS):
         raise ConfigurationError(f"source.kind: the card {path.stem} is read as {card.kind!r}, and not as {kind!r}")
-    options: dict[str, Any] = dict(card.options) if kind == card.kind else {}
+    shared = ("questions", "class_names") if kind in ("dataset", "hub") else ()
+    options: dict[str, Any] = {key: card.options[key] for key in card.options if kind == card.kind or key in shared}
     if kind == "hub":
         if card.kind != "hub" and not card.hub:
             raise ConfigurationError(f"source.kind: the card {path.stem} names no data set on the hub")
@@ -154,6 +163,7 @@ class CardSource:
         self._steps = card.steps(f"source.card: {name}")
         self._digest = digest_json([card.transforms, card.prompt_template])
         self.image_root = self._inner.image_root if isinstance(self._inner, ImageFolderSource) else None
+        self.found = self._inner.found if isinstance(self._inner, CountingSource) else Tally()
 
     def fingerprint(self) -> str:
         return f"card:{self._digest}:{self._inner.fingerprint()}"

@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dopd_vl.common.configuration import check_choice, existing_path, settings_of
 from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
+from privileged.audit.audit import Tally
+from privileged.records.fields import unique_keys
 from privileged.schema import COLUMNS, PRIVILEGED_KEYS
 from privileged.sources.coco import CocoSource
 from privileged.sources.detection import VocSource, YoloSource
+from privileged.sources.objects import ObjectTable
 from privileged.sources.tables import Numbered, ParquetRows, Rows, hub_rows, saved_rows
 
 MAX_LINE = 64 * 1024 * 1024
@@ -71,6 +74,13 @@ class ImageFolderSource(Protocol):
     image_root: Path | None
 
 
+@runtime_checkable
+class CountingSource(Protocol):
+    """A source that counts what it left out or mended when it was opened, under findings of the audit."""
+
+    found: Tally
+
+
 @dataclass
 class JsonlOptions:
     """One JSON object a line.
@@ -114,7 +124,9 @@ class JsonlSource:
         if len(line) > MAX_LINE:
             raise RecordError(f"{where} is longer than {MAX_LINE} bytes")
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=unique_keys)
+        except RecordError as error:
+            raise RecordError(f"{where}: {error}") from error
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{where} is no JSON: {error}") from error
         if not isinstance(row, dict):
@@ -146,23 +158,38 @@ class DatasetOptions:
 
     Args:
         path: A folder written by `save_to_disk`, a parquet file, or a folder of parquet files.
+        config: Which configuration of a folder of parquet files, where there are several: by the folder's README, or
+            a sub-folder.
         split: Which split, where there are several.
         images: The folder that image paths are relative to, for datasets that hold paths and not the images.
         columns: As for jsonl.
+        questions: A list of settings of `questions.Question`, asked of the objects that `privileged.boxes` is filled
+            with.
+        class_names: The names of those objects' categories, where they are numbers without names.
     """
 
     path: str
+    config: str | None = None
     split: str | None = None
     images: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    questions: list[Any] = field(default_factory=list)
+    class_names: list[str] | None = None
 
 
-def dataset_source(options: Mapping[str, Any]) -> TableSource:
+def dataset_source(options: Mapping[str, Any]) -> Source:
     """A dataset saved on disk, or parquet files read one row group at a time."""
     given = settings_of(DatasetOptions, options, "source.options")
     path = existing_path(given.path, "source.options.path", "file or folder")
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-    return TableSource(path.stem, given, lambda: (saved_rows if saved else ParquetRows)(path, given.split))
+    if saved and given.config is not None:
+        raise ConfigurationError(f"source.options.config: {path} was saved without configurations; leave it out")
+    table = TableSource(
+        path.stem,
+        given,
+        lambda: saved_rows(path, given.split) if saved else ParquetRows(path, given.config, given.split),
+    )
+    return ObjectTable(table, given.questions, given.class_names) if given.questions else table
 
 
 @dataclass
@@ -174,8 +201,7 @@ class HubOptions:
         revision: A commit or tag; without one, whatever is newest.
         config: The configuration, where the dataset has several.
         split: Which split, where there are several.
-        images: As for dataset.
-        columns: As for jsonl.
+        images, columns, questions, class_names: As for dataset.
     """
 
     id: str
@@ -184,12 +210,15 @@ class HubOptions:
     split: str | None = None
     images: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    questions: list[Any] = field(default_factory=list)
+    class_names: list[str] | None = None
 
 
-def hub_source(options: Mapping[str, Any]) -> TableSource:
+def hub_source(options: Mapping[str, Any]) -> Source:
     """A dataset of the Hugging Face hub, memory-mapped from the cache."""
     given = settings_of(HubOptions, options, "source.options")
-    return TableSource(given.id, given, lambda: hub_rows(given.id, given.revision, given.config, given.split))
+    table = TableSource(given.id, given, lambda: hub_rows(given.id, given.revision, given.config, given.split))
+    return ObjectTable(table, given.questions, given.class_names) if given.questions else table
 
 
 class TableSource:
@@ -217,6 +246,16 @@ class TableSource:
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return map_columns(self._rows[index], self._columns)
+
+    def values(self, target: str) -> Iterator[Any]:
+        """One of our columns for every row, without reading those that do not fill it; RecordErrors as of `Rows`."""
+        column = self._columns.get(target, target)
+        top = column if column in self._rows.columns else column.partition(".")[0]
+        if top not in self._rows.columns:
+            raise ConfigurationError(f"source.options.columns.{target}: name the column of the data that fills it")
+        for value in self._rows.values(top):
+            found = value if isinstance(value, RecordError) else _look_up({top: value}, column)
+            yield None if found is _MISSING else found
 
 
 def check_columns(columns: Mapping[str, str], where: str = "source.options.columns") -> dict[str, str]:

@@ -1,17 +1,19 @@
 """Rows of tables by number: datasets written by `save_to_disk` or loaded from the hub, and parquet files.
 
-Images stay encoded.
+Images stay encoded; numbers of classes become the names that the table's features give them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dopd_vl.common.errors import ConfigurationError, RecordError, one_line
+from privileged.sources.splits import files_of_split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 FOOTER_BYTES = 64 * 1024
 """Of a parquet file, for fingerprints: sizes, offsets and statistics stand there and change with the content."""
+
+BATCH = 1000
+"""Rows of a mapped dataset that are read at once."""
+
+Decoder = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Numbered(Protocol):
@@ -36,9 +43,13 @@ class Numbered(Protocol):
 
 
 class Rows(Numbered, Protocol):
-    """Rows by number, and the names of their columns."""
+    """Rows by number, and the names of their columns. Numbers of a `ClassLabel` are given as their names."""
 
     columns: list[str]
+
+    def values(self, column: str) -> Iterator[Any]:
+        """One column of every row, in order, without reading the others; a RecordError where it cannot be read."""
+        ...
 
 
 def saved_rows(path: Path, split: str | None) -> Rows:
@@ -83,6 +94,13 @@ class _MappedRows:
         # The arrow format hands out what is stored: images as bytes and path, not decoded.
         self._rows = dataset.with_format("arrow")
         self.columns = list(dataset.column_names)
+        self._decode = _decoder(dataset.features)
+
+    def values(self, column: str) -> Iterator[Any]:
+        rows = self._rows.select_columns([column])
+        for start in range(0, len(rows), BATCH):
+            stop = min(start + BATCH, len(rows))
+            yield from _column(partial(rows.__getitem__, slice(start, stop)), self._decode, column, stop - start)
 
     def fingerprint(self) -> str:
         return f"{self._kind}:{self._fingerprint}:{len(self)}"
@@ -91,7 +109,9 @@ class _MappedRows:
         return len(self._rows)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return _only_row(lambda: self._rows[index : index + 1], f"row {index} of the {self._kind} dataset")
+        return self._decode(
+            _only_row(lambda: self._rows[index : index + 1], f"row {index} of the {self._kind} dataset")
+        )
 
 
 def pick_split(splits: DatasetDict, split: str | None) -> Dataset:
@@ -99,6 +119,8 @@ def pick_split(splits: DatasetDict, split: str | None) -> Dataset:
     names = [str(name) for name in splits]
     if split is None and len(names) == 1:
         split = names[0]
+    if split is None:
+        raise ConfigurationError(f"source.options.split: there are several, name one of them: {', '.join(names)}")
     if split not in names:
         raise ConfigurationError(f"source.options.split: {split!r} is not among the splits {', '.join(names)}")
     return splits[split]
@@ -107,19 +129,14 @@ def pick_split(splits: DatasetDict, split: str | None) -> Dataset:
 class ParquetRows:
     """Parquet files in the order of their names. One row group is held in memory."""
 
-    def __init__(self, path: Path, split: str | None):
+    def __init__(self, path: Path, config: str | None, split: str | None):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        paths = [path] if path.is_file() else sorted(path.rglob("[!.]*.parquet"))
-        if split is not None:
-            paths = [p for p in paths if p.stem == split or p.name.startswith(f"{split}-") or p.parent.name == split]
-        if not paths:
-            raise ConfigurationError(
-                f"source.options.path: {path} holds no parquet file{f' of split {split!r}' if split else ''}"
-            )
+        paths = files_of_split(path, config, split)
         self.columns: list[str] = []
         self._files: list[pq.ParquetFile] = []
+        self._decoders: list[Decoder] = []
         self._groups: list[tuple[int, int]] = []  # (file, row group) in order
         self._starts: list[int] = []  # first row of each group
         self._count = 0
@@ -132,6 +149,7 @@ class ParquetRows:
                     f"source.options.path: {file_path} is no readable parquet file ({one_line(error)})"
                 ) from error
             self._files.append(file)
+            self._decoders.append(_decoder(_features(file.schema_arrow, file_path)))
             self.columns += [name for name in file.schema_arrow.names if name not in self.columns]
             for group in range(file.num_row_groups):
                 self._groups.append((number, group))
@@ -150,13 +168,85 @@ class ParquetRows:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         number = bisect_right(self._starts, index) - 1
         offset = index - self._starts[number]
-        return _only_row(lambda: self._group(number).slice(offset, 1), f"row {index} of the parquet files")
+        decode = self._decoders[self._groups[number][0]]
+        return decode(_only_row(lambda: self._group(number).slice(offset, 1), f"row {index} of the parquet files"))
+
+    def values(self, column: str) -> Iterator[Any]:
+        for number, group in self._groups:
+            file = self._files[number]
+            read = partial(file.read_row_group, group, columns=[column])
+            yield from _column(read, self._decoders[number], column, file.metadata.row_group(group).num_rows)
 
     def _group(self, number: int) -> pa.Table:
         if self._loaded[0] != number:
             file, group = self._groups[number]
             self._loaded = (number, self._files[file].read_row_group(group))
         return self._loaded[1]
+
+
+def _features(schema: pa.Schema, path: Path) -> Mapping[str, Any]:
+    """What `datasets` wrote of the columns beside them; nothing where another tool wrote the file."""
+    from datasets import Features
+
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    try:
+        return Features.from_arrow_schema(schema)
+    except Exception as error:  # whatever datasets makes of a damaged or newer description
+        raise ConfigurationError(
+            f"source.options.path: {path} has features that cannot be read ({one_line(error)})"
+        ) from error
+
+
+def _decoder(features: Mapping[str, Any]) -> Decoder:
+    """From a row as it is stored to one with names in place of the numbers of every `ClassLabel`, however deep."""
+    name = _namer(dict(features))
+    return (lambda row: row) if name is None else name
+
+
+def _namer(feature: Any) -> Callable[[Any], Any] | None:
+    from datasets import ClassLabel, LargeList, List
+
+    if isinstance(feature, ClassLabel):
+        return partial(_class_name, feature.names)
+    if isinstance(feature, List | LargeList):
+        name = _namer(feature.feature)
+        return None if name is None else lambda values: None if values is None else [name(value) for value in values]
+    if isinstance(feature, Mapping):
+        namers = {key: name for key, inner in feature.items() if (name := _namer(inner)) is not None}
+        return partial(_name_keys, namers) if namers else None
+    return None
+
+
+def _name_keys(namers: Mapping[str, Callable[[Any], Any]], value: Mapping[str, Any] | None) -> Any:
+    if value is None:
+        return None
+    return {key: namers[key](inner) if key in namers else inner for key, inner in value.items()}
+
+
+def _class_name(names: Sequence[str], number: int | None) -> str | None:
+    """The name of a class; -1 is how `datasets` says that there is none."""
+    if number is None or number == -1:
+        return None
+    if not 0 <= number < len(names):
+        raise RecordError(f"class {number} is not among the {len(names)} names of its ClassLabel")
+    return names[number]
+
+
+def _column(read: Callable[[], pa.Table], decode: Decoder, column: str, count: int) -> Iterator[Any]:
+    """One column of the rows that `read` gives; as many errors as rows where they cannot be read."""
+    import pyarrow as pa
+
+    try:
+        rows = read().to_pylist()
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        yield from [RecordError(f"cannot be read: {one_line(error)}")] * count
+        return
+    for row in rows:
+        try:
+            yield decode(row).get(column)
+        except RecordError as error:
+            yield error
 
 
 def _only_row(read: Callable[[], pa.Table], where: str) -> dict[str, Any]:

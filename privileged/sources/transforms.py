@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dopd_vl.common.configuration import call_of, check_choice
 from dopd_vl.common.errors import ConfigurationError, RecordError
+from privileged.records.fields import is_visible
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 
@@ -129,6 +130,60 @@ def join_folder(value: Any, folder: str) -> Any:
     return f"{folder.rstrip('/')}/{_text(value, 'join_folder')}"
 
 
+def yes_no(value: Any, yes: str = "yes", no: str = "no") -> str:
+    """What true and false are called.
+
+    >>> yes_no(True), yes_no(False, no="nein")
+    ('yes', 'nein')
+    """
+    if not isinstance(value, bool):
+        raise RecordError(f"yes_no: needs true or false, not {reprlib.repr(value)}")
+    return yes if value else no
+
+
+def objects(value: Any, names: list[str] | None = None) -> list[dict[str, Any]]:
+    """Objects as detection sets of the hub have them (bbox, category or label, and more) as our boxes.
+
+    Args:
+        names: Of categories that are numbers.
+
+    >>> objects({"bbox": [[4, 2, 9, 9]], "category": [1], "area": [81]}, names=["cat", "dog"])
+    [{'label': 'dog', 'bbox': [4, 2, 9, 9]}]
+    """
+    return [{"label": entry["label"], "bbox": entry["bbox"]} for entry in object_entries(value, names)]
+
+
+def object_entries(value: Any, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """`label`, `bbox` and `crowd` of each object, from a mapping of lists or a list of mappings."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        columns = {name: column for name, column in value.items() if isinstance(column, list | tuple)}
+        if len(columns) < len(value) or len({len(column) for column in columns.values()}) > 1:
+            raise RecordError("objects: needs lists of the same length for its keys")
+        value = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, Mapping) for entry in value):
+        raise RecordError(f"objects: needs a mapping of lists or a list of mappings, not {reprlib.repr(value)}")
+    return [
+        {"label": _object_label(entry, names), "bbox": entry.get("bbox"), "crowd": bool(entry.get("iscrowd"))}
+        for entry in value
+    ]
+
+
+def _object_label(entry: Mapping[str, Any], names: Sequence[str] | None) -> str:
+    given = [entry[name] for name in ("category", "label") if entry.get(name) is not None]
+    if len(given) != 1:
+        raise RecordError(f"objects: each needs a category or a label, not {reprlib.repr(dict(entry))}")
+    label = given[0]
+    if isinstance(label, int) and not isinstance(label, bool):
+        if names is None or not 0 <= label < len(names):
+            raise RecordError(f"objects: category {reprlib.repr(label)} has no name; give the names of all categories")
+        label = names[label]
+    if not is_visible(_text(label, "objects")):
+        raise RecordError("objects: a category has no name")
+    return " ".join(label.split())
+
+
 TRANSFORMS: dict[str, Callable[..., Any]] = {
     "parse_json": parse_json,
     "to_json": to_json,
@@ -140,6 +195,8 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
     "template": template,
     "rename": rename,
     "join_folder": join_folder,
+    "yes_no": yes_no,
+    "objects": objects,
 }
 """Every transform by its name in a card."""
 

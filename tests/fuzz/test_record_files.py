@@ -17,6 +17,7 @@ from privileged.dataset import load_privileged
 from privileged.records.records import Record, parse_record
 from privileged.schema import PRIVILEGED_KEYS
 from privileged.sources.sources import SOURCES
+from privileged.sources.transforms import TRANSFORMS
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -150,6 +151,59 @@ def test_parquet_columns_of_any_type_give_records_or_reasons(
     filled = table.append_column("n", pa.array(range(count), pa.int64()))
     pq.write_table(filled, tmp_path / "rows.parquet")
     records_of("dataset", {"path": str(tmp_path / "rows.parquet"), "columns": mapped})
+
+
+CARDS = st.recursive(
+    st.none()
+    | st.text(max_size=6)
+    | st.integers()
+    | st.sampled_from(["*", "a*", "**/*", "../*", "/", "a**", "[", "b"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["configs", "config_name", "data_files", "data_dir", "split", "path"]), inner)
+    ),
+    max_leaves=8,
+)
+FRONTS = CARDS.map(lambda card: f"---\n{json.dumps({'configs': [card]})}\n---\n") | st.text(max_size=20).map(
+    "---\n{}\n---".format
+)
+
+
+@SETTINGS
+@given(
+    readme=FRONTS.map(str.encode) | st.binary(max_size=30),
+    config=st.none() | st.just("b"),
+    split=st.none() | st.just("a"),
+)
+@example(
+    readme=b"---\nconfigs: [{config_name: b, data_files: [{split: a, path: '../*'}]}]\n---\n", config=None, split=None
+)
+@example(readme=b"---\nconfigs: [{config_name: b, data_dir: ../.., data_files: a*}]\n---\n", config=None, split=None)
+@example(readme=b"---\nconfigs: [{config_name: b, data_dir: ../..}]\n---\n", config=None, split=None)
+def test_a_folder_with_any_card_gives_its_own_records_or_a_reason(
+    readme: bytes, config: str | None, split: str | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir(exist_ok=True)
+    (tmp_path / "secret.parquet").write_bytes(PARQUET)
+    (folder / "a.parquet").write_bytes(PARQUET)
+    (folder / "README.md").write_bytes(readme)
+    options = {"config": config, "split": split}
+    chosen = {key: value for key, value in options.items() if value is not None}
+    assert len(records_of("dataset", {"path": str(folder), **chosen})) in (0, 6)
+
+
+@SETTINGS
+@given(objects=st.dictionaries(st.sampled_from(["bbox", "category", "label", "iscrowd", "x"]), JSON) | JSON)
+@example(objects={"bbox": [[1, 2, 3, 4]], "category": [True]})
+@example(objects={"bbox": [[1, 2, 3, 4]], "category": [10**400]})
+def test_any_objects_become_boxes_or_a_reason(objects: Any) -> None:
+    try:
+        boxes = TRANSFORMS["objects"](objects, names=["cat"])
+    except RecordError as error:
+        assert_one_line(error)
+        return
+    assert all(set(box) == {"label", "bbox"} and isinstance(box["label"], str) for box in boxes)
 
 
 AUDITS = JSON.map(json.dumps) | st.text(max_size=20) | st.fixed_dictionaries(

@@ -132,7 +132,9 @@ def test_limit_and_shuffle_choose_the_records(jsonl_world, tmp_path):
 
 def test_too_many_rejected_records_are_an_error_that_keeps_what_was_seen(jsonl_world, tmp_path):
     config = jsonl_settings(jsonl_world, tmp_path / "out", max_rejected_share=0.05)  # 2 of 40
-    with pytest.raises(PrepareError, match=r"3 of the first 20 records .* the first was row-7: image 0: .*damaged"):
+    with pytest.raises(
+        PrepareError, match=r"3 of the first 20 records .* the first was row-7: image 0 \('7\.png'\): .*damaged"
+    ):
         prepare(config, console=quiet())
     assert len((tmp_path / "out" / "rejected.jsonl").read_text().splitlines()) == 3
     assert json.loads((tmp_path / "out" / "audit-partial.json").read_text())["rejected"] == 3

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 from privileged_samples import noise, raw_record
 
-from dopd_vl.common.errors import ImageError
+from dopd_vl.common.errors import ImageError, RecordError
 from privileged.records.images import load_image
 from privileged.records.records import parse_record
 
@@ -37,7 +37,7 @@ def png_of(width, height, depth, colour, rows, extra=()):
     )
 
 
-def test_every_exif_orientation_is_turned_upright_and_boxes_are_of_the_upright_picture():
+def test_every_exif_orientation_is_turned_upright_and_boxes_must_be_known_to_be_of_the_upright_picture():
     upright = noise(48, 32)
     # What the camera stored for each orientation, so that the reader's turn undoes it.
     stored_as = {
@@ -49,11 +49,19 @@ def test_every_exif_orientation_is_turned_upright_and_boxes_are_of_the_upright_p
         exif = Image.Exif()
         exif[0x0112] = orientation
         data = encoded(picture, exif=exif)
-        record = parse_record(
-            raw_record(images=[data], privileged={"boxes": [{"label": "7", "bbox": [40, 4, 47, 30]}]})
-        )
-        assert np.array_equal(np.array(record.images[0].image), np.array(upright)), orientation
-        assert record.findings == [], "the box lies inside the upright picture"
+        boxed = raw_record(images=[data], privileged={"boxes": [{"label": "7", "bbox": [40, 4, 47, 30]}]})
+        plain = parse_record({**boxed, "privileged": None})
+        assert np.array_equal(np.array(plain.images[0].image), np.array(upright)), orientation
+        assert [finding.code for finding in plain.findings] == ["image_turned"] * (orientation > 1)
+        if orientation > 1:
+            with pytest.raises(RecordError, match="before or after"):
+                parse_record(boxed)
+        if orientation in (2, 3, 4):  # the size is the same before and after
+            with pytest.raises(RecordError, match="before or after"):
+                parse_record({**boxed, "image_sizes": [upright.size]})
+            continue
+        record = parse_record({**boxed, "image_sizes": [upright.size]})
+        assert record.privileged["boxes"][0]["bbox"] == [40, 4, 47, 30]
         assert load_image(record.images[0].data).size == (48, 32), "what is stored needs no turning"
 
 

@@ -126,12 +126,20 @@ def test_the_picture_is_turned_upright_and_its_boxes_mean_the_upright_pixels():
     assert load_image(stored.data).size == (32, 48), "what is stored needs no turning"
 
 
+def half_shown(colour):
+    """A picture whose left half is transparent."""
+    image = Image.new("RGBA", (8, 6), (*colour, 0))
+    image.paste((*colour, 255), (4, 0, 8, 6))
+    return image
+
+
 def test_all_kinds_of_pixels_become_rgb():
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
     cases = {
         "L": (Image.fromarray(grey), np.stack([grey] * 3, axis=2)),
         "16 bit": (Image.fromarray(grey.astype(np.uint16) * 257), np.stack([grey] * 3, axis=2)),
-        "transparent": (Image.new("RGBA", (8, 6), (255, 0, 0, 0)), np.full((6, 8, 3), 255)),
+        "transparent": (half_shown((255, 0, 0)), np.array([[[255] * 3] * 4 + [[255, 0, 0]] * 4] * 6)),
+        "white on nothing": (half_shown((255, 255, 255)), np.array([[[0] * 3] * 4 + [[255] * 3] * 4] * 6)),
         "opaque": (Image.new("RGBA", (8, 6), (255, 0, 0, 255)), np.full((6, 8, 3), (255, 0, 0))),
         "grey with alpha": (Image.new("LA", (8, 6), (10, 255)), np.full((6, 8, 3), 10)),
         "palette": (Image.new("RGB", (8, 6), (0, 0, 255)).quantize(4), np.full((6, 8, 3), (0, 0, 255))),
@@ -145,6 +153,8 @@ def test_all_kinds_of_pixels_become_rgb():
         assert np.array_equal(again, expected), f"{name}: what is stored decodes to the same pixels"
     cmyk = load_image(encoded(Image.new("CMYK", (8, 6), (0, 0, 0, 0)), "JPEG"))
     assert np.array(cmyk.image).min() > 250
+    with pytest.raises(ImageError, match="wholly transparent"):
+        load_image(encoded(Image.new("RGBA", (8, 6), (255, 0, 0, 0))))
     with pytest.raises(ImageError, match="floating-point"):
         load_image(encoded(Image.new("F", (8, 6)), "TIFF"))
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import supervision as sv
 import yaml
-from PIL import Image
 from privileged_samples import noise
 
 from dopd_vl.common.errors import ConfigurationError, ImageError, RecordError
@@ -93,7 +92,7 @@ def test_a_bad_annotation_file_is_one_bad_record(folders: Path) -> None:
     (folders / "labels" / "c.txt").write_text("1 0.5 0.5 nan 0.1\n")
     (folders / "xml" / "c.xml").write_text("<annotation><object><name>cat</name></object></annotation>")
     for source in (yolo(folders, questions=[LIST]), voc(folders, questions=[LIST])):
-        with pytest.raises(RecordError, match="annotations: "):
+        with pytest.raises(RecordError, match=r"c\.(txt|xml) of c\.png: "):
             source[2]
 
 
@@ -102,18 +101,6 @@ def test_an_xml_bomb_is_refused(folders: Path) -> None:
     (folders / "xml" / "c.xml").write_text(f"{entities}<annotation><object><name>&y;</name></object></annotation>")
     with pytest.raises(RecordError, match="is no XML"):
         voc(folders)[5]
-
-
-def test_boxes_of_a_turned_photo_are_in_its_upright_pixels(folders: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter: the stored 48 x 32 is shown as 32 x 48
-    noise(seed=3).save(folders / "images" / "c.jpg", exif=exif)
-    (folders / "images" / "c.png").unlink()
-    (folders / "labels" / "c.txt").write_text("0 0.5 0.5 1 1\n")
-    source = yolo(folders, questions=[LIST])
-    record = parse_record(source[2], image_root=source.image_root)
-    assert record.images[0].size == (32, 48)
-    assert record.privileged["boxes"][0]["bbox"] == [0, 0, 32, 48]
 
 
 def test_polygons_give_their_bounding_box(folders: Path) -> None:

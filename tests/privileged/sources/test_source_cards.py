@@ -17,7 +17,7 @@ from privileged.prepare.prepare import prepare
 from privileged.records.records import parse_record
 from privileged.sources.cards import find_card, read_card, resolve_source
 from privileged.sources.sources import SOURCES, hub_source
-from privileged.sources.transforms import TRANSFORMS, item, join_folder, key, parse_json, rename, unbox
+from privileged.sources.transforms import TRANSFORMS, item, join_folder, key, objects, parse_json, rename, unbox, yes_no
 
 CARDS = sorted(shipped("data/sources").glob("*.yaml"))
 DAPO_BEFORE = (
@@ -59,7 +59,9 @@ def test_shipped_cards_parse_and_say_where_they_come_from(path: Path) -> None:
 
 def test_every_named_set_has_its_card() -> None:
     wanted = {"rar-science", "dapo-math-17k", "dapo-math-17k-processed", "skywork-or1-code", "virl39k"}
-    assert wanted | {"jsonl", "hugging-face", "coco", "yolo", "pascal-voc"} == {path.stem for path in CARDS}
+    assert wanted | {"jsonl", "hugging-face", "hugging-face-detection", "coco", "yolo", "pascal-voc"} == {
+        path.stem for path in CARDS
+    }
 
 
 def test_dapo_loses_its_instruction_and_its_repeats(tmp_path: Path) -> None:
@@ -218,6 +220,15 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_only_when_named(monkeypatc
     assert asked == [("ScaleAI/RaR-Science", None, revision) for revision in ("abc", pinned, pinned)]
 
 
+def test_the_questions_of_a_card_are_asked_of_a_set_of_the_hub_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"image_id": 7, "objects": {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": ["cat"]}, "image": None}
+    monkeypatch.setattr("datasets.load_dataset", lambda dataset_id, name=None, revision=None: Dataset.from_list([row]))
+    config = SourceConfig("hub", {"id": "me/cats"}, card="hugging-face-detection")
+    settings, factory = resolve_source(config, SOURCES)
+    (record,) = factory(settings.options)
+    assert (record["id"], record["answer"], settings.box_format) == ("7-cat-0", "1", "xywh")
+
+
 def test_a_hub_set_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(
@@ -329,9 +340,14 @@ def test_values_that_a_transform_cannot_take_are_bad_records() -> None:
         lambda: unbox("\\boxed{1"),
         lambda: rename("rule", {"model": "open"}),
         lambda: join_folder(3, "images"),
+        lambda: yes_no("true"),
+        lambda: objects({"bbox": [[1, 2, 3, 4]], "category": [7]}),
+        lambda: objects([{"bbox": [1, 2, 3, 4]}], ["cat"]),
+        lambda: objects({"bbox": [[1, 2, 3, 4]], "category": []}),
+        lambda: objects({"bbox": 3}),
     ]
     for call in calls:
         with pytest.raises(RecordError):
             call()
     assert find_card("virl39k").name == "virl39k.yaml"
-    assert len(TRANSFORMS) == 10
+    assert len(TRANSFORMS) == 12
