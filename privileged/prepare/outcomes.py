@@ -33,6 +33,7 @@ from privileged.records.annotations import own_annotations
 from privileged.records.fields import Finding
 from privileged.records.records import MAX_ID, Record, default_id, parse_record, user_text
 from privileged.rendering.variants import VARIANTS
+from privileged.sources.cards import prompt_template
 from privileged.sources.sources import ImageFolderSource, Source, SourceFactory
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ class RecordProcessor:
         self._severity = config.audit.resolved()
         self._questions: EvaluationQuestions | None = None
         if config.audit.decontaminate is not None:
-            self._questions = EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
+            self._questions = EvaluationQuestions(
+                config.audit.decontaminate, config.audit.decontaminate_ngram, prompt_template(config.source)
+            )
         self._annotate = config.annotate
         self._image_root: Path | None = source.image_root if isinstance(source, ImageFolderSource) else None
 
