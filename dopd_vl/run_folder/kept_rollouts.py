@@ -147,6 +147,7 @@ def rollout_records(
                 "response": rollout.text,
                 "correct": rollout.correct,
                 "answer": rollout.example.get("answer"),
+                "illusion_score": rollout.example.get("illusion_score"),
                 **_token_columns(rollout, renderer.views.tokenizer),
                 **(_what_was_seen(rollout, new, first, renderer, images_folder) if new else {}),
             }

@@ -3,13 +3,17 @@
 import io
 import json
 import math
+import signal
+import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from answering import Answering, completion
-from privileged_samples import noise
+from privileged_samples import files_of, noise
 from rich.console import Console
 
 from dopd_vl.common.errors import ConfigurationError, PrepareError
@@ -19,7 +23,7 @@ from privileged.dataset import load_privileged
 from privileged.model_settings import SamplingConfig
 from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.prepare.prepare import prepare
-from tests.commands import dopd_vl
+from tests.commands import dopd_vl, start_dopd_vl
 
 NANO = Path(__file__).parents[3] / "data" / "nano" / "models"
 QUESTION = "Start with 4 0 5 5, then mirror. What is left?"
@@ -165,6 +169,40 @@ def test_what_was_judged_once_is_not_judged_again(tmp_path, monkeypatch):
     assert rows_of(again) == rows_of(first)
     with pytest.raises(ConfigurationError, match="not there any more"):
         run(tmp_path, [{**TEXTS[0], "answer": "5 5 0 5"}], local(cache=str(tmp_path / "out.judged")), "new")
+
+
+def test_a_killed_preparation_goes_on_and_ends_as_an_undisturbed_one_does(tmp_path):
+    rows = [{**TEXTS[0], "prompt": f"Start with {number} 0 5 5, then mirror. What is left?"} for number in range(30)]
+    config = {
+        "source": {"kind": "jsonl", "options": write(tmp_path, rows).options},
+        "shard_size": 3,
+        "audit": {
+            "severity": {"answer_in_hint": "ignore"},
+            "model": {"kind": "local", "model": str(NANO / "text-teacher"), "dtype": "float32"},
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def command(output):
+        return start_dopd_vl("prepare", "--config", tmp_path / "config.yaml", "--output", tmp_path / output)
+
+    undisturbed = command("undisturbed")
+    process = command("killed")
+    while not (tmp_path / "killed" / ".prepare" / "shard-00001.json").exists() and process.process.is_alive():
+        time.sleep(0.01)
+    process.send(signal.SIGKILL)
+    process.result(60)
+    assert not (tmp_path / "killed" / "audit.json").exists(), "it was killed before its end"
+    judged = count_of(tmp_path / "killed.judged")
+    assert judged >= 12, "two answers for each record of the committed shards"
+    assert command("killed").result().returncode == undisturbed.result().returncode == 0
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "undisturbed")
+    assert count_of(tmp_path / "killed.judged") == 60
+
+
+def count_of(cache):
+    with closing(sqlite3.connect(cache / "replies.sqlite")) as database:
+        return database.execute("SELECT count(*) FROM replies").fetchone()[0]
 
 
 @pytest.mark.parametrize(
