@@ -5,7 +5,7 @@ import json
 
 import pytest
 import yaml
-from annotating import KEY, configure, run, write_records
+from annotating import KEY, configure, question_number, run, write_records
 from answering import Answering, mark
 
 from dopd_vl.common.errors import ConfigurationError, PrepareError
@@ -61,6 +61,46 @@ def test_the_command_reads_the_coordinates_that_are_set(tmp_path, meant):
     assert done.returncode == 0, done.stderr
     result = load_privileged(tmp_path / "out", cache_dir=str(tmp_path / "hf"))
     assert [row["privileged"]["boxes"][0]["bbox"] for row in result] == [QUARTER] * 2
+
+
+BOX = '{"bbox_2d": [500, 250, 1000, 750], "label": "LABEL"}'
+SHAPES = [
+    BOX,
+    BOX.replace("}", ', "confidence": "high"}'),
+    f"[{BOX},]",
+    f"The object is here: [{BOX}]",
+    f"[{BOX}] is what matters.",
+    f"```json [{BOX}] ```",
+    f"```json\n[{BOX}]",
+    f"[{BOX}]".replace("500", '"500"').replace("750", '"750.0"'),
+]
+REFUSED = [f"[{BOX}, {BOX[:30]}", f"[{BOX}] or [{BOX.replace('250', '260')}]", f"[{BOX.replace('500', '500 px')}]"]
+
+
+def test_the_command_reads_every_shape_of_a_box_that_can_be_meant_in_one_way_and_no_other(tmp_path):
+    path = write_records(tmp_path, len(SHAPES) + len(REFUSED), images=True)
+
+    def shaped(part, body, seen):
+        text = [*SHAPES, *REFUSED][question_number(body)]
+        return text.replace("LABEL", mark(str(body).encode()))
+
+    server = Answering(shaped)
+    with server.serving() as url:
+        config = {
+            "source": {"kind": "jsonl", "options": {"path": str(path)}, "default_task": "exact"},
+            "output": str(tmp_path / "out"),
+            "max_rejected_share": 1.0,
+            "annotate": {"url": url, "model": "m", "key_env": None, "parts": ["boxes"], "recheck": False, "tries": 1},
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        done = dopd_vl("prepare", "--config", tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    result = load_privileged(tmp_path / "out", cache_dir=str(tmp_path / "hf"))
+    assert [[box["bbox"] for box in row["privileged"]["boxes"]] for row in result] == [[QUARTER]] * len(SHAPES)
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert len(reasons) == len(REFUSED)
+    for reason, expected in zip(reasons, ["is no JSON", "2 different JSON values", "is no JSON"], strict=True):
+        assert expected in reason
 
 
 @pytest.mark.parametrize("setting", ["relative_1000", "absolute"])

@@ -171,6 +171,23 @@ def test_what_was_judged_once_is_not_judged_again(tmp_path, monkeypatch):
         run(tmp_path, [{**TEXTS[0], "answer": "5 5 0 5"}], local(cache=str(tmp_path / "out.judged")), "new")
 
 
+def test_parts_and_workers_come_to_the_same(tmp_path):
+    source = write(tmp_path, TEXTS)
+    audit = AuditConfig(severity={"answer_in_hint": "ignore"}, model=local(), max_illusion_score=3.0)
+
+    def made(output, **settings):
+        config = PrepareConfig(
+            source, str(tmp_path / output), shard_size=2, max_rejected_share=1.0, audit=audit, **settings
+        )
+        return prepare(config, console=Console(file=io.StringIO()))
+
+    whole = made("whole")
+    for part in ("1/2", "2/2"):
+        made("parts", part=part)
+    assert files_of(made("parts", merge=True).output) == files_of(whole.output)
+    assert files_of(made("workers", workers=1).output) == files_of(whole.output)
+
+
 def test_a_killed_preparation_goes_on_and_ends_as_an_undisturbed_one_does(tmp_path):
     rows = [{**TEXTS[0], "prompt": f"Start with {number} 0 5 5, then mirror. What is left?"} for number in range(30)]
     config = {
