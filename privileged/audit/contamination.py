@@ -70,7 +70,7 @@ class EvaluationQuestions:
         for gram in _grams(words(text), self._ngram):
             if text_hash(gram) in self._grams:
                 return gram
-        for part in dict.fromkeys((text, *text.split("\n\n"), *text.splitlines())):
+        for part in dict.fromkeys((text, *text.split("\n\n"), *text.splitlines())) if self._short else ():
             whole = " ".join(words(part))
             if whole and text_hash(whole) in self._short:
                 return whole

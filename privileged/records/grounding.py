@@ -30,7 +30,8 @@ _NUMBER = re.compile(r"-?\d{1,9}(?:\.\d{1,20})?", re.ASCII)
 _JSON_START = re.compile(r"\{\s*+[\"}]|\[\s*+[{\]]")
 """An object, or a list of objects, begins; brackets of prose and of LaTeX look otherwise."""
 
-_LAST_COMMA = re.compile(r"(\"(?:[^\"\\]|\\.)*+\")|,(?=\s*+[}\]])", re.DOTALL)  # possessive: linear in any text
+# Texts are kept whole. A text without an end goes on to the end of the reply, so that it is not read again and again.
+_LAST_COMMA = re.compile(r"(\"(?:[^\"\\]|\\.)*+\"?+)|,(?=\s*+[}\]])", re.DOTALL)
 
 # JSON's own escapes are kept, unless they begin a LaTeX command: "\frac" would be read as a form feed and "rac".
 _ESCAPE = re.compile(
@@ -69,7 +70,7 @@ def json_of(text: str) -> Any:
     text = _LAST_COMMA.sub(lambda match: match.group(1) or "", with_latex_escaped(text))
     found: list[Any] = []
     start = _JSON_START.search(text)
-    while start is not None:
+    while start is not None and len(found) < 2:
         try:
             value, end = _DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
@@ -79,7 +80,7 @@ def json_of(text: str) -> Any:
             found.append(value)
         start = _JSON_START.search(text, end)
     if len(found) != 1:
-        what = f"holds {len(found)} different JSON values" if found else "is no JSON"
+        what = "holds different JSON values" if found else "is no JSON"
         raise RecordError(f"the reply {what}: {reprlib.repr(text)}")
     return found[0]
 

@@ -5,6 +5,7 @@ import doctest
 import importlib
 import json
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -87,6 +88,15 @@ def test_what_can_only_be_meant_in_one_way_is_read(text):
     assert replies.hint_list(text) == ["A.", "B."]
 
 
+@pytest.mark.parametrize("unit", ['"\\"', '{"a": 1}', '{"', "[ ", ",}", "```json ", '{"a": "', "<think>"])
+def test_long_replies_take_no_long_time(unit):
+    start = time.process_time()
+    for read in READERS.values():
+        with contextlib.suppress(RecordError):
+            read("x" + unit * (99_000 // len(unit)))
+    assert time.process_time() - start < 5
+
+
 def test_commas_in_a_text_stay_there():
     assert (
         replies.one_hint('{"hint": "Write [1, 2, ] and {a,}, then \\",]\\".",}')
@@ -139,7 +149,7 @@ def test_latex_in_a_reply_is_what_the_model_meant_with_or_without_doubled_backsl
         ("hints", "<think>still at it", "still thinking"),
         ("hints", '{"note": ["A."]}', "the key 'hints'"),
         ("hints", '{"hints": ["A.", "B', "no JSON"),
-        ("hints", '{"hints": ["A."]} or rather {"hints": ["B."]}', "2 different JSON values"),
+        ("hints", '{"hints": ["A."]} or rather {"hints": ["B."]}', "holds different JSON values"),
         ("hints", '```json\n{"hints": ["A."]\n```', "no JSON"),
         ("hints", "See [1] and {x}.", "is no JSON"),
         ("boxes", '[{"bbox_2d": [1, 2, 30, 40], "label": "a"}, {"bbox_2d": [5, 6', "no JSON"),
