@@ -98,7 +98,9 @@ class RecordJudge:
             return Judgement(None, [Finding("not_judged", f"{error}")])
 
     async def _log_probability(self, record: Record, parts: Sequence[str]) -> Judgement:
-        plain, *shown = await _all(self._answer(record, variant) for variant in ("none", *(JUDGED[p] for p in parts)))
+        example = record.example()
+        variants = [VARIANTS[name] for name in ("none", *(JUDGED[part] for part in parts))]
+        plain, *shown = await _all(self._said(record, variant.draw_up(example).messages) for variant in variants)
         score, part = max((given - plain, part) for given, part in zip(shown, parts, strict=True))
         findings = []
         if self._limit is not None and score > self._limit:
@@ -106,9 +108,9 @@ class RecordJudge:
             findings.append(Finding("answer_given_away", f"{told} {self._limit:g}"))
         return Judgement(score, findings)
 
-    async def _answer(self, record: Record, variant: str) -> float:
-        messages = tuple(VARIANTS[variant].draw_up(record.example()).messages)
-        reply = await self._asker.ask(AnswerRequest(messages, tuple(record.images), record.answer))
+    async def _said(self, record: Record, messages: Sequence[Message]) -> float:
+        """The log-probability of the answer, said at once after these messages."""
+        reply = await self._asker.ask(AnswerRequest(tuple(messages), tuple(record.images), record.answer))
         return float(json.loads(replied_text(reply))["log_probability"])
 
     async def _question(self, record: Record, parts: Sequence[str]) -> Judgement:
