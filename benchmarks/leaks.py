@@ -86,6 +86,13 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def write_between(page: Path, begin: str, end: str, shown: str) -> None:
+    """Put a table between two marks of a page, in place of the one that stands there."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n{shown}\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
@@ -97,9 +104,7 @@ def main() -> None:
         if (args.held_out or not case.held_out) and case.found() != case.leaks:
             print("missed" if case.leaks else "false alarm", repr((case.kind, case.answer, case.hint)))
     if args.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n{shown}\n{END}{after}", encoding="utf-8")
+        write_between(PAGE, BEGIN, END, shown)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dopd_vl.common.errors import PrepareError, one_line
 from dopd_vl.common.files import DISK_TROUBLE
-from privileged.schema import features
+from privileged.schema import MEASURED, features
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,7 +108,9 @@ def _check_columns(file: Path) -> None:
         found = pq.read_schema(file)
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column's name is no UTF-8
         raise PrepareError(f"{file}: cannot be read ({one_line(error)}); {AGAIN}") from error
-    if not found.equals(expected):
-        missing = sorted(set(expected.names) - set(found.names))
+    # Sets of before anything was measured are whole without such columns, which are read as null.
+    needed = pa.schema([column for column in expected if column.name in found.names or column.name not in MEASURED])
+    if not found.equals(needed):
+        missing = sorted(set(needed.names) - set(found.names))
         what = f"lacks the columns {', '.join(missing)}" if missing else "has columns of other types"
         raise PrepareError(f"{file}: {what}; it is no privileged dataset of this version")

@@ -61,9 +61,13 @@ class Example(TypedDict):
     task: str
     source: str
     privileged: Privileged
+    illusion_score: float | None
+    """How much the privileged part gives the answer away, in nats, by `audit.model`; None where it was not measured."""
 
 
 COLUMNS = tuple(Example.__annotations__)
+MEASURED = ("illusion_score",)
+"""Columns that no source brings."""
 PRIVILEGED_KEYS = tuple(Privileged.__annotations__)
 LIST_KEYS = ("hints", "hints_executed", "boxes")
 BOX_KEYS = tuple(Box.__annotations__)
@@ -91,5 +95,6 @@ def features() -> Features:
             "task": text,
             "source": text,
             "privileged": {key: lists.get(key, text) for key in PRIVILEGED_KEYS},
+            "illusion_score": Value("float64"),
         }
     )

@@ -19,6 +19,7 @@ ROOMS = (
     "privileged.schema",
     "privileged.rendering",
     "privileged.records",
+    "privileged.model_settings",
     "privileged.audit",
     "privileged.sources",
     "privileged.annotators",
@@ -139,6 +140,7 @@ MODELS = ("torch", "torchvision", "transformers", "trl")
 IN_FUNCTIONS = {
     ("privileged/annotators/local.py", "torch"),
     ("privileged/annotators/local.py", "transformers"),
+    ("privileged/annotators/judging.py", "torch"),
     ("dopd_vl/common/quiet.py", "transformers"),
 }
 """What runs a transformers model for annotation, or silences that library, imports it when called and not before."""

@@ -187,6 +187,7 @@ def rollout_records(kept: KeptRollouts, renderer: ViewRenderer, images_folder: P
                 "response": rollout.text,
                 "correct": rollout.correct,
                 "answer": rollout.example.get("answer"),
+                "illusion_score": rollout.example.get("illusion_score"),
                 "tokens": [texts[token] for token in rollout.response],
                 **{name: _rounded(values, 4).tolist() for name, values in columns.items()},
                 "alternatives": {str(source): _alternatives(*pair, texts) for source, pair in likeliest.items()},

@@ -1,5 +1,6 @@
 """From the runs of a study to one table, its figures and its comparison with the paper."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from dopd_vl.common.errors import ConfigurationError, nearest
 from dopd_vl.common.files import read_rows
 from dopd_vl.common.resources import shipped
-from dopd_vl.common.run_layout import METRICS_FILE
+from dopd_vl.common.run_layout import METRICS_FILE, ROLLOUTS_FILE
 from dopd_vl.evaluation.estimates import gap_recovered
 from dopd_vl.studies.config import Run, StudyConfig, unfold
 from dopd_vl.studies.run import load_scores, reference_folder, score_sets
@@ -62,6 +63,8 @@ class StudyResult:
     """rows (cell, stage, step, metric, mean, spread, seeds)"""
     paper: dict[str, Any] | None
     """table, column, pairs of (cell, ours, the paper's), Spearman's rho and p"""
+    by_illusion: list[dict[str, Any]] = field(default_factory=list)
+    """rows (cell, nats, rollouts, accuracy, gap) where the training set has illusion scores"""
 
 
 def gather(config: StudyConfig) -> StudyResult:
@@ -102,7 +105,8 @@ def gather(config: StudyConfig) -> StudyResult:
             _add_stages(cell, found, data_sets, deployed, list(config.stages))
         cells.append(cell)
     _compare_all(cells, accuracy, {name: some[0].cell.baseline for name, some in by_cell.items()})
-    return StudyResult(data_sets, cells, references, _curves(by_cell), _paper(config, cells, main))
+    curves, paper, by_illusion = _curves(by_cell), _paper(config, cells, main), _by_illusion(by_cell)
+    return StudyResult(data_sets, cells, references, curves, paper, by_illusion)
 
 
 def _last_stage(run: Run) -> str:
@@ -177,6 +181,24 @@ def _curves(by_cell: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
                         "seeds": len(some),
                     }
                 )
+    return rows
+
+
+def _by_illusion(by_cell: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
+    """The kept rollouts of all seeds and stages by their example's illusion score, in nats rounded down: how many, the
+    share that is right, and the mean advantage gap of their tokens (None where nothing was verified, or has a gap)."""
+    rows = []
+    for name, runs in by_cell.items():
+        by_score: dict[int, list[Mapping[str, Any]]] = {}
+        for folder in (Path(config.output_dir) for run in runs for _, config in run.stages):
+            for row in read_rows(folder / ROLLOUTS_FILE):
+                if row.get("illusion_score") is not None:
+                    by_score.setdefault(math.floor(row["illusion_score"]), []).append(row)
+        for nats, some in sorted(by_score.items()):
+            right = [row["correct"] for row in some if row["correct"] is not None]
+            gaps = [gap for row in some for gap in row.get("gap", ())]
+            accuracy, gap = (sum(values) / len(values) if values else None for values in (right, gaps))
+            rows.append({"cell": name, "nats": nats, "rollouts": len(some), "accuracy": accuracy, "gap": gap})
     return rows
 
 

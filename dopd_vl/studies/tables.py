@@ -51,9 +51,21 @@ def as_markdown(config: StudyConfig, result: StudyResult) -> str:
         row = [f"*{model}*", "", *(f"{100 * scores[data]:.1f}" if data in scores else "" for data in result.data_sets)]
         lines.append(_line([*row, *[""] * (len(head) - len(row))]))
     text = "\n".join(lines) + "\n"
+    if result.by_illusion:
+        text += "\n" + _illusion_markdown(result.by_illusion)
     if result.paper is not None:
         text += "\n" + _paper_markdown(result.paper)
     return text
+
+
+def _illusion_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Kept rollouts by how much the privileged part of their example gives the answer away."""
+    lines = [_line(["cell", "illusion score (nats)", "rollouts", "right (%)", "advantage gap"]), "|---|" + "---:|" * 4]
+    for row in rows:
+        right = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+        gap = "" if row["gap"] is None else f"{row['gap']:+.2f}"
+        lines.append(_line([row["cell"], f"{row['nats']} to {row['nats'] + 1}", str(row["rollouts"]), right, gap]))
+    return "\n".join(lines) + "\n"
 
 
 def _paper_markdown(paper: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ from dopd_vl.views.rollouts import (
     right_rollouts_to_show,
 )
 
-COLUMNS = ["id", "prompt", "images", "answer", "task", "source", "privileged"]
+COLUMNS = ["id", "prompt", "images", "answer", "task", "source", "privileged", "illusion_score"]
 """of a privileged data set"""
 
 

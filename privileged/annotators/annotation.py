@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,17 +11,27 @@ from typing import Any
 
 from dopd_vl.common.errors import RecordError
 from privileged.annotators.asking import Asker, RequestFailed
-from privileged.annotators.parts import TEXT_PARTS, check_request, generation_requests, wanted_parts
+from privileged.annotators.coordinates import Replied
+from privileged.annotators.parts import TEXT_PARTS, check_request, generation_requests, replied_text, wanted_parts
 from privileged.annotators.prompts import Prompt
 from privileged.annotators.replies import verdict
-from privileged.annotators.requests import Reply
 from privileged.annotators.settings import AnnotateConfig
 from privileged.audit.audit import AuditConfig, check_record, judge
-from privileged.records.grounding import grounded_boxes, pixel_boxes
+from privileged.records.grounding import box_corners, grounded_boxes, pixel_boxes
 from privileged.records.records import Record
 from privileged.schema import empty_privileged
 
 MAX_REASON = 1000
+
+
+async def replied_boxes(record: Record, asker: Asker, prompts: Mapping[str, Prompt], seed: int) -> list[Replied]:
+    """The boxes that a model replies with for a record, as they are; what cannot be had or read is left out."""
+    boxes: list[Replied] = []
+    for request, stored in zip(generation_requests(record, "boxes", prompts, seed), record.images, strict=True):
+        with contextlib.suppress(RequestFailed, RecordError):
+            corners = box_corners(replied_text(await asker.ask(request)))
+            boxes += [(numbers, stored.size) for numbers in corners]
+    return boxes
 
 
 @dataclass
@@ -34,6 +45,10 @@ class Annotation:
     wanted: list[str] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
     dropped: list[dict[str, Any]] = field(default_factory=list)
+    illusion_score: float | None = None
+    """What `audit.model` measured, in nats, see `judging`."""
+    judged: list[list[str]] = field(default_factory=list)
+    """What it found: code and detail of each finding."""
 
     def missing(self, optional: list[str]) -> str | None:
         """Why the record cannot be kept: a part that is not optional could not be made."""
@@ -102,7 +117,7 @@ class RecordAnnotator:
                     continue
                 if self._settings.recheck and self._asker is not None:
                     request = check_request(record, part, value, self._prompts, self._settings.sampling.seed + number)
-                    good, reason = verdict(_text(await self._asker.ask(request)))
+                    good, reason = verdict(replied_text(await self._asker.ask(request)))
                     if not good:
                         drop(number, "recheck", reason, value)
                         continue
@@ -119,16 +134,19 @@ class RecordAnnotator:
         requests = generation_requests(record, part, self._prompts, seed)
         if part != "boxes":
             assert self._asker is not None
-            return TEXT_PARTS[part].read(_text(await self._asker.ask(requests[0])))
+            return TEXT_PARTS[part].read(replied_text(await self._asker.ask(requests[0])))
         asker = self._detector or self._asker
         assert asker is not None
-        read = pixel_boxes if self._detector is not None else grounded_boxes
         answers = await asyncio.gather(*(asker.ask(request) for request in requests), return_exceptions=True)
         boxes: list[dict[str, Any]] = []
         for number, (answer, stored) in enumerate(zip(answers, record.images, strict=True)):
             if isinstance(answer, BaseException):
                 raise answer
-            boxes += read(_text(answer), stored.size, number)
+            text = replied_text(answer)
+            if self._detector is not None:
+                boxes += pixel_boxes(text, stored.size, number)
+            else:
+                boxes += grounded_boxes(text, stored.size, number, self._settings.coordinates)
         if not boxes:
             raise RecordError("no box in any image")
         return boxes
@@ -142,9 +160,3 @@ class RecordAnnotator:
         _, findings = judge(check_record(with_part, self._audit), self._audit.resolved())
         reasons = [f"{finding.code}: {finding.detail}" for finding in findings if finding.code not in known]
         return "; ".join(reasons) or None
-
-
-def _text(reply: Reply) -> str:
-    if reply.problem is not None:
-        raise RecordError(reply.problem)
-    return reply.text

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dopd_vl.common.errors import PrepareError
 from privileged.annotators.cache import ReplyCache
 from privileged.annotators.outage import OutageWatch
-from privileged.annotators.requests import Generator, Reply, Request, RequestRefused, Transient
-from privileged.annotators.settings import AnnotateConfig
+from privileged.annotators.requests import Asked, Generator, Reply, RequestRefused, Transient
 from privileged.annotators.spending import Spending
+from privileged.model_settings import ModelConfig
 
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 60.0
@@ -31,7 +31,7 @@ class RequestFailed(Exception):
 class Asker:
     """All of its coroutines run in one event loop. `say` is told once, when the first request has to be repeated."""
 
-    def __init__(self, generator: Generator, cache: ReplyCache, settings: AnnotateConfig, say: Callable[[str], None]):
+    def __init__(self, generator: Generator, cache: ReplyCache, settings: ModelConfig, say: Callable[[str], None]):
         self._generator, self._cache, self._settings, self._say = generator, cache, settings, say
         self._has_repeated = False
         self._identity = generator.identity()
@@ -41,10 +41,10 @@ class Asker:
         self._changed = asyncio.Condition()
         self._disk = ThreadPoolExecutor(1, "replies")
         self._not_before = 0.0
-        self.outage = OutageWatch()
+        self.outage = OutageWatch(settings.KEY)
         self.spending = Spending(settings.budget, *cache.spent())
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: Asked) -> Reply:
         """The reply to a request, committed to the cache before this returns.
 
         Raises:
@@ -71,13 +71,13 @@ class Asker:
         finally:
             del self._under_way[key]
 
-    async def _with_budget(self, key: str, request: Request) -> Reply:
+    async def _with_budget(self, key: str, request: Asked) -> Reply:
         size = request.prompt_tokens(), self._settings.sampling.max_tokens
         async with self._changed:
             while not self.spending.admits(*size):
                 if not self.spending.reserved_reply:
                     raise BudgetSpent(
-                        f"annotate.budget: {self.spending} are spent, and the next request may cost "
+                        f"{self._settings.KEY}.budget: {self.spending} are spent, and the next request may cost "
                         f"{sum(size):,} tokens more; raise the budget and run the same command again"
                     )
                 await self._changed.wait()  # those in flight may cost less than they may at most
@@ -89,7 +89,7 @@ class Asker:
             async with self._changed:
                 self._changed.notify_all()
 
-    async def _with_retries(self, key: str, request: Request) -> Reply:
+    async def _with_retries(self, key: str, request: Asked) -> Reply:
         self.outage.starts()
         try:
             reply = await self._tried(key, request)
@@ -103,7 +103,7 @@ class Asker:
         await self.outage.failed(reason)
         raise RequestFailed(reason)
 
-    async def _tried(self, key: str, request: Request) -> Reply:
+    async def _tried(self, key: str, request: Asked) -> Reply:
         for attempt in range(self._settings.retries + 1):
             try:
                 return await self._once(key, request)
@@ -114,11 +114,13 @@ class Asker:
                 if attempt < self._settings.retries:
                     if not self._has_repeated:  # pauses add up to a minute, in which nothing else would be heard
                         self._has_repeated = True
-                        self._say(f"annotation: {last}; each request is tried {self._settings.retries + 1} times")
+                        self._say(
+                            f"{self._settings.KEY}: {last}; each request is tried {self._settings.retries + 1} times"
+                        )
                     await self._back_off(attempt, error)
         raise RequestFailed(f"{last} (tried {self._settings.retries + 1} times)")
 
-    async def _once(self, key: str, request: Request) -> Reply:
+    async def _once(self, key: str, request: Asked) -> Reply:
         while True:
             if (pause := self._not_before - time.monotonic()) > 0:
                 # A little apart, so that not all come at once when the server opens again.

@@ -18,7 +18,7 @@ class ReplyCache:
     The token counts of all replies in it are the spend, so spend and replies cannot come apart.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, key: str = "annotate.cache"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(folder / FILE, timeout=60, check_same_thread=False)
@@ -30,7 +30,7 @@ class ReplyCache:
             )
             self._database.commit()
         except (OSError, sqlite3.Error) as error:
-            raise ConfigurationError(f"annotate.cache: {folder} cannot be used ({error})") from error
+            raise ConfigurationError(f"{key}: {folder} cannot be used ({error})") from error
         self._lock = threading.Lock()
 
     def find(self, key: str) -> Reply | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dopd_vl.common.errors import ConfigurationError, PrepareError
 from privileged.annotators.requests import Reply, Request, RequestRefused, Transient
-from privileged.annotators.settings import AnnotateConfig
+from privileged.model_settings import ModelConfig
 from privileged.records.images import StoredImage
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ MAX_DETAIL = 300
 class EndpointGenerator:
     """Sends chat completions. The key lives in the client alone, and is blotted out of whatever the server says."""
 
-    def __init__(self, settings: AnnotateConfig):
+    def __init__(self, settings: ModelConfig):
         try:
             import httpx2
             import openai
         except ImportError as error:
             raise ConfigurationError(
-                "annotate.kind: endpoint needs the openai client; pip install 'dopd-vl[annotate]'"
+                f"{settings.KEY}.kind: endpoint needs the openai client; pip install 'dopd-vl[annotate]'"
             ) from error
         self._settings, self.concurrency = settings, settings.concurrency
-        self._key = _read_key(settings.key_env)
+        self._key = _read_key(settings.key_env, f"{settings.KEY}.key_env")
         limits = httpx2.Limits(
             max_connections=settings.concurrency + 8, max_keepalive_connections=settings.concurrency + 8
         )
@@ -64,12 +64,25 @@ class EndpointGenerator:
         return {"kind": "endpoint", "model": self._settings.model, **self._settings.sampling.identity()}
 
     async def generate(self, request: Request) -> Reply:
+        sampling = self._settings.sampling
+        body = await self._send(
+            chat_messages(request),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            extra_body=sampling.extra or None,
+        )
+        return self._read(body, request)
+
+    async def _send(self, messages: list[dict[str, Any]], **options: Any) -> bytes:
+        """The response's body; what went wrong is said as `Generator.generate` says it."""
         import httpx2
         import openai
 
         try:
             async with asyncio.timeout(self._settings.timeout):
-                body = await self._send(request)
+                return await self._body(messages, options)
         except openai.APIStatusError as error:
             raise self._status_error(error) from None
         except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException):
@@ -77,19 +90,13 @@ class EndpointGenerator:
         except (openai.APIConnectionError, httpx2.RequestError) as error:
             reason = f"the connection to {self._settings.url} failed ({error.__cause__ or error!r})"
             raise Transient(self._blot(reason)) from None
-        return self._read(body, request)
 
-    async def _send(self, request: Request) -> bytes:
-        sampling = self._settings.sampling
+    async def _body(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> bytes:
         body = bytearray()
         async with self._client.chat.completions.with_streaming_response.create(
             model=str(self._settings.model),
-            messages=chat_messages(request),  # type: ignore[arg-type]
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=request.seed,
-            extra_body=sampling.extra or None,
+            messages=messages,  # type: ignore[arg-type]
+            **options,
         ) as response:
             async for chunk in response.iter_bytes():
                 body += chunk
@@ -97,14 +104,18 @@ class EndpointGenerator:
                     raise RequestRefused(f"the response is longer than {MAX_BODY} bytes")
         return bytes(body)
 
-    def _read(self, body: bytes, request: Request) -> Reply:
-        """The reply in a response body. A body that is no completion may be a proxy's page: it is tried again."""
+    def _completion(self, body: bytes) -> Mapping[str, Any]:
+        """The completion in a response body. A body that is none may be a proxy's page: it is tried again."""
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
             raise Transient(f"the response is no JSON: {self._start_of(body)!r}") from None
         if not isinstance(value, Mapping) or not isinstance(value.get("choices"), list):
             raise Transient(f"the response is no chat completion: {self._start_of(body)!r}")
+        return value
+
+    def _read(self, body: bytes, request: Request) -> Reply:
+        value = self._completion(body)
         choices = value["choices"]
         first = _mapping(choices[0] if choices else None)
         message = _mapping(first.get("message"))
@@ -132,7 +143,9 @@ class EndpointGenerator:
         status = error.status_code
         detail = self._blot(" ".join(str(error.message).split()))[:MAX_DETAIL]
         if status in FATAL:
-            raise PrepareError(f"annotate.url: {self._settings.url} answered {status}, {FATAL[status]}: {detail}")
+            raise PrepareError(
+                f"{self._settings.KEY}.url: {self._settings.url} answered {status}, {FATAL[status]}: {detail}"
+            )
         if status in TRANSIENT or status >= 500:
             after = retry_after(error.response.headers)
             return Transient(f"the server answered {status}: {detail}", after, everyone=status in (429, 503))
@@ -154,12 +167,16 @@ def chat_messages(request: Request) -> list[dict[str, Any]]:
     """A request as chat messages with images as data URLs."""
 
     def shown(stored: StoredImage) -> dict[str, Any]:
-        url = f"data:{_media_type(stored.data)};base64,{base64.b64encode(stored.data).decode()}"
-        return {"type": "image_url", "image_url": {"url": url}}
+        return {"type": "image_url", "image_url": {"url": data_url(stored)}}
 
     # Plain text where there is no image: servers of text models often take nothing else.
     user: Any = request.content(shown) if request.images else request.user
     return [{"role": "system", "content": request.system}, {"role": "user", "content": user}]
+
+
+def data_url(stored: StoredImage) -> str:
+    """The bytes of an image as they are stored."""
+    return f"data:{_media_type(stored.data)};base64,{base64.b64encode(stored.data).decode()}"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -220,17 +237,17 @@ def _media_type(data: bytes) -> str:
     return "image/webp" if data.startswith(b"RIFF") else "image/jpeg"
 
 
-def _read_key(variable: str | None) -> str | None:
+def _read_key(variable: str | None, key_env: str) -> str | None:
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ConfigurationError(
-            f"annotate.key_env: the environment variable {variable} is not set; set it, or key_env: null for an "
+            f"{key_env}: the environment variable {variable} is not set; set it, or key_env: null for an "
             "endpoint without a key"
         )
     if not key.isascii() or not key.isprintable():
-        raise ConfigurationError(f"annotate.key_env: the value of {variable} holds signs that no key has")
+        raise ConfigurationError(f"{key_env}: the value of {variable} holds signs that no key has")
     return key
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dopd_vl.common.errors import ConfigurationError
 from privileged.annotators.requests import Reply, Request, RequestRefused
-from privileged.annotators.settings import AnnotateConfig
+from privileged.model_settings import ModelConfig
 
 
 class LocalGenerator:
@@ -17,7 +17,7 @@ class LocalGenerator:
 
     concurrency = 1
 
-    def __init__(self, settings: AnnotateConfig):
+    def __init__(self, settings: ModelConfig):
         self._settings = settings
         self._loaded: tuple[Any, Any, bool] | None = None
 
@@ -32,7 +32,7 @@ class LocalGenerator:
         import torch
 
         if self._loaded is None:
-            self._loaded = _load(self._settings)
+            self._loaded = load_model(self._settings)
         processor, model, takes_images = self._loaded
         if request.images and not takes_images:
             raise RequestRefused(f"the model {self._settings.model} takes no images")
@@ -84,7 +84,8 @@ def model_identity(name: str) -> str:
     return f"{folder.name}:{digest.hexdigest()[:16]}"
 
 
-def _load(settings: AnnotateConfig) -> tuple[Any, Any, bool]:
+def load_model(settings: ModelConfig) -> tuple[Any, Any, bool]:
+    """The processor or tokenizer, the model, and whether it takes images; ConfigurationError names what cannot be."""
     import transformers
 
     name = str(settings.model)
@@ -98,7 +99,9 @@ def _load(settings: AnnotateConfig) -> tuple[Any, Any, bool]:
         model = kinds[1].from_pretrained(name, dtype=settings.dtype, use_safetensors=True)
         return processor, model.to(settings.device).eval(), takes_images
     except (OSError, ValueError, RuntimeError) as error:  # no such model, no such dtype or device, out of memory
-        raise ConfigurationError(f"annotate.model: {name} cannot be loaded ({' '.join(str(error).split())})") from error
+        raise ConfigurationError(
+            f"{settings.KEY}.model: {name} cannot be loaded ({' '.join(str(error).split())})"
+        ) from error
 
 
 def _messages(request: Request, takes_images: bool) -> list[dict[str, Any]]:

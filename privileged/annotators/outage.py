@@ -18,7 +18,8 @@ class OutageWatch:
     Without it, the first records of an outage would be set aside and committed before the outage is noticed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self._key = key
         self._failures = 0
         self._held: asyncio.Future[None] | None = None
         self._active = 0
@@ -53,7 +54,7 @@ class OutageWatch:
         if self._failures >= FAILURES_ALLOWED and not held.done():
             held.set_exception(
                 PrepareError(
-                    f"annotate: {self._failures} requests failed one after another, the last one so: {reason}; "
+                    f"{self._key}: {self._failures} requests failed one after another, the last one so: {reason}; "
                     "what was answered is kept, mend the cause and run the same command again"
                 )
             )

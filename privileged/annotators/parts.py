@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dopd_vl.common.errors import RecordError
 from privileged.annotators import replies
 from privileged.annotators.prompts import Prompt, question_text
-from privileged.annotators.requests import Request
+from privileged.annotators.requests import Reply, Request
 from privileged.annotators.settings import IMAGE_PARTS, AnnotateConfig
 from privileged.records.code_tests import first_tests
 from privileged.records.records import Record
@@ -63,9 +64,11 @@ def generation_requests(record: Record, part: str, prompts: Mapping[str, Prompt]
     return requests
 
 
-def check_request(record: Record, part: str, value: Any, prompts: Mapping[str, Prompt], seed: int) -> Request:
-    """Shows a part to the model that made it, with all images."""
-    prompt = prompts[f"check_{part}"]
+def check_request(
+    record: Record, part: str, value: Any, prompts: Mapping[str, Prompt], seed: int, check: str | None = None
+) -> Request:
+    """Shows a part to a model, with all images, by the prompt `check` or that of the part."""
+    prompt = prompts[check or f"check_{part}"]
     values = {**prompt_values(record), "candidate": candidate_text(record, part, value)}
     return Request(prompt.system, prompt.fill(values), tuple(record.images), seed, values["question"])
 
@@ -74,6 +77,13 @@ def candidate_text(record: Record, part: str, value: Any) -> str:
     if part == "boxes":
         return grounding_json(value, [stored.size for stored in record.images])
     return TEXT_PARTS[part].write(value)
+
+
+def replied_text(reply: Reply) -> str:
+    """What a reply says; RecordError where it cannot be used."""
+    if reply.problem is not None:
+        raise RecordError(reply.problem)
+    return reply.text
 
 
 def prompt_values(record: Record) -> dict[str, str]:

@@ -13,7 +13,7 @@ from privileged.annotators.settings import PART_NAMES
 from privileged.schema import IMAGE_MARKER, Message
 
 SHIPPED = Path(__file__).parents[1] / "prompts"
-FILES = (*(f"{part}.md" for part in PART_NAMES), *(f"check_{part}.md" for part in PART_NAMES))
+FILES = (*(f"{part}.md" for part in PART_NAMES), *(f"check_{part}.md" for part in PART_NAMES), "check_illusion.md")
 _PLACE = re.compile(r"\{\{(\w*)\}\}")
 
 

@@ -21,7 +21,7 @@ def hint_list(text: str) -> list[str]:
     >>> hint_list('{"hints": ["1. Find both digits.", "2. Add them."]}')
     ['Find both digits.', 'Add them.']
     """
-    items = item_list(_only_key(json_of(text), "hints"), "hints")
+    items = item_list(_under_key(json_of(text), "hints"), "hints")
     if not 1 <= len(items) <= MAX_STEPS:
         raise RecordError(f"the reply has {len(items)} hints, not 1 to {MAX_STEPS}")
     steps = [reply_text(item, f"hints[{number}]", MAX_HINT) for number, item in enumerate(items)]
@@ -33,25 +33,25 @@ def hint_list(text: str) -> list[str]:
 
 def one_hint(text: str) -> str:
     """The text of {"hint": "..."}."""
-    return reply_text(_only_key(json_of(text), "hint"), "hint", MAX_HINT)
+    return reply_text(_under_key(json_of(text), "hint"), "hint", MAX_HINT)
 
 
 def caption(text: str) -> str:
     """The text of {"caption": "..."}."""
-    return reply_text(_only_key(json_of(text), "caption"), "caption", MAX_CAPTION)
+    return reply_text(_under_key(json_of(text), "caption"), "caption", MAX_CAPTION)
 
 
 def verdict(text: str) -> tuple[bool, str]:
     """Whether a check found its part good, and the reason: {"verdict": "good" or "poor", "reason": "..."}."""
     value = json_of(text)
-    if not isinstance(value, dict) or not {"verdict"} <= set(value) <= {"verdict", "reason"}:
+    if not isinstance(value, dict) or "verdict" not in value:
         raise RecordError(f"the verdict must be an object with verdict and reason, not {reprlib.repr(value)}")
     if value["verdict"] not in ("good", "poor"):
         raise RecordError(f"the verdict is {reprlib.repr(value['verdict'])}, neither good nor poor")
     return value["verdict"] == "good", reply_text(value.get("reason") or "no reason given", "reason", MAX_CAPTION)
 
 
-def _only_key(value: Any, key: str) -> Any:
-    if not isinstance(value, dict) or set(value) != {key}:
-        raise RecordError(f"the reply must be an object with the key {key!r} alone, not {reprlib.repr(value)}")
+def _under_key(value: Any, key: str) -> Any:
+    if not isinstance(value, dict) or key not in value:
+        raise RecordError(f"the reply must be an object with the key {key!r}, not {reprlib.repr(value)}")
     return value[key]

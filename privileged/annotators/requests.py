@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,9 +50,14 @@ class Request:
 
     def prompt_tokens(self) -> int:
         """An estimate of the prompt's length."""
-        pixels = sum(stored.size[0] * stored.size[1] for stored in self.images)
-        characters = len(self.system) + len(self.user)
-        return TOKENS_AROUND + round(characters / CHARACTERS_IN_TOKEN + pixels / PIXELS_IN_TOKEN)
+        return estimated_tokens([self.system, self.user], self.images)
+
+
+def estimated_tokens(texts: Iterable[str], images: Iterable[StoredImage]) -> int:
+    """Of a prompt with these texts and images."""
+    pixels = sum(stored.size[0] * stored.size[1] for stored in images)
+    characters = sum(map(len, texts))
+    return TOKENS_AROUND + round(characters / CHARACTERS_IN_TOKEN + pixels / PIXELS_IN_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,16 @@ class Reply:
     problem: str | None = None
 
 
+class Asked(Protocol):
+    """What can be asked of a generator: a `Request`, or a judge's `AnswerRequest`."""
+
+    def key(self, generator: Mapping[str, Any], /) -> str: ...
+
+    def prompt_tokens(self) -> int: ...
+
+
 class Generator(Protocol):
-    """Makes replies: an endpoint, a local model, or a detector."""
+    """Makes replies: an endpoint, a local model, a detector, or what scores answers."""
 
     concurrency: int
 
@@ -74,8 +87,8 @@ class Generator(Protocol):
         """All that a reply depends on beside the request, as plain JSON values."""
         ...
 
-    async def generate(self, request: Request) -> Reply:
-        """One reply.
+    async def generate(self, request: Any, /) -> Reply:
+        """One reply to what it takes, a `Request` or an `AnswerRequest`.
 
         Raises:
             Transient: to be tried again later.

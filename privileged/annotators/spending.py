@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from privileged.annotators.settings import BudgetConfig
+from privileged.model_settings import BudgetConfig
 
 
 @dataclass

@@ -7,12 +7,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from dopd_vl.common.configuration import check_between, check_choice
+from dopd_vl.common.errors import ConfigurationError
 from privileged.audit.code_leaks import code_leak
 from privileged.audit.contamination import EvaluationQuestions, file_digest
 from privileged.audit.leaks import answer_leaks, executed_step, same_answer
+from privileged.model_settings import ModelConfig, SamplingConfig
 from privileged.records.fields import Finding, valid_text
 from privileged.records.records import Record, message_texts, user_text
 from privileged.rendering.boxes import is_empty
@@ -52,6 +54,8 @@ FINDINGS: dict[str, tuple[Severity, str]] = {
     "answer_in_hint_summary": ("warn", "the summarised hint gives the answer away"),
     "answer_in_wrong_hint": ("warn", "the wrong hint states the right answer"),
     "executed_step_in_hint": ("warn", "an unexecuted hint holds a worked-out step"),
+    "answer_given_away": ("reject", "audit.model says that hints, caption or boxes give the answer away"),
+    "not_judged": ("warn", "audit.model could not judge the record"),
     "hint_too_long": ("warn", "a hint has more words than audit.max_hint_words"),
     "final_answer_differs": ("warn", "privileged.final_answer is not the answer"),
     "no_privilege": ("warn", "no privileged information beyond the final answer"),
@@ -69,6 +73,39 @@ _ONE_SCRIPT = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA",
 
 
 @dataclass
+class JudgeConfig(ModelConfig):
+    """The model that judges how much the privileged part of a record gives the answer away.
+
+    Args:
+        kind: "endpoint" (a server that speaks the OpenAI API) or "local" (a transformers model).
+        model: The model's name at the endpoint, or the folder or hub name of a local one.
+        url: The endpoint's address, up to and with /v1.
+        key_env: The environment variable that holds the endpoint's key; null for an endpoint without one.
+        sampling: How it replies to a question; `extra` holds also for log-probabilities.
+        concurrency: Requests in flight at most (local models work one by one).
+        timeout: Seconds for one request.
+        retries: How often a request is repeated after 429, 5xx, a time-out or a lost connection.
+        budget: What it may cost.
+        cache: The folder that keeps every reply. Default: the output's name with ".judged" at its end.
+        device: Of a local model: cpu, cuda, cuda:1, ...
+        dtype: Of a local model: auto, float32, bfloat16, ...
+        ask: "log_probability" measures the illusion score (a local model, or an endpoint that gives prompt_logprobs, as
+            vLLM does); "question" asks the model whether the answer is given away, which gives no score.
+    """
+
+    KEY: ClassVar[str] = "audit.model"
+    CACHE_ENDING: ClassVar[str] = ".judged"
+
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_tokens=256))
+    ask: str = "log_probability"
+
+    def check(self) -> None:
+        """Raise ConfigurationError, naming the key, when a value cannot be used."""
+        super().check()
+        check_choice(self.ask, ("log_probability", "question"), "audit.model.ask")
+
+
+@dataclass
 class AuditConfig:
     """What the audit does with what it finds.
 
@@ -80,6 +117,9 @@ class AuditConfig:
         decontaminate: A file of evaluation questions (.jsonl, .parquet, or text with one a line) that no prompt may
             overlap.
         decontaminate_ngram: Words in a row that make an overlap.
+        model: A model that measures how much hints, caption and boxes give the answer away; null for none.
+        max_illusion_score: Of that measure, in nats: a record with more is found to give its answer away. null only
+            measures.
     """
 
     severity: dict[str, str] = field(default_factory=dict)
@@ -87,6 +127,8 @@ class AuditConfig:
     near_duplicate: float = 0.9
     decontaminate: str | None = None
     decontaminate_ngram: int = 13
+    model: JudgeConfig | None = None
+    max_illusion_score: float | None = None
 
     def check(self) -> None:
         """Raise ConfigurationError, naming the key, when a value cannot be used."""
@@ -96,11 +138,23 @@ class AuditConfig:
         check_between(self.near_duplicate, 0.5, 1, "audit.near_duplicate")
         if self.decontaminate is not None:
             file_digest(self.decontaminate)
+        check_between(self.max_illusion_score, 0, math.inf, "audit.max_illusion_score")
+        if self.model is not None:
+            self.model.check()
+        if self.max_illusion_score is not None and (self.model is None or self.model.ask != "log_probability"):
+            raise ConfigurationError("audit.max_illusion_score: needs audit.model, with ask: log_probability")
 
     def fingerprint(self) -> dict[str, object]:
-        """All that decides what becomes of a record; of the evaluation questions their content, not their path."""
+        """All that decides what becomes of a record, but for the model, which `judge_fingerprint` knows; of the
+        evaluation questions their content, not their path."""
         questions = None if self.decontaminate is None else file_digest(self.decontaminate)
-        return {**asdict(self), "severity": self.resolved(), "decontaminate": questions}
+        settings = {**asdict(self), "severity": self.resolved(), "decontaminate": questions}
+        del settings["model"]
+        if self.model is None:  # what was begun before there was a judge is taken up
+            del settings["max_illusion_score"]
+            for code in ("answer_given_away", "not_judged"):
+                del settings["severity"][code]
+        return settings
 
     def resolved(self) -> dict[str, Severity]:
         """The severity of every finding; ConfigurationError for an unknown name or value."""
@@ -243,6 +297,8 @@ class Tally:
     findings: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=Counter)
     annotated: Counter[str] = field(default_factory=Counter)
+    illusion: Counter[str] = field(default_factory=Counter)
+    """Records by their illusion score, in nats rounded down."""
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -267,6 +323,10 @@ class Tally:
             if len(examples) < EXAMPLES_KEPT:
                 examples.append(valid_text(name))
 
+    def judged(self, illusion_score: float | None) -> None:
+        if illusion_score is not None:
+            self.illusion[str(math.floor(illusion_score))] += 1
+
     def reject(self, stage: str) -> None:
         self.numbers["rejected"] += 1
         self.stages[stage] += 1
@@ -274,7 +334,7 @@ class Tally:
     def add(self, other: Mapping[str, Any]) -> None:
         """Add a part, as `to_dict` gave it."""
         for name, counter in self._counters().items():
-            counter.update(other[name])
+            counter.update(other.get(name, {}))
         for code, ids in other["examples"].items():
             kept = self.examples.setdefault(code, [])
             kept.extend(ids[: EXAMPLES_KEPT - len(kept)])

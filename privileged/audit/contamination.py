@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,32 @@ KEY = "audit.decontaminate"
 TEXT_KEYS = ("question", "problem", "prompt", "text", "input")
 """Columns that may hold the question, the first that a row has."""
 
-_WORD = re.compile(r"\w+")
+SIGNS_IN_WORD = {
+    2: "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff",
+    4: "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff",
+}
+"""Scripts without spaces between words, where each sign is counted alone: so many make about one word. Two Chinese or
+Japanese signs, four Thai, Lao, Burmese or Khmer ones."""
+
+_WORD = re.compile(rf"[{''.join(SIGNS_IN_WORD.values())}]|[^\W{''.join(SIGNS_IN_WORD.values())}]+")
+_SIGNS = {count: re.compile(f"[{signs}]") for count, signs in SIGNS_IN_WORD.items()}
+_PARTS = 4
+"""Of a word's weight: the least common multiple of `SIGNS_IN_WORD`."""
 
 
 class EvaluationQuestions:
     """The questions of a file: JSONL, parquet, or text with one question a line.
 
     What is held in memory is a set of 64-bit hashes, one for each n-gram, and each question that is shorter as a whole.
+
+    Args:
+        template: What a source card puts around each question, see `SourceCard.prompt_template`: it is no part of what
+            is compared.
     """
 
-    def __init__(self, path: str, ngram: int):
+    def __init__(self, path: str, ngram: int, template: str | None = None):
         self._ngram = ngram
+        self._before, _, self._after = (template or "{value}").strip().partition("{value}")
         self._grams: set[int] = set()
         self._short: set[int] = set()
         count = 0
@@ -34,24 +50,30 @@ class EvaluationQuestions:
             if not found:
                 continue
             count += 1
-            if len(found) < ngram:
-                self._short.add(text_hash(" ".join(found)))
+            grams = {text_hash(gram) for gram in _grams(found, ngram)}
+            if grams:
+                self._grams |= grams
             else:
-                self._grams.update(_grams(found, ngram))
+                self._short.add(text_hash(" ".join(found)))
         if count == 0:
             raise ConfigurationError(f"{KEY}: {path} holds no question")
 
     def overlap(self, text: str) -> str | None:
         """The words that a prompt shares with an evaluation question; None when it shares none.
 
-        An n-gram counts anywhere; a question of fewer than n words only when it is the whole prompt.
+        An n-gram counts anywhere; a question of fewer than n words only when it is the whole prompt, or a line or
+        paragraph of it: instructions around a question stand apart.
         """
-        found = words(text)
-        if len(found) < self._ngram:
-            return " ".join(found) if found and text_hash(" ".join(found)) in self._short else None
-        for at, gram in enumerate(_grams(found, self._ngram)):
-            if gram in self._grams:
-                return " ".join(found[at : at + self._ngram])
+        text = text.strip()
+        if text.startswith(self._before) and text.endswith(self._after):
+            text = text[len(self._before) : len(text) - len(self._after)]
+        for gram in _grams(words(text), self._ngram):
+            if text_hash(gram) in self._grams:
+                return gram
+        for part in dict.fromkeys((text, *text.split("\n\n"), *text.splitlines())) if self._short else ():
+            whole = " ".join(words(part))
+            if whole and text_hash(whole) in self._short:
+                return whole
         return None
 
 
@@ -65,12 +87,30 @@ def file_digest(path: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Words and numbers in lower case, without punctuation."""
-    return _WORD.findall(text.casefold())
+    """Words and numbers in lower case, without punctuation and accents; of scripts without spaces each sign.
+
+    >>> words("Wie heißt „Café“ auf 中文?")
+    ['wie', 'heisst', 'cafe', 'auf', '中', '文']
+    """
+    text = text.casefold()
+    if not text.isascii():  # vowel signs of Indian scripts and of Thai are marks too, and no signs of a word to `re`
+        text = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char)[0] != "M")
+        text = unicodedata.normalize("NFC", text)
+    return _WORD.findall(text)
 
 
-def _grams(found: list[str], size: int) -> Iterator[int]:
-    return (text_hash(" ".join(found[at : at + size])) for at in range(len(found) - size + 1))
+def _grams(found: list[str], size: int) -> Iterator[str]:
+    """The shortest runs of words, from each place on, that weigh as much as `size` words with spaces between them."""
+    weights = [next((_PARTS // n for n, sign in _SIGNS.items() if sign.match(word)), _PARTS) for word in found]
+    end = weight = 0
+    for start in range(len(found)):
+        while weight < size * _PARTS:
+            if end == len(found):
+                return
+            weight += weights[end]
+            end += 1
+        yield " ".join(found[start:end])
+        weight -= weights[start]
 
 
 def text_hash(text: str) -> int:

@@ -14,17 +14,32 @@ The checks keep false alarms low at the price of some misses, since a hint that 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 
 from privileged.audit.expressions import expression_pattern, is_expression, is_telling, normalised
-from privileged.audit.numerals import NUMBER, ORDINALS, answer_values, clean, loosely, number_of, value_of, values_in
+from privileged.audit.numerals import (
+    NUMBER,
+    ORDINALS,
+    SPACED,
+    UNSPACED,
+    answer_values,
+    clean,
+    loosely,
+    number_of,
+    value_of,
+    values_in,
+)
 
 __all__ = ["answer_leaks", "clean", "executed_step", "number_of", "same_answer"]
 
 COMMON_WORDS = {
     "yes", "no", "true", "false", "left", "right", "above", "below", "equal", "same", "none", "both", "more", "less",
     "up", "down", "even", "odd", "last", "top", "bottom", "middle", "before", "after", *ORDINALS,
+    "正确", "错误", "不是", "没有", "左边", "右边", "はい", "いいえ", "正しい", "아니오", "아니요", "맞다", "틀리다",
+    "ใช่", "ไม่ใช่", "ถูก", "ผิด",
+    "nein", "wahr", "falsch", "vrai", "faux", "verdadero", "falso",
 }  # fmt: skip
 """Answers that hints use in other senses."""
 
@@ -60,7 +75,25 @@ _CORRECT = (
     r"\)?(?i:\s+(?:is|must be|should be)\s+(?:the\s+)?(?:correct|right|best)\b|\s+is\s+the\s+answer\b)",
 )
 _IT_IS = (r"(?i:\b(?:it|this|that)\s+(?:is|must be|has to be|can only be)\s+(?:the\s+)?)[\"'(]*", _END)
-_IT_MUST_BE = (r"(?i:\b(?:it|this|that)\s+(?:must be|has to be|can only be)\s+(?:the\s+)?)[\"'(]*", _END)
+_IT_MUST_BE = (r"(?i:\b(?:it|this|that|[a-z])\s+(?:must be|has to be|can only be)\s+(?:the\s+)?)[\"'(]*", _END)
+_THERE_ARE = (
+    r"(?i:\bthere\s+(?:are|is|will be)\s+(?:only\s+|exactly\s+)?)",
+    r"(?i:(?=(?:\s+of\s+them)?(?:\s+left)?\s*(?:[.,;!]|$)))",
+)
+_ONLY = (r"(?i:\b(?:only|exactly)\s+)", r"(?i:(?=\s+(?:remains?|(?:are\s+|is\s+)?left)\b))")
+_VERDICT = (
+    r"(?i:^[\"'(]*|(?<!if the )(?<!whether the )\b(?:statement|claim|sentence)\s+is\s+)",
+    r"(?=\s*(?:[,.;:!]|$))",
+)
+_ANNOUNCED = (
+    "答案|正解|答え|정답|คำตอบ|antwort|lösung|respuesta|réponse|ответ|resposta|risposta|cevap|đáp án|उत्तर|الإجابة"
+)
+_IN_OTHER_WORDS = (
+    rf"(?i:(?:{unicodedata.normalize('NFKC', _ANNOUNCED)})"  # as `clean` writes what it is compared with
+    r"\s?(?:是|为|為|は|은|는|คือ|lautet|ist|es|est|é|è|là)?\s*:?\s*)[\"'(「“]*",
+    "",
+)
+"""How the answer is announced in other languages."""
 _SO = (r"(?i:\b(?:so|thus|hence|therefore),?\s+)[\"'(]*", r"(?=[\"')]*\s*(?:[.;!]|$))")
 _IN_ALL = ("", r"(?i:\s+(?:\w+\s+)?in\s+(?:all|total)\b)")
 
@@ -148,7 +181,8 @@ def _answer_check(answer: str, prompt: str) -> Check:
 def _number_check(values: set[Decimal], prompt: str) -> Check:
     plain = all(abs(value) < 10 and value == value.to_integral_value() for value in values)
     given = bool(values & values_in(prompt))
-    forms = [_ANSWER_IS, _QUANTITY_IS, _DERIVED, _CHOSEN] + ([] if given else [_IT_IS, _IN_ALL, _SO])
+    forms = [_ANSWER_IS, _IN_OTHER_WORDS, _QUANTITY_IS, _DERIVED, _CHOSEN]
+    forms += [] if given else [_IT_IS, _IT_MUST_BE, _THERE_ARE, _ONLY, _IN_ALL, _SO]
     find = _stated(rf"{NUMBER}%?", forms, prompt)
 
     def stated(hint: str) -> bool:
@@ -171,17 +205,24 @@ def _expression_check(expression: str, prompt: str) -> Check:
 def _text_check(wanted: str, prompt: str) -> Check:
     if not wanted:
         return lambda hint: False
-    forms: tuple[tuple[str, str], ...] = (_ANSWER_IS, _CHOSEN, _CORRECT, _IT_MUST_BE, _SO)
+    forms: tuple[tuple[str, str], ...] = (_ANSWER_IS, _IN_OTHER_WORDS, _CHOSEN, _CORRECT, _IT_MUST_BE, _SO)
+    if wanted.casefold() in ("yes", "no", "true", "false"):
+        forms += (_VERDICT,)
     if len(wanted) == 1 and wanted.isalpha():
         # In upper case only: "a" is an article and "i" a pronoun.
         stated = _stated(rf"{re.escape(wanted.upper())}\b", forms, prompt)
         return lambda hint: any(stated(hint))
     if len(wanted) > LONG_ANSWER:  # the words around it matter no more, and a pattern of it would be slow to build
         return lambda hint: wanted.casefold() in hint.casefold()
-    bare = re.sub(r"^(?:the|an?)\s+(?=\w)", "", wanted, flags=re.IGNORECASE)
+    bare = re.sub(r"^(?:the|an?|eine?|der|die|das|une?|una|le|la|el)\s+(?=\w)", "", wanted, flags=re.IGNORECASE)
     words = r"[\s-]+".join(re.escape(word) for word in re.split(r"[\s-]+", bare) if word) or re.escape(bare)
-    phrase = re.compile(rf"(?<!\w)(?i:{words})(?!\w)")
-    if len(bare) > 3 and bare.casefold() not in COMMON_WORDS and not phrase.search(prompt):
+    # Where words touch their neighbours, the answer has no border of its own.
+    unspaced = [re.match(f"[{UNSPACED}]", sign) is not None for sign in (bare[0], bare[-1])]
+    before, after = "" if unspaced[0] else f"(?<!{SPACED})", "" if unspaced[1] else f"(?!{SPACED})"
+    phrase = re.compile(f"{before}(?i:{words}){after}")
+    # Two characters are a word in Chinese, and a sign or digit makes a short answer (3:2, C++) a rare one.
+    is_long = len(bare) > (1 if all(unspaced) else 3) or (len(bare) > 1 and re.search(r"[^\w\s]|\d", bare) is not None)
+    if is_long and bare.casefold() not in COMMON_WORDS and not phrase.search(prompt):
         return lambda hint: phrase.search(hint) is not None
     # "Check whether the result is equal to ..." does not state the answer "equal".
     stated = _stated(rf"{phrase.pattern}(?!\s+(?:to|of|or)\b)", forms, prompt)

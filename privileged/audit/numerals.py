@@ -33,9 +33,16 @@ _WORDED_NUMBER = re.compile(
     rf"\b{_SMALL}(?:{_SCALED}(?:(?:\s+and)?\s+{_SMALL}\b)?){{0,4}}\b(?!-(?!(?:{_PART_WORDS}|percent)\b)\w)",
     re.IGNORECASE,
 )
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+"""Thai, Lao, Burmese, Khmer, Japanese, Chinese and Korean, where a word or number touches what stands beside it: the
+inside of a class of signs."""
+
+SPACED = rf"[^\W{UNSPACED}]"
+"""A sign of a word, of scripts that put a space between words."""
+
 _DIGITS = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?"
-NUMBER = rf"(?<![\w.]){_DIGITS}(?![\w/]|[.,]\d)"
-"""A number of its own: not a piece of a word, of a version (1.2.3), or of an ordinal (12th)."""
+NUMBER = rf"(?<!{SPACED}|[.第]){_DIGITS}(?!{SPACED}|/|[.,]\d)"
+"""A number of its own: not a piece of a word, of a version (1.2.3), or of an ordinal (12th, 第12)."""
 
 NUMBER_PATTERN = re.compile(NUMBER)
 _SPACED = re.compile(r"(?<!\d )(?<![\w.,])\d{1,3}(?: \d{3})+(?! ?\d|[\w/]|[.,]\d)")
@@ -44,7 +51,11 @@ _WRAPPER = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf|operatorname)\s*\{(
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _PLAIN_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _UNITS_OF_MEASURE = "cm|mm|km|m|kg|mg|g|ms|s|min|h|ml|cl|l|°|€|£"
-_UNIT_OF_ANSWER = re.compile(rf"({_DIGITS})\s*(?:[^\W\d_]{{1,20}}|°[CF]?|[€£])\.?")
+_MEASURE = rf"(?:{_UNITS_OF_MEASURE})(?:\^\{{?[23]\}}?)?"
+_UNIT_OF_ANSWER = re.compile(
+    rf"({_DIGITS})(?:\s*(?:[^\W\d_]{{1,20}}|{_MEASURE}(?:/{_MEASURE})?|°[CF]?|[€£])"
+    r"|\s(?:[^\W\d_]{1,10}\.?/[^\W\d_]{1,10}))\.?"
+)
 
 # What one substitution each rewrites; in this order.
 _REWRITES = [

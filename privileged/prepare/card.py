@@ -41,6 +41,9 @@ def card(audit: Mapping[str, Any]) -> str:
         *_table("Task (verifier)", counts["tasks"]),
         *_table("Variant", {name: counts["variants"].get(name, 0) for name in VARIANTS}),
     ]
+    if counts.get("illusion"):
+        by_score = sorted(counts["illusion"].items(), key=lambda item: int(item[0]))
+        lines += _table("Illusion score (nats, rounded down)", dict(by_score))
     if counts["findings"]:
         lines += ["| Audit finding | count | what happens | meaning |", "|---|---|---|---|"]
         for code, count in counts["findings"].items():

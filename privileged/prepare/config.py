@@ -79,6 +79,8 @@ class PrepareConfig:
         self.audit.check()
         if self.annotate is not None:
             self.annotate.check()
+            if self.part is not None and self.annotate.coordinates == "auto":
+                raise ConfigurationError("annotate.coordinates: auto may come out differently for each part; name them")
         if self.part is not None and self.merge:
             raise ConfigurationError("part: a part is prepared, or all are merged; not both in one run")
         self.part_range(1)

@@ -33,6 +33,7 @@ from privileged.records.annotations import own_annotations
 from privileged.records.fields import Finding, valid_text
 from privileged.records.records import MAX_ID, Record, default_id, parse_record, user_text
 from privileged.rendering.variants import VARIANTS
+from privileged.sources.cards import prompt_template
 from privileged.sources.sources import ImageFolderSource, Source, SourceFactory
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Outcome:
     annotated: dict[str, int] = field(default_factory=dict)
     """What annotation asked for, made and dropped, see `Annotation.counts`."""
     dropped: list[dict[str, Any]] = field(default_factory=list)
+    illusion_score: float | None = None
 
     def set_aside(self, stage: str, reason: str) -> None:
         self.stage, self.reason, self.row = stage, valid_text(reason[:MAX_REASON]), None
@@ -79,13 +81,13 @@ def outcome_stream(
     work: Path,
     console: Console,
 ) -> Iterator[OutcomeStream]:
-    """The outcomes of some records; leaving ends the workers and the annotation.
+    """The outcomes of some records; leaving ends the workers, the annotation and the judge.
 
     Args:
         output: The folder that is made; its name is the default for the cache's.
         work: Where scratch files go.
     """
-    if config.annotate is None or not indices:
+    if (config.annotate is None and config.audit.model is None) or not indices:
         with closing(outcomes(config, source, factory, indices)) as stream:
             yield stream, None
         return
@@ -93,16 +95,16 @@ def outcome_stream(
     # each block over and over for the two.
     processor = RecordProcessor(config, factory(config.source.options))
     say = partial(tell, console)
-    for line in estimate(config.annotate, processor.to_annotate, indices).lines():
-        say(line)
-    cache, scratch = config.annotate.cache_folder(output), work / "ahead.sqlite"
-    ahead = AnnotationAhead(config.annotate, config.audit, processor.to_annotate, indices, cache, scratch, say)
+    if config.annotate is not None:
+        for line in estimate(config.annotate, processor.to_annotate, indices).lines():
+            say(line)
+    ahead = AnnotationAhead(config.annotate, config.audit, processor.to_annotate, indices, output, work, say)
     try:
         with closing(outcomes(config, source, factory, indices, ahead.take)) as stream:
             yield stream, ahead.spent
     finally:
         ahead.close()
-        say(f"annotation: {ahead.spent()}")
+        say(ahead.spent())
 
 
 def tell(console: Console, text: str) -> None:
@@ -186,7 +188,9 @@ class RecordProcessor:
         self._severity = config.audit.resolved()
         self._questions: EvaluationQuestions | None = None
         if config.audit.decontaminate is not None:
-            self._questions = EvaluationQuestions(config.audit.decontaminate, config.audit.decontaminate_ngram)
+            self._questions = EvaluationQuestions(
+                config.audit.decontaminate, config.audit.decontaminate_ngram, prompt_template(config.source)
+            )
         self._annotate = config.annotate
         self._image_root: Path | None = source.image_root if isinstance(source, ImageFolderSource) else None
 
@@ -202,12 +206,16 @@ class RecordProcessor:
             outcome.id = valid_text(error.record or outcome.id)
             outcome.set_aside(outcome.stage or "record", str(error))
             return outcome
+        findings = []
         if annotation is not None:
             record.privileged.update(annotation.parts)  # type: ignore[typeddict-item]
             record.privileged["provenance"] = self._provenance(record, annotation)
             outcome.annotated, outcome.dropped = annotation.counts(), annotation.dropped
+            record.illusion_score = outcome.illusion_score = annotation.illusion_score
+            findings = [Finding(*finding) for finding in annotation.judged]
         outcome.id, outcome.row, outcome.digest = record.id, record.row(), record.content_digest()
-        reason, outcome.findings = judge(check_record(record, self._config.audit, self._questions), self._severity)
+        findings += check_record(record, self._config.audit, self._questions)
+        reason, outcome.findings = judge(findings, self._severity)
         if reason is not None:
             outcome.set_aside("audit", reason)
             return outcome
@@ -224,9 +232,8 @@ class RecordProcessor:
         return outcome
 
     def to_annotate(self, index: int) -> Record | None:
-        """The record as annotation sees it; None when it is set aside whatever is added to it."""
-        assert self._annotate is not None
-        replaced = self._annotate.parts if self._annotate.replace else ()
+        """The record as annotation and the judge see it; None when it is set aside whatever is added to it."""
+        replaced = self._annotate.parts if self._annotate is not None and self._annotate.replace else ()
         try:
             record = self._parse(index, Outcome(index, ""), replaced)
         except RecordError:
@@ -268,7 +275,8 @@ class RecordProcessor:
 
     def _provenance(self, record: Record, annotation: Annotation) -> str | None:
         """Who made what: "source; hints, caption by the-model; boxes by module:function"."""
-        assert self._annotate is not None
+        if self._annotate is None:
+            return record.privileged["provenance"]
         makers: dict[str, list[str]] = {}
         for part in annotation.parts:
             detected = part == "boxes" and self._annotate.detector is not None

@@ -24,6 +24,7 @@ from dopd_vl.common.files import disk_told_of, exclusive, write_atomically
 from dopd_vl.common.progress import Progress
 from privileged.annotators.ahead import annotation_fingerprint
 from privileged.annotators.estimate import Estimate, estimate
+from privileged.annotators.judging import judge_fingerprint
 from privileged.audit.audit import Severity, Tally
 from privileged.audit.contamination import EvaluationQuestions
 from privileged.dataset import (
@@ -215,6 +216,7 @@ class _Preparation:
                 duplicates.judge(outcome, shard)
                 part.note(outcome.id, (finding.code for finding in outcome.findings))
                 part.annotated.update(outcome.annotated)
+                part.judged(outcome.illusion_score)
                 dropped += [{"id": outcome.id, "index": outcome.index, **drop} for drop in outcome.dropped]
                 if outcome.row is not None:
                     if place in self.places:
@@ -339,6 +341,8 @@ def fingerprint(config: PrepareConfig, source: Source) -> str:
     parts = [FORMAT, source.name, source.fingerprint(), OWN_ANNOTATIONS, settings]
     if config.annotate is not None:
         parts.append(annotation_fingerprint(config.annotate))
+    if config.audit.model is not None:
+        parts.append(judge_fingerprint(config.audit.model))
     return digest_json(parts)
 
 

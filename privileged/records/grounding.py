@@ -1,8 +1,9 @@
 """What a model wrote, read: JSON in free text, and boxes by their coordinates.
 
-Whatever the text is, the outcome is a value or a `RecordError` with the reason. Tolerated are thinking blocks, one code
-fence with words around it, and LaTeX whose backslashes are not written twice; the JSON in them must be exactly what was
-asked.
+Whatever the text is, the outcome is a value or a `RecordError` with the reason. Read is what can only be meant in one
+way: JSON among words, in a code fence or not, with thinking before it, with a comma too many at the end of a list, or
+with LaTeX whose backslashes are not written twice. Nothing is completed and nothing guessed: JSON that breaks off, or
+two values that differ, are refused.
 """
 
 import json
@@ -20,10 +21,17 @@ MAX_REPLY = 100_000
 MAX_BOXES, MAX_LABEL = 200, 200
 """Boxes of a reply, and characters of a label."""
 
-SLACK = 5
-"""Thousandths by which a box may leave its image: models round, and the box is then clipped."""
+SLACK = 0.005
+"""Share of a side by which a box may leave its image: models round, and the box is then clipped."""
 
-_FENCE = re.compile(r"```[ \t]*+(?:\w++)?[ \t]*+\n(.*?)```", re.DOTALL)  # possessive: linear in any text
+_UNITS = {"relative_1000": "in thousandths", "absolute": "in pixels", "relative_1": "as shares of its sides"}
+_NUMBER = re.compile(r"-?\d{1,9}(?:\.\d{1,20})?", re.ASCII)
+
+_JSON_START = re.compile(r"\{\s*+[\"}]|\[\s*+[{\]]")
+"""An object, or a list of objects, begins; brackets of prose and of LaTeX look otherwise."""
+
+# Texts are kept whole. A text without an end goes on to the end of the reply, so that it is not read again and again.
+_LAST_COMMA = re.compile(r"(\"(?:[^\"\\]|\\.)*+\"?+)|,(?=\s*+[}\]])", re.DOTALL)
 
 # JSON's own escapes are kept, unless they begin a LaTeX command: "\frac" would be read as a form feed and "rac".
 _ESCAPE = re.compile(
@@ -49,9 +57,9 @@ def without_thinking(text: str) -> str:
 
 
 def json_of(text: str) -> Any:
-    r"""The JSON that a reply consists of, alone or in its only code fence.
+    r"""The one JSON object, or list of objects, that a reply holds.
 
-    >>> json_of('Here it is:\n```json\n{"hint": "Count."}\n```')
+    >>> json_of('Here it is:\n```json\n{"hint": "Count.",}\n```')
     {'hint': 'Count.'}
     """
     if len(text) > MAX_REPLY:
@@ -59,18 +67,24 @@ def json_of(text: str) -> Any:
     text = without_thinking(text)
     if not text:
         raise RecordError("the reply is empty")
-    if not text.startswith(("{", "[")):
-        fences = _FENCE.findall(text)
-        if len(fences) != 1:
-            raise RecordError(f"the reply is no JSON and holds {len(fences)} code blocks: {reprlib.repr(text)}")
-        text = fences[0].strip()
-    text = with_latex_escaped(text)
-    try:
-        return json.loads(text, object_pairs_hook=unique_keys)
-    except RecordError as error:
-        raise RecordError(f"the reply: {error}") from error
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
-        raise RecordError(f"the reply is no JSON ({error}): {reprlib.repr(text)}") from error
+    text = _LAST_COMMA.sub(lambda match: match.group(1) or "", with_latex_escaped(text))
+    found: list[Any] = []
+    start = _JSON_START.search(text)
+    while start is not None and len(found) < 2:
+        try:
+            value, end = _DECODER.raw_decode(text, start.start())
+        except RecordError as error:
+            raise RecordError(f"the reply: {error}") from error
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
+            # What stands inside it is a part of what was meant, and is not looked for.
+            raise RecordError(f"the reply is no JSON ({error}): {reprlib.repr(text)}") from error
+        if value not in found:
+            found.append(value)
+        start = _JSON_START.search(text, end)
+    if len(found) != 1:
+        what = "holds different JSON values" if found else "is no JSON"
+        raise RecordError(f"the reply {what}: {reprlib.repr(text)}")
+    return found[0]
 
 
 def with_latex_escaped(text: str) -> str:
@@ -82,22 +96,50 @@ def with_latex_escaped(text: str) -> str:
     return _ESCAPE.sub(lambda match: r"\\" if match.group(1) else match.group(), text)
 
 
-def grounded_boxes(text: str, size: tuple[int, int], image: int = 0) -> list[dict[str, Any]]:
-    """Boxes in Qwen3-VL's form, [{"bbox_2d": [x1, y1, x2, y2] in thousandths, "label": "..."}], in pixels of `size`.
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
+
+
+def grounded_boxes(
+    text: str, size: tuple[int, int], image: int = 0, coordinates: str = "relative_1000"
+) -> list[dict[str, Any]]:
+    """Boxes in Qwen3-VL's form, [{"bbox_2d": [x1, y1, x2, y2], "label": "..."}], in pixels of `size`.
 
     The list may be empty: the image holds nothing that the question needs. supervision reads this form too, but
     forgives much that is refused here.
 
+    Args:
+        coordinates: What the numbers are: thousandths of the sides (relative_1000), pixels (absolute) or shares of the
+            sides (relative_1).
+
     >>> grounded_boxes('[{"bbox_2d": [0, 250, 500, 1000], "label": "cup"}]', (200, 100))
     [{'label': 'cup', 'bbox': [0.0, 25.0, 100.0, 100.0], 'caption': None, 'image': 0}]
     """
+    entries = _entries(text, "bbox_2d")
+    if coordinates != "relative_1" and entries and all(value <= 1 for corners, _ in entries for value in corners):
+        raise RecordError("all numbers of its boxes are at most 1, and so neither thousandths of the image nor pixels")
     boxes = []
-    for number, (corners, label) in enumerate(_entries(text, "bbox_2d")):
-        if not all(-SLACK <= value <= GRID + SLACK for value in corners):
-            raise RecordError(f"box {number} leaves the image: {reprlib.repr(corners)} in thousandths")
-        bbox = [value / GRID * side for value, side in zip(corners, size * 2, strict=True)]
+    frame = coordinate_frame(coordinates, size)
+    for number, (corners, label) in enumerate(entries):
+        shares = [value / side for value, side in zip(corners, frame * 2, strict=True)]
+        if not all(-SLACK <= share <= 1 + SLACK for share in shares):
+            raise RecordError(f"box {number} leaves the image: {reprlib.repr(corners)} {_UNITS[coordinates]}")
+        bbox = [share * side for share, side in zip(shares, size * 2, strict=True)]
         boxes.append(_pixel_box(bbox, label, number, size, image))
     return boxes
+
+
+def coordinate_frame(coordinates: str, size: tuple[int, int]) -> tuple[float, float]:
+    """The largest x and y that a box in an image of `size` can have.
+
+    >>> coordinate_frame("relative_1000", (640, 480)), coordinate_frame("absolute", (640, 480))
+    ((1000, 1000), (640, 480))
+    """
+    return {"relative_1000": (GRID, GRID), "absolute": size, "relative_1": (1, 1)}[coordinates]
+
+
+def box_corners(text: str) -> list[list[float]]:
+    """The numbers of the boxes in a reply, whatever they mean."""
+    return [corners for corners, _ in _entries(text, "bbox_2d")]
 
 
 def pixel_boxes(text: str, size: tuple[int, int], image: int = 0) -> list[dict[str, Any]]:
@@ -107,16 +149,20 @@ def pixel_boxes(text: str, size: tuple[int, int], image: int = 0) -> list[dict[s
 
 
 def _entries(text: str, corners: str) -> list[tuple[list[float], str]]:
-    """The four numbers under the key `corners`, and the label, of each box in a reply."""
+    """The four numbers under the key `corners`, and the label, of each box in a reply; a single box may stand alone."""
     entries = json_of(text)
-    if not isinstance(entries, list) or len(entries) > MAX_BOXES:
+    entries = [entries] if isinstance(entries, dict) else entries
+    if len(entries) > MAX_BOXES:
         raise RecordError(f"the reply must be a list of at most {MAX_BOXES} boxes, not {reprlib.repr(entries)}")
     found = []
     for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or set(entry) != {corners, "label"}:
+        if not isinstance(entry, dict) or not {corners, "label"} <= set(entry):
             raise RecordError(f"box {number} must have {corners} and label, not {reprlib.repr(entry)}")
         label = reply_text(entry["label"], f"the label of box {number}", MAX_LABEL)
-        found.append((number_list(entry[corners], 4, f"box {number}"), label))
+        numbers = entry[corners]
+        if isinstance(numbers, list):
+            numbers = [float(item) if isinstance(item, str) and _NUMBER.fullmatch(item) else item for item in numbers]
+        found.append((number_list(numbers, 4, f"box {number}"), label))
     return found
 
 

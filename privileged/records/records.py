@@ -48,6 +48,7 @@ class Record:
     source: str
     privileged: Privileged
     findings: list[Finding] = field(default_factory=list)
+    illusion_score: float | None = None
 
     def example(self) -> Example:
         """The record as variants and processors take it, with PIL images."""
@@ -59,6 +60,7 @@ class Record:
             task=self.task,
             source=self.source,
             privileged=self.privileged,
+            illusion_score=self.illusion_score,
         )
 
     def row(self) -> dict[str, Any]:

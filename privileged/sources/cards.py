@@ -110,6 +110,11 @@ def read_card(path: Path) -> SourceCard:
     return card
 
 
+def prompt_template(settings: SourceConfig) -> str | None:
+    """What the card of a source puts around each prompt, if it has one."""
+    return None if settings.card is None else read_card(find_card(settings.card)).prompt_template
+
+
 def resolve_source(
     settings: SourceConfig, factories: Mapping[str, SourceFactory]
 ) -> tuple[SourceConfig, SourceFactory]:

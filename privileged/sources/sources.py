@@ -17,7 +17,7 @@ from dopd_vl.common.configuration import check_choice, existing_path, settings_o
 from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
 from privileged.audit.audit import Tally
 from privileged.records.fields import unique_keys
-from privileged.schema import COLUMNS, PRIVILEGED_KEYS
+from privileged.schema import COLUMNS, MEASURED, PRIVILEGED_KEYS
 from privileged.sources.coco import CocoSource
 from privileged.sources.detection import VocSource, YoloSource
 from privileged.sources.objects import ObjectTable
@@ -26,7 +26,11 @@ from privileged.sources.tables import Numbered, ParquetRows, Rows, hub_rows, sav
 MAX_LINE = 64 * 1024 * 1024
 PIECE = 1024 * 1024
 
-MAPPABLE = (*COLUMNS, "image_sizes", *(f"privileged.{key}" for key in PRIVILEGED_KEYS))
+MAPPABLE = (
+    *(column for column in COLUMNS if column not in MEASURED),
+    "image_sizes",
+    *(f"privileged.{key}" for key in PRIVILEGED_KEYS),
+)
 """What the option `columns` may fill."""
 
 NEEDED = ("prompt", "answer")

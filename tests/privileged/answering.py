@@ -119,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.answering.lock:
                 self.server.answering.answered.append(raw)
             self._send(200, good)
+        elif isinstance(fault, dict):  # the response itself
+            self._send(200, fault)
         elif isinstance(fault, int):
             headers = {"Retry-After": "0.1"} if fault == 429 else {}
             self._send(fault, {"error": {"message": f"fault, your key is {self.headers['Authorization']}"}}, headers)

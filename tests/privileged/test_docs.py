@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from dopd_vl.common.configuration import settings_of
+from dopd_vl.common.configuration import read_config, settings_of
 from dopd_vl.common.resources import shipped
 from privileged import VARIANTS
 from privileged.annotators.settings import PART_NAMES, AnnotateConfig, BudgetConfig, SamplingConfig
@@ -100,6 +100,15 @@ def test_sections_on_the_page_about_annotation_hold_only_what_exists():
         check_annotate(block["annotate"])
     for part in PART_NAMES:
         assert f"| `{part}` |" in page
+
+
+def test_the_config_on_the_page_of_the_judge_can_be_used(tmp_path):
+    page = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "config.yaml").write_text(block)
+    config = read_config(PrepareConfig, ["--config", str(tmp_path / "config.yaml")], "dopd-vl prepare")
+    config.check()
+    assert config.audit.model.kind == "local"
 
 
 def test_commands_on_the_page_are_of_shipped_configs_or_the_page_own():

@@ -10,6 +10,7 @@ import yaml
 
 from dopd_vl.common.files import read_jsonl
 from tests.commands import dopd_vl, start_dopd_vl
+from tests.conftest import prepare_nano
 
 
 @pytest.fixture
@@ -88,3 +89,40 @@ def test_a_study_is_stopped_taken_up_again_and_tells_what_failed(study_file: Pat
     assert "not run yet" in table
     assert (folder / "figures" / "eval_accuracy.svg").exists()
     assert "beta 0.5" in (folder / "curves.csv").read_text()
+
+
+def test_a_study_on_a_judged_set_tells_rollouts_apart_by_their_illusion_score(
+    study_file: Path, nano_models: Path, tmp_path: Path
+) -> None:
+    """Two questions, one with a hint that a judge found to give the answer away: its score is in the set by hand, since
+    only what becomes of it is looked at here."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = prepare_nano(tmp_path / "judged", "text", "train", 8)
+    (file,) = (data / "data").iterdir()
+    table = pq.read_table(file)
+    scores = [4.25, 0.5, None, -0.5] * 2
+    at = table.column_names.index("illusion_score")
+    pq.write_table(table.set_column(at, "illusion_score", pa.array(scores, pa.float64())), file)
+
+    study = yaml.safe_load(study_file.read_text())
+    study["settings"] |= {"data.train": str(data), "training.max_steps": 2, "training.per_device_train_batch_size": 8}
+    study["cells"] = {"dopd": {"objective.name": "dopd"}}
+    study |= {"seeds": [0], "baseline": None, "score_variants": ["none"]}
+    del study["data"]["train"]
+    study_file.write_text(yaml.safe_dump(study, sort_keys=False))
+    result = dopd_vl("study", "--config", study_file, timeout=400)
+    assert result.returncode == 0, result.stderr
+
+    folder = tmp_path / "study"
+    kept = [row for row in read_jsonl(folder / "runs" / "dopd" / "seed-0" / "rollouts.jsonl")]
+    rows = json.loads((folder / "results.json").read_text())["by_illusion"]
+    assert {row["nats"] for row in rows} <= {4, 0, -1}
+    assert sum(row["rollouts"] for row in rows) == sum(row["illusion_score"] is not None for row in kept) > 0
+    for row in rows:
+        mine = [one for one in kept if one["illusion_score"] is not None and one["illusion_score"] // 1 == row["nats"]]
+        gaps = [gap for one in mine for gap in one["gap"]]
+        assert row["gap"] == pytest.approx(sum(gaps) / len(gaps))
+        assert row["accuracy"] == pytest.approx(sum(one["correct"] for one in mine) / len(mine))
+    assert "| cell | illusion score (nats) | rollouts |" in (folder / "results.md").read_text()

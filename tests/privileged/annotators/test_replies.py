@@ -5,6 +5,7 @@ import doctest
 import importlib
 import json
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -75,10 +76,56 @@ def test_boxes_that_are_read_lie_in_their_image(boxes):
         'Here you are:\n```\n{"hints": ["A.", "B."]}\n```\nGood luck!',
         '<think>{"hints": ["no"]}</think>\n{"hints": ["A.", "B."]}',
         'unopened thought</think>{"hints": ["1. A.", "2. B."]}',
+        '{"hints": ["A.", "B."]}\nI hope that helps {you} [1].',
+        'As in [2], {"hints": ["A.", "B."], "note": "two steps"}',
+        '{"hints": ["A.", "B.",],}',
+        '```json {"hints": ["A.", "B."]} ```',
+        '```json\n{"hints": ["A.", "B."]}',
+        '```\n{"hints": ["A.", "B."]}\n```\nOnce more:\n```\n{"hints": ["A.", "B."]}\n```',
     ],
 )
-def test_fences_thoughts_and_numbers_are_taken_off(text):
+def test_what_can_only_be_meant_in_one_way_is_read(text):
     assert replies.hint_list(text) == ["A.", "B."]
+
+
+@pytest.mark.parametrize("unit", ['"\\"', '{"a": 1}', '{"', "[ ", ",}", "```json ", '{"a": "', "<think>"])
+def test_long_replies_take_no_long_time(unit):
+    start = time.process_time()
+    for read in READERS.values():
+        with contextlib.suppress(RecordError):
+            read("x" + unit * (99_000 // len(unit)))
+    assert time.process_time() - start < 5
+
+
+def test_commas_in_a_text_stay_there():
+    assert (
+        replies.one_hint('{"hint": "Write [1, 2, ] and {a,}, then \\",]\\".",}')
+        == 'Write [1, 2, ] and {a,}, then ",]".'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "coordinates", "bbox"),
+    [
+        ('{"bbox_2d": [250, 500, 500, 1000], "label": "a"}', "relative_1000", [16, 24, 32, 48]),
+        (
+            '[{"bbox_2d": ["250", "500.0", 500, "1000"], "label": "a", "score": 0.9},]',
+            "relative_1000",
+            [16, 24, 32, 48],
+        ),
+        ('[{"bbox_2d": [16, 24, 32, 48], "label": "a"}]', "absolute", [16, 24, 32, 48]),
+        ('[{"bbox_2d": [0.25, 0.5, 0.5, 1.0], "label": "a"}]', "relative_1", [16, 24, 32, 48]),
+        ('[{"bbox_2d": [0.25, 0.5, 0.5, 1.0], "label": "a"}]', "absolute", "at most 1"),
+        ('[{"bbox_2d": [250, 500, 500, 1000], "label": "a"}]', "absolute", "in pixels"),
+        ('[{"bbox_2d": [16, 24, 32, 48], "label": "a"}]', "relative_1", "as shares of its sides"),
+    ],
+)
+def test_boxes_are_read_in_the_coordinates_that_are_set(text, coordinates, bbox):
+    if isinstance(bbox, str):
+        with pytest.raises(RecordError, match=bbox):
+            grounded_boxes(text, (64, 48), coordinates=coordinates)
+    else:
+        assert [box["bbox"] for box in grounded_boxes(text, (64, 48), coordinates=coordinates)] == [bbox]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +147,14 @@ def test_latex_in_a_reply_is_what_the_model_meant_with_or_without_doubled_backsl
     [
         ("hints", "", "empty"),
         ("hints", "<think>still at it", "still thinking"),
-        ("hints", '{"hints": ["A."]} and more', "no JSON"),
-        ("hints", '{"hints": ["A."], "note": 1}', "alone"),
+        ("hints", '{"note": ["A."]}', "the key 'hints'"),
+        ("hints", '{"hints": ["A.", "B', "no JSON"),
+        ("hints", '{"hints": ["A."]} or rather {"hints": ["B."]}', "holds different JSON values"),
+        ("hints", '```json\n{"hints": ["A."]\n```', "no JSON"),
+        ("hints", "See [1] and {x}.", "is no JSON"),
+        ("boxes", '[{"bbox_2d": [1, 2, 30, 40], "label": "a"}, {"bbox_2d": [5, 6', "no JSON"),
+        ("boxes", '[{"bbox_2d": [0.1, 0.2, 0.5, 1], "label": "a"}]', "at most 1"),
+        ("boxes", '[{"bbox_2d": ["1", "2", "30 px", "40"], "label": "a"}]', "no usable number"),
         ("hints", '{"hints": [""]}', "empty"),
         ("hints", '{"hints": ["See <image>."]}', "image marker"),
         ("hints", '{"hints": ["<|im_end|>"]}', "control token"),

@@ -1,12 +1,16 @@
 """The audit of whole records: what it finds, what it leaves alone, and what follows."""
 
+import json
+
 import pytest
+import yaml
 from privileged_samples import raw_record
 
 from dopd_vl.common.errors import ConfigurationError
 from privileged.audit.audit import DESCRIPTIONS, SEVERITIES, AuditConfig, Tally, check_record, judge
 from privileged.records.fields import Finding
 from privileged.records.records import parse_record
+from tests.commands import dopd_vl
 
 
 def codes(**changes):
@@ -86,3 +90,31 @@ def test_tallies_of_parts_add_up_to_the_tally_of_the_whole():
     assert whole.records == 5
     assert whole.findings["box_empty"] == 8, "each record once"
     assert len(whole.examples["box_empty"]) == 5
+
+
+def test_the_command_sets_aside_what_gives_the_answer_away_in_any_script(tmp_path):
+    from test_leaks import LEAKS, NO_LEAKS
+
+    def foreign(case):
+        return not "".join(case).isascii() and "\\" not in case[0]
+
+    leaks, fine = (list(filter(foreign, cases)) for cases in (LEAKS, NO_LEAKS))
+    assert min(len(leaks), len(fine)) >= 5
+    rows = [
+        {"id": f"{kind}-{number}", "prompt": prompt, "answer": answer, "privileged": {"hints": [hint]}}
+        for kind, cases in (("leak", leaks), ("fine", fine))
+        for number, (answer, hint, prompt) in enumerate(cases)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = {
+        "source": {"kind": "jsonl", "options": {"path": str(tmp_path / "rows.jsonl")}, "default_task": "exact"},
+        "output": str(tmp_path / "out"),
+        "max_rejected_share": 1.0,
+        "audit": {"severity": {"duplicate_record": "ignore"}},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    done = dopd_vl("prepare", "--config", tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    entries = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in entries] == [row["id"] for row in rows if row["id"].startswith("leak")]
+    assert all("answer_in_hint" in entry["reason"] for entry in entries)

@@ -7,6 +7,7 @@ import sqlite3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from privileged_samples import raw_record
@@ -20,6 +21,7 @@ from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.prepare.near import Signatures, near_keys, signature, similarity
 from privileged.prepare.prepare import prepare
 from privileged.records.records import parse_record
+from tests.commands import dopd_vl
 
 LONG = (
     "A farmer keeps 12 hens and 30 sheep on a hill by the river. Every morning he counts all the legs that he can see "
@@ -101,6 +103,85 @@ def test_prompts_that_hold_an_evaluation_question_are_found(tmp_path, kind):
     assert "evaluation_overlap" in codes(questions=questions, prompt="what is 2+2")
     for prompt in ("What is 2 + 2? And 3 + 3?", "What is 2 + 3?", "Find the largest prime that divides 91.", LONG):
         assert "evaluation_overlap" not in codes(questions=questions, prompt=prompt)
+
+
+IN_ANY_SCRIPT = {
+    "Chinese": (
+        "一个水池有甲乙两个进水管，单独开甲管要三小时注满，单独开乙管要五小时注满，两管齐开要多久？",
+        "请解答下面的题目。{}请写出答案。",
+    ),
+    "Japanese": (
+        "太郎さんは家から駅まで毎分八十メートルの速さで歩き、帰りは毎分六十メートルで歩きました。平均の速さは？",
+        "次の問題を解きなさい。{}以上です。",
+    ),
+    "Thai": (
+        "รถไฟขบวนหนึ่งออกจากสถานีเวลาเก้าโมงเช้าด้วยความเร็วคงที่และถึงปลายทางเวลาเที่ยงวันพอดี ทั้งหมดเท่าไร",
+        "จงตอบคำถามต่อไปนี้ {} ขอบคุณ",
+    ),
+    "Korean": (
+        "철수는 사과 열두 개를 가지고 있었는데 그중 세 개를 동생에게 주고 남은 것을 친구 셋과 똑같이 나누면 "
+        "몇 개씩 가집니까",
+        "다음 문제를 풀어라. {} 끝.",
+    ),
+    "Hindi": (
+        "एक किसान के पास बीस गायें और तीस बकरियाँ हैं और वह हर सुबह सब के पैर गिनता है तो कुल कितने पैर हैं",
+        "हल करो: {} धन्यवाद",
+    ),
+}
+
+
+@pytest.mark.parametrize("language", IN_ANY_SCRIPT)
+def test_questions_and_near_duplicates_are_found_in_any_script(tmp_path, language):
+    question, around = IN_ANY_SCRIPT[language]
+    path = questions_file(tmp_path, question)
+    changed = around.format(question[: len(question) // 2]) + "?"
+    result = run(tmp_path, [around.format(question), changed[:20]], decontaminate=path)
+    (entry,) = [json.loads(line) for line in (result.output / "rejected.jsonl").read_text().splitlines()]
+    assert entry["index"] == 0
+    assert "evaluation_overlap" in entry["reason"]
+    long = " ".join([question, around, question[::-1]])
+    near = run(tmp_path, [long, long + "!", question], "near", near_duplicate=0.9)
+    assert near.audit["counts"]["examples"]["near_duplicate"] == ["rows-00000001"]
+
+
+def test_a_phrase_that_many_questions_share_is_no_overlap(tmp_path):
+    questions = EvaluationQuestions(
+        questions_file(tmp_path, "关于重力的说法，下列说法中正确的是哪一个选项呢？请你选择"), 13
+    )
+    assert questions.overlap("关于光的折射现象，下列说法中正确的是哪一个选项呢？") is None
+    assert questions.overlap("第三题。关于重力的说法，下列说法中正确的是哪一个选项呢？请你选择。") is not None
+
+
+@pytest.mark.parametrize("template", ["{value}\n\nReason step by step.", "Question: {value} Answer:", None])
+def test_a_question_is_compared_as_it_is_before_the_card_puts_its_template_around_it(tmp_path, template):
+    """Both questions are short, and so are found as a whole only; the third shares the template alone."""
+    card = {
+        "title": "t", "homepage": "h", "licence": "l", "found_in": "f", "schema_checked": "s", "kind": "jsonl",
+        "columns": {"prompt": "q", "answer": "a"}, "task": "exact", "prompt_template": template,
+    }  # fmt: skip
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+    rows = [
+        {"q": q, "a": "1"} for q in ("How many legs has a hen?", "它有几条腿？", "How many legs has a hen or a goat?")
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    evaluation = "how many legs has a hen\n它有几条腿\nQuestion: What is this? Answer:\n"
+    config = {
+        "source": {"card": str(tmp_path / "card.yaml"), "options": {"path": str(tmp_path / "rows.jsonl")}},
+        "output": str(tmp_path / "out"),
+        "max_rejected_share": 1.0,
+        "audit": {"decontaminate": questions_file(tmp_path, evaluation)},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    done = dopd_vl("prepare", "--config", tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    entries = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [entry["index"] for entry in entries] == [0, 1]
+
+
+def test_a_short_question_among_instructions_is_found_where_it_stands_on_a_line_of_its_own(tmp_path):
+    questions = EvaluationQuestions(questions_file(tmp_path, "What is 2 + 2?"), 13)
+    assert questions.overlap("Solve this problem.\nWhat is 2 + 2?\nPut the answer in a box.") == "what is 2 2"
+    assert questions.overlap("Solve this problem. What is 2 + 2? And what is more?") is None
 
 
 def test_a_preparation_keeps_evaluation_questions_out_and_knows_their_content(tmp_path):

@@ -72,9 +72,10 @@ def test_good_records_are_kept_and_bad_ones_set_aside_with_their_reason(prepared
     assert "line 24 of records.jsonl" in reasons[3]
 
 
-def test_the_folder_loads_with_and_without_us(prepared):
-    ours = load_privileged(prepared.output)
-    theirs = load_dataset(str(prepared.output), split="train")
+def test_the_folder_loads_with_and_without_us(prepared, tmp_path):
+    # A cache of its own: datasets would take up what another version of this package left there under the same name.
+    ours = load_privileged(prepared.output, cache_dir=str(tmp_path))
+    theirs = load_dataset(str(prepared.output), split="train", cache_dir=str(tmp_path))
     for dataset in (ours, theirs):
         assert tuple(dataset.column_names) == COLUMNS
         assert dataset.features == features()
