@@ -5,16 +5,20 @@ DOPD_DEEPSPEED_PYTHON names the Python of an environment with DeepSpeed and this
 """
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import read_jsonl
+from dopd_vl.training.run import load_examples
 from dopd_vl.training.student_copies import check_copies
+from tests.training.distributed_worker import without_images
 from tests.training.test_vllm import free_port
 
 PYTHON = os.environ.get("DOPD_DEEPSPEED_PYTHON")
@@ -57,11 +61,18 @@ def train(config: Path, processes: int, stage: int | None, *more: str) -> subpro
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("world", ["text", "vision"])
+@pytest.mark.parametrize("data_of", ["text", "vision", "mixed"])
 def test_two_processes_under_zero_learn_what_one_does(
-    world: str, nano_models: Path, vision_data: Path, text_data: Path, tmp_path: Path
+    data_of: str, nano_models: Path, vision_data: Path, text_data: Path, tmp_path: Path
 ) -> None:
-    data = {"vision": vision_data, "text": text_data}[world]
+    world = "text" if data_of == "text" else "vision"
+    data = {"vision": vision_data, "text": text_data, "mixed": tmp_path / "mixed"}[data_of]
+    if data_of == "mixed":  # ranks without images beside ranks with them
+        shutil.copytree(vision_data, data)
+        rows = load_examples(str(vision_data))
+        every_other = [without_images(row) if at % 2 else row for at, row in enumerate(rows)]
+        [file] = data.glob("data/*.parquet")
+        Dataset.from_list(every_other, features=rows.features).to_parquet(file)
     # As in test_distributed.py: a plan of scores alone, and one that projects the teacher's hidden states again.
     objective = {
         "text": "{name: dopd, settings: {top_k: 16}}",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import trl.trainer.distillation_trainer
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DistillationTrainer
 
@@ -22,6 +23,7 @@ from dopd_vl.objectives.dopd import DopdSettings
 from dopd_vl.objectives.dopd_loss import dopd_loss
 from dopd_vl.run_folder.kept_rollouts import rollout_records
 from dopd_vl.training.run import load_examples
+from dopd_vl.training.sharding import TrainerModels
 from tests.conftest import MakeTrainer
 
 
@@ -299,3 +301,14 @@ def test_a_process_keeps_to_one_device(make_trainer: MakeTrainer, monkeypatch: p
     assert [kwargs["device_map"] for kwargs in asked] == [None, None]
     assert trainer.args.n_gpu == 1
     assert trainer.args.train_batch_size == 4
+
+
+def test_the_teacher_is_on_the_device_whoever_placed_it_elsewhere(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate leaves a model that is only evaluated on the CPU where the student is to be sharded."""
+    trainer = make_trainer()
+    assert {weight.device.type for weight in trainer.teacher_model.parameters()} == {"cpu"}
+    monkeypatch.setitem(AcceleratorState._shared_state, "device", torch.device("meta"))
+    assert TrainerModels(trainer).device.type == "meta"
+    assert {weight.device.type for weight in trainer.teacher_model.parameters()} == {"meta"}
