@@ -168,7 +168,8 @@ def _sweep(
             taught = []
             for some, terms in chunk.pieces:
                 rows = tuple(index[some] for index in chunk.rows)
-                piece = Piece(logits[some], gradient[some], rows, response_ids[rows], factor[rows])
+                z = logits[some]
+                piece = Piece(z, z if in_place else gradient[some], rows, response_ids[rows], factor[rows])
                 taught.append(supervisors.teach(piece, [plan.terms[term] for term in terms]))
             into.add(chunk.rows, gradient)
             for column, values in zip(columns, map(torch.cat, zip(*taught, strict=True)), strict=True):

@@ -146,7 +146,7 @@ def test_a_divergence_of_full_support_is_that_of_the_plain_pass(name: str, kind:
 
 # ---- the whole of scoring and learning -------------------------------------------------------------------------------
 
-B, N, V, H = 2, 7, 640, 8
+B, N, V, H = 2, 4, 640, 6
 """More than eight blocks of 64 for the one entry of a Top-1: it is found in two stages."""
 
 
@@ -291,21 +291,36 @@ def test_scoring_makes_two_trips(counted: Callable[[int], Trips], dtype: torch.d
     assert trips.trips == pytest.approx(2, abs=SMALL_CHANGE), trips.of
 
 
+ONES = torch.ones(B, N, device=DEVICE)
+LEARNING: dict[str, tuple[int, tuple[Term | PolicyGradient, ...]]] = {
+    **{
+        f"{name} {support}": (trips, (Term(TARGET, name, support, ONES, top_k=1),))
+        for name in DIVERGENCES
+        for support, trips in (("sampled", 3), ("top_k", 3), ("full", 7))
+    },
+    "policy gradient": (3, (PolicyGradient(ONES),)),
+    # The target is projected for its mass there, and the student's likeliest are sought: one reading each.
+    "student's top_k": (5, (Term(TARGET, "js", "top_k", ONES, 1, "student"),)),
+    # As EOPD has it; and with a second tail, which takes one more reading.
+    "two terms": (3, (PolicyGradient(ONES), Term(TARGET, "forward_kl", "top_k", ONES, 1, tail="renormalize_target"))),
+    "two tails": (4, (Term(TARGET, "js", "sampled", ONES), Term(TARGET, "js", "top_k", ONES, 1))),
+}
+
+
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("support", "most"), [("sampled", 3), ("top_k", 3), ("full", 7), ("policy gradient", 3)])
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize(("most", "terms"), LEARNING.values(), ids=LEARNING)
 def test_learning_makes_three_trips_and_of_full_support_seven(
-    counted: Callable[[int], Trips], dtype: torch.dtype, name: str, support: str, most: int
+    counted: Callable[[int], Trips], dtype: torch.dtype, most: int, terms: tuple[Term | PolicyGradient, ...]
 ) -> None:
     student, target, ids, mask = policies(dtype)
     scores = {TARGET: score_tokens(target, ids, mask, 1)}
-    weight = torch.ones(B, N)
-    term = PolicyGradient(weight) if support == "policy gradient" else Term(TARGET, name, support, weight, top_k=1)
     student.hidden.requires_grad_()
     student.weight.requires_grad_()
     with counted(B * N * V) as trips:
-        fused_plan_loss(Plan((term,)), student, {TARGET: target}, ids, mask, scores, chunk_size=2 * B * N)
+        fused_plan_loss(Plan(terms), student, {TARGET: target}, ids, mask, scores, chunk_size=2 * B * N)
+    if dtype == torch.bfloat16 and len(terms) > 1:
+        most += 2  # the gradients of several terms add up in fp32 before they are rounded
     assert trips.trips == pytest.approx(most, abs=SMALL_CHANGE), trips.of
 
 
@@ -330,7 +345,7 @@ class Waits(TorchDispatchMode):
 def test_nothing_waits_for_the_device_within_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     student, target, ids, mask = policies(torch.float32)
     scores: dict[Source, TokenScores] = {}
-    for chunk_size in (14, 2):
+    for chunk_size in (B * N, 2):
         with Waits() as waits:
             scores[TARGET] = score_tokens(target, ids, mask, 1, chunk_size, store="cpu")
         assert waits.of == ["nonzero"]  # the places of the response tokens
@@ -351,7 +366,7 @@ def test_a_sweep_copies_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> Non
     copies = []
     to_host = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda tensor: copies.append(tensor.shape) or to_host(tensor))
-    mask = torch.ones(B, N, dtype=torch.bool)
+    mask = torch.ones(B, N, dtype=torch.bool, device=DEVICE)
     for chunk_size in (1, 100):
         chunks = list(fused_loss.chunks_of(plans()["mixed"], mask, chunk_size))
         assert sum(len(chunk.rows[0]) for chunk in chunks) == B * N
@@ -417,7 +432,7 @@ def build(kernel, out="*fp32", **constants):
 
 
 build(kernels._mass, LOWEST=torch.finfo(torch.float32).min, LEAST=-200.0, BLOCK=kernels.BLOCK)
-for out in ("*fp32", "*bf16", "*fp16"):
+for out in ("*fp32", "*bf16"):
     build(kernels._softmax_gradient, out, BLOCK=kernels.BLOCK)
 for number in kernels.NUMBERS.values():
     build(kernels._dense_divergence, "*bf16", NAME=number, GRADIENT=True, FLOOR=-100.0, BLOCK=kernels.BLOCK)
@@ -430,4 +445,4 @@ def test_every_kernel_is_built_for_an_a100_and_an_h100(tmp_path: Any) -> None:
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     built = subprocess.run([sys.executable, "-c", BUILD], env=env, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
-    assert len(built.stdout.split()) == 16
+    assert len(built.stdout.split()) == 14
