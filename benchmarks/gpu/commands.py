@@ -71,7 +71,7 @@ def killed_after(words: Sequence[str], file: Path, folder: Path) -> float:
 
 
 def started(words: Sequence[str], folder: Path) -> Any:
-    process = multiprocessing.get_context().Process(target=_command, args=(list(words), str(folder / "said")))
+    process = multiprocessing.Process(target=_command, args=(list(words), str(folder / "said")))
     process.start()
     return process
 

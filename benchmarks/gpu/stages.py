@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import commands, losses, steps
 from benchmarks.gpu.sizes import FULL, TINY, Sizes
@@ -31,13 +32,13 @@ def session(names: list[str], folder: Path, tiny: bool, seconds: float) -> bool:
     What a stage that fails, or takes too long, had found by then is kept, and the others are run.
     """
     # A process forked from one that has used CUDA cannot use it; a CPU's need not import everything anew.
-    multiprocessing.set_start_method("fork" if tiny else "spawn", force=True)
+    context: Any = multiprocessing.get_context("fork" if tiny else "spawn")
     end = time.monotonic() + seconds
     found = {}
     for name in names:
         file = folder / f"{name}.json"
         file.unlink(missing_ok=True)
-        process = multiprocessing.Process(target=_run, args=(name, file, tiny))
+        process = context.Process(target=_run, args=(name, file, tiny))
         process.start()
         # A busy CPU takes its time; what is tried out there is that all runs.
         process.join(max(0, min(STAGES[name][1] * (5 if tiny else 1), end - time.monotonic())))
@@ -64,8 +65,7 @@ def _run(name: str, file: Path, tiny: bool) -> None:
         rows.add(FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def _kill_all(process: multiprocessing.Process) -> None:
-    assert process.pid is not None
+def _kill_all(process: Any) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:  # it has not come to a group of its own

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dopd_vl.common.files import write_atomically, write_json
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +36,7 @@ class Rows:
     def add(self, what: str, value: float | str, unit: str = "", at_most: float | None = None) -> None:
         self.rows.append(Row(what, value, unit, at_most))
         print(f"{self.file.stem}: {what}: {shown(value)} {unit} {self.rows[-1].verdict}", flush=True)
-        self.file.write_text(json.dumps([asdict(row) for row in self.rows], indent=1) + "\n")
+        write_json(self.file, [asdict(row) for row in self.rows])  # whole, whenever the stage is killed
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -63,5 +65,5 @@ def write_report(folder: Path, stages: Mapping[str, Sequence[Row]]) -> None:
     report: dict[str, Any] = {
         stage: [{**asdict(row), "verdict": row.verdict} for row in rows] for stage, rows in stages.items()
     }
-    (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "results.md").write_text(as_markdown(stages))
+    write_json(folder / "results.json", report)
+    write_atomically(folder / "results.md", as_markdown(stages))
