@@ -16,6 +16,7 @@ from answering import Answering, completion
 from privileged_samples import files_of, noise
 from rich.console import Console
 
+from dopd_vl.common.digests import dataset_parts
 from dopd_vl.common.errors import ConfigurationError, PrepareError
 from privileged.annotators import judging
 from privileged.audit.audit import AuditConfig, JudgeConfig
@@ -327,9 +328,11 @@ def test_a_set_of_before_there_was_a_judge_is_read_and_not_made_again(tmp_path):
     (file,) = (result.output / "data").iterdir()
     table = pq.read_table(file)
     assert table["illusion_score"].null_count == len(TEXTS)
+    now = dataset_parts(load_privileged(result.output, cache_dir=str(tmp_path / "now")))
     pq.write_table(table.drop_columns("illusion_score"), file)
     rows = load_privileged(result.output, cache_dir=str(tmp_path / "hf"))
     assert rows["illusion_score"][:] == [None] * len(TEXTS)
+    assert dataset_parts(rows) == now == dataset_parts(rows.remove_columns("illusion_score")), "runs on it go on"
     assert run(tmp_path, TEXTS, None).was_complete
     with pytest.raises(PrepareError, match="other settings"):
         run(tmp_path, TEXTS, local())
