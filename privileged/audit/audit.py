@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 from dopd_vl.common.configuration import check_between, check_choice
 from dopd_vl.common.errors import ConfigurationError
 from privileged.audit.code_leaks import code_leak
-from privileged.audit.contamination import EvaluationQuestions, file_digest
+from privileged.audit.contamination import EvaluationQuestions, file_digest, word_count
 from privileged.audit.leaks import answer_leaks, executed_step, same_answer
 from privileged.model_settings import ModelConfig, SamplingConfig
 from privileged.records.fields import Finding
@@ -217,7 +217,7 @@ def _check_labels(record: Record) -> Iterable[Finding]:
 def _check_lengths(record: Record, limit: int) -> Iterable[Finding]:
     privileged = record.privileged
     for hint in (*privileged["hints"], privileged["hint_summary"], privileged["wrong_hint"]):
-        if hint and (count := len(hint.split())) > limit:
+        if hint and (count := word_count(hint)) > limit:
             yield Finding("hint_too_long", f"a hint has {count} words, more than {limit}")
 
 
