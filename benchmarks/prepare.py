@@ -67,7 +67,7 @@ if __name__ == "__main__":
                  "hint_summary": None, "caption": None, "boxes": [], "wrong_hint": None, "provenance": "source"}
         return {"id": row["id"], "prompt": [{"role": "user", "content": row["prompt"]}],
                 "images": [{"bytes": bytes_, "path": None}], "answer": row["answer"], "task": "exact",
-                "source": "records", "privileged": empty}
+                "source": "records", "privileged": empty, "illusion_score": None}
 
     done = data.map(make, remove_columns=["line"], features=features(), num_proc=processes or None)
     done.to_parquet(output)

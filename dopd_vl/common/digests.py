@@ -83,17 +83,23 @@ def digest_questions(dataset: "Dataset") -> str:
 
 
 def dataset_parts(dataset: "Dataset") -> dict[str, Any]:
-    """The number of examples, and a digest of each column's content."""
+    """The number of examples, and a digest of each column's content; a column of nulls alone is as good as none."""
     digests = {name: hashlib.sha256() for name in dataset.column_names}
+    filled = set()
     for batch in dataset.with_format("arrow").iter(batch_size=1000):
         for name, digest in digests.items():
             for chunk in batch[name].chunks:
+                if chunk.null_count < len(chunk):
+                    filled.add(name)
                 if name == "images":
                     _add_images(digest, chunk)
                 else:
                     for value in chunk.to_pylist():
                         digest.update(json.dumps(value, sort_keys=True).encode() + b"\n")
-    return {"number of examples": len(dataset), **{f"column {n}": d.hexdigest() for n, d in digests.items()}}
+    return {
+        "number of examples": len(dataset),
+        **{f"column {n}": d.hexdigest() for n, d in digests.items() if n in filled},
+    }
 
 
 def digest_image(value: bytes | memoryview) -> bytes:

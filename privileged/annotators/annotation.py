@@ -116,7 +116,8 @@ class RecordAnnotator:
                     drop(number, "audit", reason, value)
                     continue
                 if self._settings.recheck and self._asker is not None:
-                    request = check_request(record, part, value, self._prompts, self._settings.sampling.seed + number)
+                    prompt, seed = self._prompts[f"check_{part}"], self._settings.sampling.seed + number
+                    request = check_request(record, part, value, prompt, seed)
                     good, reason = verdict(replied_text(await self._asker.ask(request)))
                     if not good:
                         drop(number, "recheck", reason, value)

@@ -25,7 +25,7 @@ from privileged.annotators.asking import Asker, RequestFailed
 from privileged.annotators.endpoint import EndpointGenerator, data_url
 from privileged.annotators.local import LocalGenerator, load_model, model_identity
 from privileged.annotators.parts import check_request, replied_text
-from privileged.annotators.prompts import load_prompts
+from privileged.annotators.prompts import judge_prompt
 from privileged.annotators.replies import verdict
 from privileged.annotators.requests import Generator, Reply, RequestRefused, estimated_tokens
 from privileged.audit.audit import AuditConfig, JudgeConfig
@@ -79,7 +79,7 @@ class RecordJudge:
     def __init__(self, audit: AuditConfig, asker: Asker):
         assert audit.model is not None
         self._settings, self._limit, self._asker = audit.model, audit.max_illusion_score, asker
-        self._prompts = load_prompts(None)
+        self._prompt = judge_prompt()
 
     async def judge(self, record: Record) -> Judgement:
         """Judge each part alone. What cannot be judged is a finding; only what ends the whole run is raised."""
@@ -116,7 +116,7 @@ class RecordJudge:
     async def _question(self, record: Record, parts: Sequence[str]) -> Judgement:
         async def asked(part: str) -> tuple[bool, str]:
             value = record.privileged[part]  # type: ignore[literal-required]
-            request = check_request(record, part, value, self._prompts, self._settings.sampling.seed, "check_illusion")
+            request = check_request(record, part, value, self._prompt, self._settings.sampling.seed)
             return verdict(replied_text(await self._asker.ask(request)))
 
         verdicts = zip(parts, await _all(asked(part) for part in parts), strict=True)
@@ -143,7 +143,8 @@ def build_judge(settings: JudgeConfig) -> Generator:
 def judge_fingerprint(settings: JudgeConfig) -> list[Any]:
     """Of everything that decides what the judge says."""
     model = model_identity(str(settings.model)) if settings.kind == "local" else settings.model
-    return [settings.content(), model, LEAD, JUDGED]
+    asked = [LEAD, JUDGED] if settings.ask == "log_probability" else repr(judge_prompt())
+    return [settings.content(), model, asked]
 
 
 class LocalScorer:

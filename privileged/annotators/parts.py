@@ -64,11 +64,8 @@ def generation_requests(record: Record, part: str, prompts: Mapping[str, Prompt]
     return requests
 
 
-def check_request(
-    record: Record, part: str, value: Any, prompts: Mapping[str, Prompt], seed: int, check: str | None = None
-) -> Request:
-    """Shows a part to a model, with all images, by the prompt `check` or that of the part."""
-    prompt = prompts[check or f"check_{part}"]
+def check_request(record: Record, part: str, value: Any, prompt: Prompt, seed: int) -> Request:
+    """Shows a part to a model by the prompt of a check, with all images."""
     values = {**prompt_values(record), "candidate": candidate_text(record, part, value)}
     return Request(prompt.system, prompt.fill(values), tuple(record.images), seed, values["question"])
 

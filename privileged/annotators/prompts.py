@@ -13,7 +13,7 @@ from privileged.annotators.settings import PART_NAMES
 from privileged.schema import IMAGE_MARKER, Message
 
 SHIPPED = Path(__file__).parents[1] / "prompts"
-FILES = (*(f"{part}.md" for part in PART_NAMES), *(f"check_{part}.md" for part in PART_NAMES), "check_illusion.md")
+FILES = (*(f"{part}.md" for part in PART_NAMES), *(f"check_{part}.md" for part in PART_NAMES))
 _PLACE = re.compile(r"\{\{(\w*)\}\}")
 
 
@@ -42,6 +42,11 @@ def load_prompts(folder: str | None) -> dict[str, Prompt]:
                 raise ConfigurationError(f"annotate.prompts: {path} is no prompt's name; {nearest(path.name, FILES)}")
             chosen[path.name] = path
     return {name.removesuffix(".md"): _read(path, name.startswith("check_")) for name, path in chosen.items()}
+
+
+def judge_prompt() -> Prompt:
+    """How a judge is asked that gives no log-probabilities."""
+    return _read(SHIPPED / "check_illusion.md", is_check=True)
 
 
 def fingerprint(prompts: Mapping[str, Prompt]) -> str:

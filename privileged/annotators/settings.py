@@ -27,17 +27,7 @@ class AnnotateConfig(ModelConfig):
     Args:
         kind: "endpoint" (any server that speaks the OpenAI API), "local" (a transformers model) or "detector" (a
             function of yours that finds boxes).
-        model: The model's name at the endpoint, or the folder or hub name of a local one.
-        url: The endpoint's address, up to and with /v1.
-        key_env: The environment variable that holds the endpoint's key; null for an endpoint without one.
-        sampling: How replies are sampled.
-        concurrency: Requests in flight at most (local models and detectors work one by one).
-        timeout: Seconds for one request.
-        retries: How often a request is repeated after 429, 5xx, a time-out or a lost connection.
-        budget: What it may cost.
         cache: The folder that keeps every reply. Default: the output's name with ".replies" at its end.
-        device: Of a local model: cpu, cuda, cuda:1, ...
-        dtype: Of a local model: auto, float32, bfloat16, ...
         parts: What to make: hints, hints_executed, hint_summary, caption, boxes, wrong_hint.
         detector: `module:function`; with another kind it makes the boxes, and the model makes the rest.
         coordinates: What the numbers in a model's boxes are: relative_1000 (thousandths of the image's sides, which is

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 from dopd_vl.common.configuration import check_between, check_choice
 from dopd_vl.common.errors import ConfigurationError
 from privileged.audit.code_leaks import code_leak
-from privileged.audit.contamination import EvaluationQuestions, file_digest
+from privileged.audit.contamination import EvaluationQuestions, file_digest, word_count
 from privileged.audit.leaks import answer_leaks, executed_step, same_answer
 from privileged.model_settings import ModelConfig, SamplingConfig
 from privileged.records.fields import Finding, valid_text
@@ -77,18 +77,8 @@ class JudgeConfig(ModelConfig):
     """The model that judges how much the privileged part of a record gives the answer away.
 
     Args:
-        kind: "endpoint" (a server that speaks the OpenAI API) or "local" (a transformers model).
-        model: The model's name at the endpoint, or the folder or hub name of a local one.
-        url: The endpoint's address, up to and with /v1.
-        key_env: The environment variable that holds the endpoint's key; null for an endpoint without one.
         sampling: How it replies to a question; `extra` holds also for log-probabilities.
-        concurrency: Requests in flight at most (local models work one by one).
-        timeout: Seconds for one request.
-        retries: How often a request is repeated after 429, 5xx, a time-out or a lost connection.
-        budget: What it may cost.
         cache: The folder that keeps every reply. Default: the output's name with ".judged" at its end.
-        device: Of a local model: cpu, cuda, cuda:1, ...
-        dtype: Of a local model: auto, float32, bfloat16, ...
         ask: "log_probability" measures the illusion score (a local model, or an endpoint that gives prompt_logprobs, as
             vLLM does); "question" asks the model whether the answer is given away, which gives no score.
     """
@@ -232,7 +222,7 @@ def _check_labels(record: Record) -> Iterable[Finding]:
 def _check_lengths(record: Record, limit: int) -> Iterable[Finding]:
     privileged = record.privileged
     for hint in (*privileged["hints"], privileged["hint_summary"], privileged["wrong_hint"]):
-        if hint and (count := len(hint.split())) > limit:
+        if hint and (count := word_count(hint)) > limit:
             yield Finding("hint_too_long", f"a hint has {count} words, more than {limit}")
 
 

@@ -99,9 +99,22 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+def word_count(text: str) -> int:
+    """Words between spaces; where there are no spaces, what makes about as many.
+
+    >>> word_count("It isn't far."), word_count("这不是一个很远的地方")
+    (3, 5)
+    """
+    return max(len(text.split()), sum(weight for word in words(text) if (weight := _weight(word)) < _PARTS) // _PARTS)
+
+
+def _weight(word: str) -> int:
+    return next((_PARTS // count for count, sign in _SIGNS.items() if sign.match(word)), _PARTS)
+
+
 def _grams(found: list[str], size: int) -> Iterator[str]:
     """The shortest runs of words, from each place on, that weigh as much as `size` words with spaces between them."""
-    weights = [next((_PARTS // n for n, sign in _SIGNS.items() if sign.match(word)), _PARTS) for word in found]
+    weights = [_weight(word) for word in found]
     end = weight = 0
     for start in range(len(found)):
         while weight < size * _PARTS:

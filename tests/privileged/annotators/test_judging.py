@@ -16,6 +16,7 @@ from answering import Answering, completion
 from privileged_samples import files_of, noise
 from rich.console import Console
 
+from dopd_vl.common.digests import dataset_parts
 from dopd_vl.common.errors import ConfigurationError, PrepareError
 from privileged.annotators import judging
 from privileged.audit.audit import AuditConfig, JudgeConfig
@@ -284,6 +285,29 @@ def test_an_endpoint_that_gives_the_log_probabilities_of_a_prompt_measures(tmp_p
     assert json.loads(server.bodies[0])["add_special"] == 1
 
 
+def test_an_endpoint_and_this_process_measure_the_same_of_one_model(tmp_path):
+    """The server has the model, its template and its tokens; it gives what vLLM gives of them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(NANO / "text-teacher", dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(NANO / "text-teacher")
+
+    def served(part, body, seen):
+        text = tokenizer.apply_chat_template(body["messages"], tokenize=False, continue_final_message=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            said = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        places = [{str(token): {"logprob": said[at, token].item()}} for at, token in enumerate(ids[1:])]
+        usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
+        return {**completion("."), "usage": usage, "prompt_logprobs": [None, *places]}
+
+    with Answering(served).serving() as url:
+        there = run(tmp_path, TEXTS, JudgeConfig(url=url, model="m", key_env=None), "there")
+    here = [row["illusion_score"] for row in rows_of(run(tmp_path, TEXTS, local(), "here"))]
+    assert [row["illusion_score"] for row in rows_of(there)][:3] == pytest.approx(here[:3], abs=1e-3)
+
+
 def test_an_endpoint_without_log_probabilities_is_told_of_at_once(tmp_path):
     server = Answering(lambda part, body, seen: completion("The answer is here."))
     with server.serving() as url, pytest.raises(PrepareError, match=r"audit\.model\.ask: .* set ask: question"):
@@ -327,9 +351,11 @@ def test_a_set_of_before_there_was_a_judge_is_read_and_not_made_again(tmp_path):
     (file,) = (result.output / "data").iterdir()
     table = pq.read_table(file)
     assert table["illusion_score"].null_count == len(TEXTS)
+    now = dataset_parts(load_privileged(result.output, cache_dir=str(tmp_path / "now")))
     pq.write_table(table.drop_columns("illusion_score"), file)
     rows = load_privileged(result.output, cache_dir=str(tmp_path / "hf"))
     assert rows["illusion_score"][:] == [None] * len(TEXTS)
+    assert dataset_parts(rows) == now == dataset_parts(rows.remove_columns("illusion_score")), "runs on it go on"
     assert run(tmp_path, TEXTS, None).was_complete
     with pytest.raises(PrepareError, match="other settings"):
         run(tmp_path, TEXTS, local())

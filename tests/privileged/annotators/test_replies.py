@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dopd_vl.common.errors import ConfigurationError, RecordError
 from privileged.annotators import replies
 from privileged.annotators.parts import TEXT_PARTS
-from privileged.annotators.prompts import FILES, Prompt, load_prompts
+from privileged.annotators.prompts import FILES, Prompt, judge_prompt, load_prompts
 from privileged.records.grounding import grounded_boxes, pixel_boxes
 
 READERS = {
@@ -173,9 +173,9 @@ def test_what_is_not_as_asked_is_refused_with_the_reason(part, text, reason):
         READERS[part](text)
 
 
-@pytest.mark.parametrize("name", sorted(load_prompts(None)))
+@pytest.mark.parametrize("name", [*sorted(load_prompts(None)), "check_illusion"])
 def test_the_worked_example_of_each_prompt_is_a_reply_that_is_read(name):
-    prompt = load_prompts(None)[name]
+    prompt = judge_prompt() if name == "check_illusion" else load_prompts(None)[name]
     (example,) = re.findall(r"^Reply: (.*)$", prompt.system, re.MULTILINE)
     READERS["check" if name.startswith("check_") else name](example)
     if name.startswith("check_"):

@@ -1,5 +1,6 @@
 """Near-duplicates, evaluation questions, labels and long hints."""
 
+import doctest
 import io
 import json
 import sqlite3
@@ -14,6 +15,7 @@ from privileged_samples import raw_record
 from rich.console import Console
 
 from dopd_vl.common.errors import ConfigurationError
+from privileged.audit import contamination
 from privileged.audit.audit import AuditConfig, check_record
 from privileged.audit.code_leaks import code_leak
 from privileged.audit.contamination import EvaluationQuestions
@@ -232,6 +234,12 @@ def test_hints_over_the_budget_are_found():
     long = {"hints": ["word " * 201]}
     assert codes(privileged=long) == ["hint_too_long"]
     assert codes(AuditConfig(max_hint_words=201), privileged=long) == []
+    assert codes(privileged={"hints": ["先想一想，再算一算。" * 51]}) == ["hint_too_long"]  # 8 signs, 4 words
+    assert codes(privileged={"hints": ["先想一想，再算一算。" * 50]}) == []
+
+
+def test_examples_in_docstrings_hold():
+    assert doctest.testmod(contamination).failed == 0
 
 
 def test_boxes_at_nearly_the_same_place_with_the_same_label_are_duplicates():
