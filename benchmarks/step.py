@@ -207,9 +207,8 @@ def measure(way: str, world: str, settings: Settings, models: Path) -> dict[str,
             trainer = DistillationTrainer(student, teacher, config, train_dataset=Dataset.from_list(rows))
         else:
             objective = Opd() if way == "opd" else Dopd()
-            # Of the paper's 128 rollouts a step the default keeps 8 for a person to look at: a sixteenth here too.
-            kept = max(settings.batch // 16, 1)
-            ours = DopdConfig(**given, num_generations=settings.group, rollouts_to_keep=kept)
+            # Of the paper's 128 rollouts a step the default keeps two for a person to look at.
+            ours = DopdConfig(**given, num_generations=settings.group, rollouts_to_keep=1)
             trainer = DopdTrainer(student, teacher, ours, train_dataset=examples, objective=objective)
         clock = Clock(settings.device)
         clock.wrap(trainer, "_generate", "rollout")

@@ -16,7 +16,7 @@ a number per row, corrected at K entries. What such a term needs of its policy h
 a term of full support projects its policy once more.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,9 +31,6 @@ from dopd_vl.core.plan import Plan, PolicyGradient, Source, Term, item_count, to
 from dopd_vl.core.projection import Projection, Projector, TokenScores, add_product, as_factor, product, wide
 
 Index = tuple[Tensor, ...]
-OnLogits = Callable[[Index, Tensor], None]
-"""Called with the places of R response tokens and the student's logits `[R, V]` of them, which it must not change."""
-
 DENSE_DIVISOR = 2
 """Rows with a term of full support need the target's logits, too: a chunk of them is this many times smaller."""
 
@@ -60,7 +57,6 @@ def fused_plan_loss(
     scores: Mapping[Source, TokenScores] | None = None,
     scale: Tensor | None = None,
     chunk_size: int | None = None,
-    on_logits: OnLogits | None = None,
 ) -> FusedLoss:
     """The same token losses as `execute_plan`; differentiable in the student's hidden states, head and bias alone.
 
@@ -71,7 +67,6 @@ def fused_plan_loss(
         scale: `[B, N]`, each token's factor in `loss`; default: as `reduce` of the plan's reduction.
         chunk_size: tokens projected at a time, half as many where a term of full support applies; default:
             `chunk_size_for` the student.
-        on_logits: called with each chunk of the student's logits; tokens that no term applies to are in none.
 
     Gradients of the head and of the bias add up in fp32 over the chunks, whatever the dtype of the weights.
     """
@@ -81,7 +76,7 @@ def fused_plan_loss(
         scale = token_scale(mask, plan.reduction, wide(student.hidden.dtype)) / count
     size = student.chunk_size(chunk_size)
     constants = {source: projection.constant() for source, projection in sources.items()}
-    sweep = partial(_sweep, plan, constants, scores or {}, response_ids, mask, size, on_logits)
+    sweep = partial(_sweep, plan, constants, scores or {}, response_ids, mask, size)
     return FusedLoss(
         *_PlanLoss.apply(student.hidden, student.weight, student.bias, student.dtype, scale.detach(), sweep)
     )
@@ -142,7 +137,6 @@ def _sweep(
     response_ids: Tensor,
     mask: Tensor,
     chunk_size: int,
-    on_logits: OnLogits | None,
     student: Projection,
     factor: Tensor,
     needs: Sequence[bool],
@@ -161,8 +155,6 @@ def _sweep(
         )
         for chunk in chunks_of(plan, mask, chunk_size):
             logits = learner.logits(chunk.rows)
-            if on_logits is not None:
-                on_logits(chunk.rows, logits)  # before the work overwrites them
             in_place = logits.dtype == learner.factor_dtype
             gradient = logits if in_place else torch.empty_like(logits, dtype=learner.factor_dtype)
             taught = []

@@ -35,7 +35,7 @@ from dopd_vl.core.divergences import (
 )
 from dopd_vl.core.passes import top_k_of
 from dopd_vl.core.plan import TERM_TAILS
-from dopd_vl.core.projection import chunk_size_for
+from dopd_vl.core.projection import Projector, chunk_size_for
 from dopd_vl.core.routing import THRESHOLD_SCOPES
 from dopd_vl.objectives.dopd import DopdSettings
 from dopd_vl.objectives.dopd_loss import DopdOutput, dopd_loss, fused_dopd_loss
@@ -309,6 +309,13 @@ def test_without_a_chunk_size_it_is_that_of_the_device(monkeypatch: pytest.Monke
     monkeypatch.setattr(projection, "CPU_CHUNK_SIZE", 4)
     batch = make_batch(20, tokens=1.0)
     seen = []
+    logits = Projector.logits
+
+    def watched(self: Projector, rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        seen.append(len(rows[0]))
+        return logits(self, rows)
+
+    monkeypatch.setattr(Projector, "logits", watched)
     for chunk_size in (None, 7):
         weight = torch.ones(B, N)
         fused_plan_loss(
@@ -318,7 +325,6 @@ def test_without_a_chunk_size_it_is_that_of_the_device(monkeypatch: pytest.Monke
             batch["response_ids"],
             batch["response_mask"],
             chunk_size=chunk_size,
-            on_logits=lambda places, logits: seen.append(len(logits)),
         )
     assert seen == [4, 4, 4, 3, 7, 7, 1]
 
