@@ -136,6 +136,10 @@ def check_sizes(settings: Any) -> None:
     if settings.logits_chunk_size != "auto":
         check_at_least(1, settings, "logits_chunk_size")
     check_at_least(0, settings, "rollouts_to_keep")
+    if settings.max_steps == 0:
+        raise ValueError("max_steps=0 trains nothing; give a number of steps, or -1 for trl.num_train_epochs passes")
+    if not settings.temperature > 0:
+        raise ValueError(f"temperature={settings.temperature} must be above 0: rollouts are sampled")
     rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     if rollouts % settings.num_generations:
         raise ValueError(

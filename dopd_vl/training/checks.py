@@ -169,6 +169,33 @@ def check_shards(shard_teacher: bool, processes: int, deepspeed: bool) -> None:
         )
 
 
+def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
+    """Whether a run takes a step at all.
+
+    Args:
+        settings: a `DopdConfig`.
+        examples: of the training set.
+        key: what names that set.
+
+    Raises:
+        ConfigurationError: it does not; the message has the numbers.
+    """
+    batch, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    group = settings.num_generations
+    prompts = batch * accumulated * processes // group
+    if examples < prompts:
+        raise ConfigurationError(
+            f"{key}: its {examples} examples make no step, which takes {prompts} "
+            f"(per_device_train_batch_size={batch} * gradient_accumulation_steps={accumulated} * {processes} "
+            f"process(es) / num_generations={group}); lower these settings or give more examples"
+        )
+    if settings.max_steps < 0 and not settings.num_train_epochs > 0:
+        raise ConfigurationError(
+            f"num_train_epochs={settings.num_train_epochs} with max_steps={settings.max_steps} makes no step; give one "
+            "of them above 0"
+        )
+
+
 def _check_trl(config: TrainConfig) -> None:
     """`trl:` takes fields of TRL's configuration, of the right type, that have no key of their own here."""
     keys = {f.name: f.name for f in dataclasses.fields(config)}

@@ -24,7 +24,7 @@ from dopd_vl.run_folder.resume import opened_on_every_rank
 from dopd_vl.train_config import LoraSettings, TrainConfig
 from dopd_vl.training import vllm_rollouts
 from dopd_vl.training.arguments import trainer_arguments
-from dopd_vl.training.checks import check, check_here, say_what_is_not_scored
+from dopd_vl.training.checks import check, check_here, check_steps, say_what_is_not_scored
 from dopd_vl.training.progress import ProgressBar
 from dopd_vl.training.trainer import DopdTrainer
 from privileged.dataset import load_privileged
@@ -59,6 +59,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         datasets["data.eval"] = load_examples(config.data.eval, config.data.eval_size)
     check_here(config, checked, datasets)
     arguments = trainer_arguments(config)
+    check_steps(arguments, len(datasets["data.train"]), arguments.world_size, "data.train")
     if arguments.process_index == 0:
         say_what_is_not_scored(datasets["data.train"], console or Console(stderr=True))
     names = {"student": config.model.student, "teacher": str(config.model.teacher)}

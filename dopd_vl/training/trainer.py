@@ -16,6 +16,7 @@ hands over to learning is a `StepBatch`.
 """
 
 import math
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.checks import check_requirements
+from dopd_vl.training.checks import check_requirements, check_steps
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
 from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
@@ -101,6 +102,8 @@ class DopdTrainer(DistillationTrainer):
         **kwargs: Any,
     ):
         args = args or DopdConfig("dopd-output")
+        if isinstance(train_dataset, Sized):
+            check_steps(args, len(train_dataset), args.world_size, "train_dataset")
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(
