@@ -145,6 +145,11 @@ class ViewProcessor(ABC):
         """A prompt of one small image and nothing else, for a family that reads images."""
         return self._encode([{"role": "user", "content": [{"type": "image"}]}], [Image.new("RGB", (32, 32))])
 
+    @cached_property
+    def blank(self) -> View:
+        """A prompt of one token and nothing else, to stand in the place of one that cannot be shown."""
+        return View([self.tokenizer.pad_token_id])
+
     def _prompt(self, request: Request, known_images: dict[int, list[Any] | ValueError]) -> Prompt:
         example, variant, addition = request
         name = f"example {example['id']!r}"

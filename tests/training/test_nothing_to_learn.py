@@ -1,13 +1,19 @@
 """A run that would train nothing is refused with the numbers; a step that has nothing to learn from is passed over."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from dopd_vl import DopdConfig, DopdTrainer
+from dopd_vl.common.files import read_jsonl
+from dopd_vl.objectives import OBJECTIVES
 from tests.commands import dopd_vl
+from tests.conftest import MakeTrainer
 
 
 def command(models: Path, data: Path, output: Path, *options: object, world: str = "text") -> list[object]:
@@ -66,3 +72,67 @@ def test_the_trainer_refuses_it_too(tmp_path: Path, settings: dict[str, Any], me
             args=DopdConfig(str(tmp_path), use_cpu=True, report_to="none", **settings),
             train_dataset=Dataset.from_dict({"id": ["a", "b", "c"]}),
         )
+
+
+def test_a_step_whose_only_prompt_cannot_be_shown_is_a_step_without_a_loss(
+    nano_models: Path, text_data: Path, tmp_path: Path
+) -> None:
+    """And a run that is taken up again behind it does not meet it again."""
+    few = ["--data.max_prompt_length", 60, "--training.max_steps", 6, "--training.save_steps", 3]
+    words = command(nano_models, text_data, tmp_path / "run", *few)
+    done = dopd_vl(*words)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    empty = [row for row in rows if row["usable_rollouts"] == 0]
+    assert 0 < len(empty) < 6
+    assert all(row["loss"] == row["grad_norm"] == 0 for row in empty)
+    assert all(row["loss"] != 0 for row in rows if row["usable_rollouts"] == 1)
+    refused = read_jsonl(tmp_path / "run" / "refused.jsonl")
+    assert [row["step"] for row in refused] == [row["step"] for row in empty]
+    assert all("more than max_prompt_length=60" in row["reason"] for row in refused)
+
+    weights = (tmp_path / "run/student/model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run/checkpoint-6")
+    shutil.rmtree(tmp_path / "run/student")
+    again = dopd_vl(*words, "--resume", "true")
+    assert again.returncode == 0, again.stderr
+    assert read_jsonl(tmp_path / "run" / "refused.jsonl") == refused
+    assert (tmp_path / "run/student/model.safetensors").read_bytes() == weights
+
+
+def test_data_without_a_usable_example_are_no_success(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
+    options = ["--data.max_prompt_length", 1, "--training.max_steps", 99, "--training.per_device_train_batch_size", 16]
+    done = dopd_vl(*command(nano_models, text_data, tmp_path / "run", *options))
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: none of the examples of 3 steps can be learned from; the first: example 'nano-text")
+    assert line.endswith("tokens, more than max_prompt_length=1")
+    assert len({row["id"] for row in read_jsonl(tmp_path / "run" / "refused.jsonl")}) == 24
+    assert not (tmp_path / "run" / "student").exists()
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_passes_over_a_step_without_a_usable_example(name: str, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(
+        "vision", OBJECTIVES[name](), num_generations=4, max_steps=2, shuffle_dataset=False, logging_steps=1
+    )
+    bad = {"bytes": b"no image", "path": None}
+    features = trainer.train_dataset.features
+    rows = [{**row, "images": [bad]} if n == 0 else row for n, row in enumerate(trainer.train_dataset)]
+    trainer.train_dataset = Dataset.from_list(rows, features=features)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    moved = []
+
+    class Moved(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            now = trainer.model.state_dict()
+            moved.append(any(not torch.equal(before[key], now[key]) for key in before))
+
+    trainer.add_callback(Moved())
+    trainer.train()
+    first, second = [row for row in trainer.state.log_history if "usable_rollouts" in row]
+    assert (first["usable_rollouts"], first["loss"], first["grad_norm"]) == (0, 0, 0)
+    assert second["usable_rollouts"] == 1
+    assert moved == [False, second["grad_norm"] > 0]
+    assert "image" in trainer.refusals[0].reason
