@@ -38,6 +38,8 @@ class RunFolder(TrainerCallback):
         self.save_total_limit = save_total_limit
         self.trainer: Any = None
         self.best: float | None = None
+        self.made_a_step = False
+        """whether this process came to the end of one"""
         self._refusals_written = 0
 
     def attach(self, trainer: Any) -> None:
@@ -61,6 +63,7 @@ class RunFolder(TrainerCallback):
             self.trainer.refused_before = mark["refused"][args.process_index]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.made_a_step = True
         # Sums since the last log are in no checkpoint: a run that goes on could not complete that row.
         control.should_log |= control.should_save
 
