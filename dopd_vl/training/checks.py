@@ -8,14 +8,21 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Trainer,
+)
 from transformers.integrations import get_reporting_integration_callbacks
 
 from dopd_vl.common.configuration import check_values
@@ -221,7 +228,7 @@ def check_services(arguments: Any) -> None:
     """
     try:
         with suppress(ValueError):  # of a model with nothing in it
-            Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Identity())
+            Trainer.get_optimizer_cls_and_kwargs(arguments, cast(PreTrainedModel, torch.nn.Identity()))
     except ImportError as error:
         raise ConfigurationError(f"trl.optim: {one_line(error)}") from error
     try:

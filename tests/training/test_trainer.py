@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import trl.trainer.distillation_trainer
+from datasets import Dataset, Features
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DistillationTrainer
 
@@ -294,3 +295,26 @@ def test_a_process_keeps_to_one_device(make_trainer: MakeTrainer, monkeypatch: p
     assert [kwargs["device_map"] for kwargs in asked] == [None, None]
     assert trainer.args.n_gpu == 1
     assert trainer.args.train_batch_size == 4
+
+
+def test_prompts_in_parts_are_learned_from_as_those_with_markers(make_trainer: MakeTrainer) -> None:
+    def in_parts(row: dict[str, Any]) -> dict[str, Any]:
+        parts: list[list[dict[str, str | None]]] = []
+        for message in row["prompt"]:
+            texts = message["content"].split("<image>")
+            said = [{"type": "text", "text": text} if text else None for text in texts]
+            mixed = [one for text in said for one in ({"type": "image", "text": None}, text)][1:]
+            parts.append([one for one in mixed if one is not None])
+        return {
+            "prompt": [{"role": m["role"], "content": p} for m, p in zip(row["prompt"], parts, strict=True)],
+        }
+
+    written = make_trainer(max_completion_length=3, top_k=1)
+    rows = [row | in_parts(row) for row in written.train_dataset]
+    features = Dataset.from_list([{"prompt": row["prompt"]} for row in rows]).features
+    dataset = Dataset.from_list(rows, features=Features({**written.train_dataset.features, **features}))
+    parted = make_trainer(max_completion_length=3, top_k=1, dataset=dataset)
+    for trainer in (written, parted):
+        trainer.train()
+        assert trainer.refused == 0
+    assert logged(parted, "loss") == pytest.approx(logged(written, "loss"), rel=1e-5)
