@@ -1,5 +1,6 @@
 """The keys of `dopd-vl train --config FILE`."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,16 @@ class LoraSettings:
     dropout: float = 0.0
     target_modules: str = "all-linear"
     """module names, comma-separated, or "all-linear" """
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "r", "alpha", where="model.lora.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"model.lora.dropout={self.dropout} must be at least 0 and below 1")
+
+    @property
+    def modules(self) -> list[str]:
+        """The names, or "all-linear" alone."""
+        return [name.strip() for name in self.target_modules.split(",")]
 
 
 @dataclass
@@ -136,6 +147,10 @@ def check_sizes(settings: Any) -> None:
     if settings.logits_chunk_size != "auto":
         check_at_least(1, settings, "logits_chunk_size")
     check_at_least(0, settings, "rollouts_to_keep")
+    if settings.max_steps == 0:
+        raise ValueError("max_steps=0 trains nothing; give a number of steps, or -1 for trl.num_train_epochs passes")
+    if not settings.temperature > 0:
+        raise ValueError(f"temperature={settings.temperature} must be above 0: rollouts are sampled")
     rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     if rollouts % settings.num_generations:
         raise ValueError(
@@ -260,6 +275,29 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.privilege.fill_in()
+
+
+def key_of(message: str, config: TrainConfig) -> str | None:
+    """The key of the setting that another library's message is about: it says the setting's name, or quotes its value.
+
+    None where it is about no key of `trl` or `training`.
+
+    >>> key_of("'cosin' is not a valid SchedulerType", TrainConfig(training=LoopSettings(lr_scheduler_type="cosin")))
+    'training.lr_scheduler_type'
+    """
+    settings = {f"training.{name}": value for name, value in asdict(config.training).items()}
+    for name, value in config.trl.items():
+        settings[f"trl.{name}"] = value
+        if isinstance(value, dict):
+            settings |= {f"trl.{name}.{inner}": below for inner, below in value.items()}
+    said = set(re.findall(r"\w+", message))
+    named = [key for key in settings if key.rpartition(".")[2] in said]
+    quoted = [
+        key
+        for key, value in settings.items()
+        if isinstance(value, str) and value and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", message)
+    ]
+    return next(iter([*reversed(named), *reversed(quoted)]), None)
 
 
 def in_todays_keys(saved: Any) -> Any:

@@ -33,6 +33,11 @@ def read_mark(checkpoint: Path) -> dict[str, Any] | None:
     return mark
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run began to write one, whole or not."""
+    return bool(_checkpoints(folder))
+
+
 def whole_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run folder that were saved to their end and are as they were saved, oldest first."""
     return [path for path in _checkpoints(folder) if read_mark(path) is not None]

@@ -24,6 +24,7 @@ from dopd_vl.common.run_layout import (
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole
 from dopd_vl.run_folder.kept_rollouts import rollout_records
 from dopd_vl.run_folder.model_card import write_card
+from dopd_vl.views import Refusal
 
 _TIMINGS = ("step_time", "runtime", "per_second", "total_flos")
 
@@ -37,6 +38,8 @@ class RunFolder(TrainerCallback):
         self.save_total_limit = save_total_limit
         self.trainer: Any = None
         self.best: float | None = None
+        self.made_a_step = False
+        """whether this process came to the end of one"""
         self._refusals_written = 0
 
     def attach(self, trainer: Any) -> None:
@@ -60,11 +63,15 @@ class RunFolder(TrainerCallback):
             self.trainer.refused_before = mark["refused"][args.process_index]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.made_a_step = True
         # Sums since the last log are in no checkpoint: a run that goes on could not complete that row.
         control.should_log |= control.should_save
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, Any] = kwargs["logs"]
+        new = self.trainer.refusals[self._refusals_written :]
+        self._refusals_written += len(new)
+        refusals: list[Refusal] = gather_object(new)  # every rank logs, and passes over examples of its own
         if not state.is_world_process_zero:
             return
         metrics = {k: v for k, v in logs.items() if not any(word in k for word in _TIMINGS)}
@@ -73,11 +80,9 @@ class RunFolder(TrainerCallback):
         if "loss" in logs and self.trainer.kept_rollouts:
             records = rollout_records(self.trainer.kept_rollouts, self.trainer.renderer, self.folder / IMAGES_FOLDER)
             append_jsonl(self.folder / ROLLOUTS_FILE, [{"step": state.global_step, **record} for record in records])
-        refusals = self.trainer.refusals[self._refusals_written :]
         if refusals:
             rows = [{"step": state.global_step, "id": r.id, "reason": r.reason} for r in refusals]
             append_jsonl(self.folder / REFUSED_FILE, rows)
-            self._refusals_written += len(refusals)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         accuracy = kwargs["metrics"].get("eval_accuracy")

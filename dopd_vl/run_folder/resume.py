@@ -1,6 +1,7 @@
 """The run folder when a run begins, and when it goes on: the same run, or a refusal that names what changed."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,9 +12,9 @@ from accelerate.utils import broadcast_object_list
 
 from dopd_vl.common.configuration import as_yaml
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import exclusive, make_folder, read_json, write_atomically, write_json, writing_to
-from dopd_vl.common.run_layout import CONFIG_FILE, FINGERPRINT_FILE
-from dopd_vl.run_folder.checkpoints import last_whole_checkpoint, remove_newer
+from dopd_vl.common.files import exclusive, make_folder, read_json, read_rows, write_atomically, write_json, writing_to
+from dopd_vl.common.run_layout import BEST_FOLDER, CONFIG_FILE, FINGERPRINT_FILE, METRICS_FILE, STUDENT_FOLDER
+from dopd_vl.run_folder.checkpoints import has_checkpoints, last_whole_checkpoint, remove_newer
 from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
 from dopd_vl.train_config import TrainConfig, in_todays_keys
 
@@ -53,10 +54,12 @@ def opened_on_every_rank(
 def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say: Callable[[str], None]) -> Path | None:
     """Prepare the run folder; with `resume`, the checkpoint to go on from, if there is one.
 
+    A run that never came to the end of a step has no claim on its folder: there is nothing of it to go on with.
+
     Raises:
         UserError: the folder cannot be written, holds a run that is not to go on, or one that began otherwise.
     """
-    if (folder / CONFIG_FILE).exists():
+    if (folder / CONFIG_FILE).exists() and _made_a_step(folder):
         if not config.resume:
             raise UserError(f"output_dir: {folder} already holds a run; give --resume true to go on, or another folder")
         has_old_keys = _check_config(folder, config)
@@ -72,10 +75,18 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
         say(f"{folder}: {how}")
         return checkpoint
     with writing_to(folder):
+        if (folder / CONFIG_FILE).exists():  # its evaluation before the first step is not the new run's
+            for name in (BEST_FOLDER, f".{BEST_FOLDER}.stale"):
+                shutil.rmtree(folder / name, ignore_errors=True)
         write_json(folder / FINGERPRINT_FILE, fingerprint)
         # Last: a folder without it holds no run yet.
         write_atomically(folder / CONFIG_FILE, as_yaml(config))
     return None
+
+
+def _made_a_step(folder: Path) -> bool:
+    rows = read_rows(folder / METRICS_FILE)
+    return has_checkpoints(folder) or (folder / STUDENT_FOLDER).exists() or any(row["step"] > 0 for row in rows)
 
 
 def _check_config(folder: Path, config: TrainConfig) -> bool:

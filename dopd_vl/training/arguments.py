@@ -14,6 +14,7 @@ from dopd_vl.train_config import (
     TrainerSettings,
     check_sizes,
     colocated_length,
+    key_of,
 )
 
 SET_HERE = (
@@ -87,4 +88,4 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
     try:
         return DopdConfig(**{**defaults, **config.trl, **own})
     except (TypeError, ValueError) as error:
-        raise UserError(f"training: {one_line(error)}") from error
+        raise UserError(f"{key_of(str(error), config) or 'training'}: {one_line(error)}") from error

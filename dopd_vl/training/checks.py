@@ -6,22 +6,33 @@ on the machine that it is about to begin on: its devices, the models' tokenizers
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Trainer,
+)
+from transformers.integrations import get_reporting_integration_callbacks
 
 from dopd_vl.common.configuration import check_values
-from dopd_vl.common.errors import ConfigurationError, UserError, nearest
+from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_line
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
-from dopd_vl.train_config import ModelSettings, TrainConfig, check_sizes, colocated_length
+from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
 from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS
 from dopd_vl.views.rollouts import SIBLING_VIEW, check_variant
@@ -63,7 +74,9 @@ def check(
     _check_trl(config)
     _check_vllm(config)
     check_copies({source.policy for source in objective.sources()}, config.model.lora is not None, zero_stage)
-    models = {} if read_model is None else _read_models(config.model, needs_teacher(objective), read_model)
+    models: Models = {} if read_model is None else _read_models(config.model, needs_teacher(objective), read_model)
+    if models and config.model.lora is not None and not config.model.trust_remote_code:
+        check_lora(config.model.lora, models["student"])
     reads_images = not models or models["student"].model_type in VISION_PROCESSORS
     _check_requirements(config, objective, reads_images, None)
     return Checked(objective, models)
@@ -166,6 +179,118 @@ def check_shards(shard_teacher: bool, processes: int, deepspeed: bool) -> None:
     if shard_teacher and processes == 1:
         raise ConfigurationError(
             "training.shard_teacher: one process has no other to share the teacher with; leave it false"
+        )
+
+
+def check_lora(lora: LoraSettings, student: PreTrainedConfig) -> None:
+    """Whether LoRA finds what it is to adapt, tried on the student's modules without their weights.
+
+    Raises:
+        ConfigurationError: it does not, or it would adapt the output head.
+    """
+    key = "model.lora.target_modules"
+    kind = AutoModelForImageTextToText if student.model_type in VISION_PROCESSORS else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(student)
+    modules = dict(model.named_modules())
+    linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+    for name in lora.modules:
+        found = [module for path, module in modules.items() if path == name or path.endswith(f".{name}")]
+        if name != "all-linear" and not found:
+            raise ConfigurationError(f"{key}: the student has no module {name!r}, {nearest(name, linear)}")
+        if any(module is model.get_output_embeddings() for module in found):
+            raise ConfigurationError(f"{key}: {name!r} is the output head, whose weights the losses read; leave it out")
+    try:
+        get_peft_model(model, peft_config(lora))
+    except ValueError as error:
+        raise ConfigurationError(f"{key}: {one_line(error)}") from error
+
+
+def peft_config(lora: LoraSettings) -> LoraConfig:
+    """The settings as peft takes them."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear" if lora.modules == ["all-linear"] else lora.modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def check_services(arguments: Any) -> None:
+    """Whether the optimizer, the trackers and the hub that a run asks for can be had on this machine.
+
+    Args:
+        arguments: a `DopdConfig`.
+
+    Raises:
+        ConfigurationError: one cannot; the message has the reason.
+    """
+    try:
+        with suppress(ValueError):  # of a model with nothing in it
+            Trainer.get_optimizer_cls_and_kwargs(arguments, cast(PreTrainedModel, torch.nn.Identity()))
+    except ImportError as error:
+        raise ConfigurationError(f"trl.optim: {one_line(error)}") from error
+    try:
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigurationError(f"trl.report_to: {one_line(error)}") from error
+    if arguments.push_to_hub:
+        try:
+            HfApi().whoami(token=arguments.hub_token)
+        except Exception as error:  # of whichever HTTP library the hub's client was built on
+            reason = one_line(error)[:300]
+            raise ConfigurationError(
+                f"trl.push_to_hub: the hub is not to be written to from here ({reason})"
+            ) from error
+
+
+@contextmanager
+def settings_told_of(config: TrainConfig, went_well: Callable[[], bool]) -> Iterator[None]:
+    """What a library says of a setting becomes one line that names its key; any other error stays as it is.
+
+    Args:
+        went_well: whether the settings have proved sound by now, as by a first step.
+
+    Raises:
+        ConfigurationError: in place of what the library raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        key = None if went_well() else key_of(str(error), config)
+        if key is None:
+            raise
+        raise ConfigurationError(f"{key}: {one_line(error)[:300]}") from error
+
+
+def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
+    """Whether a run takes a step at all.
+
+    Args:
+        settings: a `DopdConfig`.
+        examples: of the training set.
+        key: what names that set.
+
+    Raises:
+        ConfigurationError: it does not; the message has the numbers.
+    """
+    batch, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    group = settings.num_generations
+    prompts = batch * accumulated * processes // group
+    if examples < prompts:
+        raise ConfigurationError(
+            f"{key}: its {examples} examples make no step, which takes {prompts} "
+            f"(per_device_train_batch_size={batch} * gradient_accumulation_steps={accumulated} * {processes} "
+            f"process(es) / num_generations={group}); lower these settings or give more examples"
+        )
+    if settings.max_steps < 0 and not settings.num_train_epochs > 0:
+        raise ConfigurationError(
+            f"num_train_epochs={settings.num_train_epochs} with max_steps={settings.max_steps} makes no step; give one "
+            "of them above 0"
         )
 
 

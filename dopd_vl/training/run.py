@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image, List
-from peft import LoraConfig
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback
 
@@ -21,10 +20,18 @@ from dopd_vl.models import load_config
 from dopd_vl.run_folder.fingerprint import Fingerprint, fingerprint_of
 from dopd_vl.run_folder.folder import RunFolder, save_whole
 from dopd_vl.run_folder.resume import opened_on_every_rank
-from dopd_vl.train_config import LoraSettings, TrainConfig
+from dopd_vl.train_config import TrainConfig
 from dopd_vl.training import vllm_rollouts
 from dopd_vl.training.arguments import trainer_arguments
-from dopd_vl.training.checks import check, check_here, say_what_is_not_scored
+from dopd_vl.training.checks import (
+    check,
+    check_here,
+    check_services,
+    check_steps,
+    peft_config,
+    say_what_is_not_scored,
+    settings_told_of,
+)
 from dopd_vl.training.progress import ProgressBar
 from dopd_vl.training.trainer import DopdTrainer
 from privileged.dataset import load_privileged
@@ -59,6 +66,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         datasets["data.eval"] = load_examples(config.data.eval, config.data.eval_size)
     check_here(config, checked, datasets)
     arguments = trainer_arguments(config)
+    check_steps(arguments, len(datasets["data.train"]), arguments.world_size, "data.train")
+    check_services(arguments)
     if arguments.process_index == 0:
         say_what_is_not_scored(datasets["data.train"], console or Console(stderr=True))
     names = {"student": config.model.student, "teacher": str(config.model.teacher)}
@@ -68,17 +77,18 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         return fingerprint_of(datasets, described, arguments.world_size)
 
     folder = Path(config.output_dir)
+    run_folder = RunFolder(folder, config.training.save_total_limit)
     stays = "whole checkpoints stay; when it can be written again, go on with --resume true"
     terminal = console or Console()
     vllm_rollouts.check_server(arguments)
     say = partial(terminal.print, markup=False, highlight=False, soft_wrap=True)
     with (
         opened_on_every_rank(config, fingerprint, arguments.process_index, say) as checkpoint,
+        settings_told_of(config, lambda: run_folder.made_a_step),
         disk_told_of(folder, stays),
         vllm_rollouts.server_told_of(arguments, "whole checkpoints stay; start it anew and go on with --resume true"),
     ):
         arguments.eval_on_start = config.data.eval is not None and checkpoint is None
-        run_folder = RunFolder(folder, config.training.save_total_limit)
         watch = Watch(folder, RunFacts.of(config, objective, arguments.world_size), config.health, terminal)
         trainer = DopdTrainer(
             model=find_model(config.model.student),
@@ -87,7 +97,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
             train_dataset=datasets["data.train"],
             eval_dataset=datasets.get("data.eval"),
             objective=objective,
-            peft_config=_peft_config(config.model.lora),
+            peft_config=None if config.model.lora is None else peft_config(config.model.lora),
             callbacks=[run_folder, ProgressBar(title or f"train {config.objective.name}", terminal), watch],
         )
         run_folder.attach(trainer)
@@ -112,16 +122,3 @@ def load_examples(folder: str, size: int | None = None) -> Dataset:
     if "images" in dataset.column_names:
         dataset = dataset.cast_column("images", List(Image(decode=False)))
     return dataset
-
-
-def _peft_config(lora: LoraSettings | None) -> LoraConfig | None:
-    if lora is None:
-        return None
-    names = [name.strip() for name in lora.target_modules.split(",")]
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=names[0] if len(names) == 1 else names,
-        task_type="CAUSAL_LM",
-    )

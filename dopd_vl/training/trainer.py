@@ -16,6 +16,7 @@ hands over to learning is a `StepBatch`.
 """
 
 import math
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
+from dopd_vl.common.errors import UserError
 from dopd_vl.core import fused_plan_loss, item_count, rows_to_keep, token_scale
 from dopd_vl.evaluation.accuracy import predict, summarise
 from dopd_vl.models import forget_image_positions, image_token_ids
@@ -44,7 +46,7 @@ from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.checks import check_requirements, check_shards
+from dopd_vl.training.checks import check_requirements, check_shards, check_steps
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
 from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
@@ -101,6 +103,8 @@ class DopdTrainer(DistillationTrainer):
         **kwargs: Any,
     ):
         args = args or DopdConfig("dopd-output")
+        if isinstance(train_dataset, Sized):
+            check_steps(args, len(train_dataset), args.world_size, "train_dataset")
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(
@@ -144,6 +148,8 @@ class DopdTrainer(DistillationTrainer):
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""
         self.kept_rollouts = KeptRollouts()
+        self._empty_steps: int | None = 0
+        """steps since the run began that no rank had a usable example for; None once one had"""
         self._decision: Decision | None = None
         self._sums = TokenSums()
 
@@ -170,10 +176,21 @@ class DopdTrainer(DistillationTrainer):
         return self.refused_before + len(self.refusals)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's; also takes up again what a checkpoint of TRL's does not hold."""
+        """As TRL's; also takes up again what a checkpoint of TRL's does not hold.
+
+        Raises:
+            UserError: no example of the run, or of its first pass over the data, can be learned from.
+        """
         found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         self.resumed_from = Path(found) if found else None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._empty_steps = None if found else 0
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self._empty_steps:
+            reason = self.refusals[0].reason if self.refusals else "no rollout has a token"
+            raise UserError(
+                f"none of the examples of {self._empty_steps} steps can be learned from; the first: {reason}"
+            )
+        return result
 
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -317,10 +334,22 @@ class DopdTrainer(DistillationTrainer):
     def _log_rollouts(self, correct: list[bool | None], scores: Scores, scored: Tensor) -> None:
         assert self._decision is not None
         add_rollouts(self._sums, scores, self._decision, correct, self.args.logged_top_k, scored)
-        values = {**self._decision.values, "refused_examples": float(self.refused)}
+        usable = scores.response_mask.any(dim=-1).float().mean().item()
+        values = {**self._decision.values, "refused_examples": float(self.refused), "usable_rollouts": usable}
         of_ranks = self.accelerator.gather(torch.tensor([list(values.values())], device=self.accelerator.device))
-        for name, value in zip(values, of_ranks.nanmean(0).tolist(), strict=True):
+        means = dict(zip(values, of_ranks.nanmean(0).tolist(), strict=True))
+        for name, value in means.items():
             self._metrics["train"][name].append(value)
+        self._count_empty_steps(means["usable_rollouts"] > 0)
+
+    def _count_empty_steps(self, usable: bool) -> None:
+        """A step without a usable example has no loss, and the run goes on: unless no example of the data is usable."""
+        if usable or self._empty_steps is None:
+            self._empty_steps = None
+            return
+        self._empty_steps += 1
+        if isinstance(self.train_dataset, Sized) and self._empty_steps * self._prompts >= len(self.train_dataset):
+            self.control.should_training_stop = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
@@ -340,8 +369,7 @@ class DopdTrainer(DistillationTrainer):
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         args = self.args
         source: Any = self.train_dataset if dataset is None else dataset
-        rollouts = args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
-        prompts = rollouts // args.num_generations
+        prompts = self._prompts
         sampler = RepeatSampler(
             data_source=source,
             mini_repeat_count=args.num_generations,
@@ -356,6 +384,13 @@ class DopdTrainer(DistillationTrainer):
             for _ in range(state.global_step // max(1, len(source) // prompts)):
                 next(iter(sampler), None)
         return sampler
+
+    @property
+    def _prompts(self) -> int:
+        """Of an optimizer step, over all ranks."""
+        args = self.args
+        rollouts = args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
+        return rollouts // args.num_generations
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Of a run that was killed after its last step only what comes then is left; TRL would take one more step.

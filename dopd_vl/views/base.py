@@ -12,13 +12,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from dopd_vl.common.errors import UserError
+from dopd_vl.common.errors import RecordError, UserError
 from dopd_vl.views.messages import split_content
 from privileged import VARIANTS
+from privileged.records.fields import chat_message
 from privileged.records.images import load_image
 from privileged.rendering.render import append_to_last_user
 
@@ -57,7 +59,7 @@ class Request(NamedTuple):
     """A view that is asked for."""
 
     example: Mapping[str, Any]
-    """columns of a privileged dataset"""
+    """columns of a privileged dataset; a message's content may also be a list of text and image parts"""
     variant: str = "none"
     addition: str | None = None
     """text that comes after the last user message, a blank line between them"""
@@ -145,6 +147,11 @@ class ViewProcessor(ABC):
         """A prompt of one small image and nothing else, for a family that reads images."""
         return self._encode([{"role": "user", "content": [{"type": "image"}]}], [Image.new("RGB", (32, 32))])
 
+    @cached_property
+    def blank(self) -> View:
+        """A prompt of one token and nothing else, to stand in the place of one that cannot be shown."""
+        return View([self.tokenizer.pad_token_id])
+
     def _prompt(self, request: Request, known_images: dict[int, list[Any] | ValueError]) -> Prompt:
         example, variant, addition = request
         name = f"example {example['id']!r}"
@@ -157,7 +164,14 @@ class ViewProcessor(ABC):
             known_images[id(example)] = images
         if isinstance(images, ValueError):
             raise ViewError(f"{name}: {images}") from images
-        rendered = VARIANTS[variant].render({**example, "images": images})
+        try:
+            messages = [
+                message if isinstance(message["content"], str) else chat_message(message, number)
+                for number, message in enumerate(example["prompt"])
+            ]
+        except RecordError as error:
+            raise ViewError(f"{name}: {error}") from error
+        rendered = VARIANTS[variant].render({**example, "prompt": messages, "images": images})
         if addition is not None:
             rendered = replace(rendered, messages=append_to_last_user(rendered.messages, addition))
         if rendered.images and not self.reads_images:
@@ -183,6 +197,20 @@ class ViewProcessor(ABC):
             f"example {request.example['id']!r}: its prompt in variant {request.variant!r} has {len(view.prompt_ids)} "
             f"tokens, more than max_prompt_length={self.max_prompt_length}"
         )
+
+    def _templated(self, template: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The messages by the chat template of a processor or of a tokenizer.
+
+        Raises:
+            ViewError: the template refuses them, as it does what its model was not taught, e.g. a system message.
+        """
+        try:
+            text: str = template.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+            )
+        except TemplateError as error:
+            raise ViewError(f"the chat template refuses its messages ({error})") from error
+        return text
 
     @abstractmethod
     def _encode(self, messages: list[dict[str, Any]], images: list[Any]) -> View:

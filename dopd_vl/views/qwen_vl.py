@@ -53,16 +53,21 @@ class QwenVLViewProcessor(ViewProcessor):
         return view
 
     def _encode_all(self, prompts: Sequence[Prompt]) -> list[View | ViewError]:
+        ready: list[tuple[str, list[Any]] | ViewError] = []
+        for messages, images in prompts:
+            try:
+                text = self._templated(self.processing_class, messages)
+                ready.append((text, [self._resized(image) for image in images]))
+            except ViewError as error:
+                ready.append(error)
+        good = [one for one in ready if not isinstance(one, ViewError)]
+        views = iter(self._encode_together([text for text, _ in good], [images for _, images in good]))
+        return [one if isinstance(one, ViewError) else next(views) for one in ready]
+
+    def _encode_together(self, texts: list[str], resized: list[list[Any]]) -> list[View]:
         """One call of the processor for all: its cost is of the call more than of the images."""
-        if not prompts:
+        if not texts:
             return []
-        texts = [
-            self.processing_class.apply_chat_template(
-                prompt.messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-            )
-            for prompt in prompts
-        ]
-        resized = [[self._resized(image) for image in prompt.images] for prompt in prompts]
         every = [image for images in resized for image in images]
         if not every:
             return [View(prompt_ids=ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]

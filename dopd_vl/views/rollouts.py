@@ -77,7 +77,7 @@ class RenderedBatch:
 
     views: dict[Source, list[View]]
     usable: Tensor
-    """`[B]` bool: false for a rollout whose example was refused; another example's views stand in its place"""
+    """`[B]` bool: false for a rollout whose example was refused; other views stand in their place"""
     refusals: list[Refusal]
 
 
@@ -86,11 +86,9 @@ def render_batch(
 ) -> RenderedBatch:
     """Render a generation batch in which every run of `group` examples is one prompt.
 
-    An example that cannot be shown keeps its place, so that ranks stay in step, but is filled with another's views and
-    marked unusable: it is generated for and then neither scored nor taught.
-
-    Raises:
-        ValueError: no example of the batch can be shown; the message holds the first reason.
+    An example that cannot be shown keeps its place, so that ranks stay in step, but is filled with another's views, or
+    with blank ones where no example can be shown, and marked unusable: it is generated for and then neither scored nor
+    taught.
     """
     prompts = examples[::group]
     rendered = renderer.render(prompts, sources)
@@ -99,9 +97,8 @@ def render_batch(
         for example, error in zip(prompts, rendered, strict=True)
         if isinstance(error, ValueError)
     ]
-    filler = next((views for views in rendered if not isinstance(views, ValueError)), None)
-    if filler is None:
-        raise ValueError(f"no example of the batch can be used; the first: {refusals[0].reason}")
+    blank = dict.fromkeys(sources, renderer.views.blank)
+    filler = next((views for views in rendered if not isinstance(views, ValueError)), blank)
     refused = [isinstance(views, ValueError) for views in rendered]
     filled = [filler if isinstance(views, ValueError) else views for views in rendered for _ in range(group)]
     return RenderedBatch(

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from jinja2 import TemplateError
-
 from dopd_vl.common.errors import UserError
-from dopd_vl.views.base import View, ViewError, ViewProcessor
+from dopd_vl.views.base import View, ViewProcessor
 
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "openai-gpt")
 """Model types with an embedding of each position, which the padding on a prompt's left would shift."""
@@ -36,10 +34,5 @@ class TextViewProcessor(ViewProcessor):
             {"role": message["role"], "content": "".join(part["text"] for part in message["content"])}
             for message in messages
         ]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                plain, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-            )
-        except TemplateError as error:  # as templates refuse what their model was not taught, e.g. a system message
-            raise ViewError(f"the chat template refuses its messages ({error})") from error
+        text = self._templated(self.tokenizer, plain)
         return View(prompt_ids=self.tokenizer(text, add_special_tokens=False)["input_ids"])

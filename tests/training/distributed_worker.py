@@ -1,6 +1,7 @@
 """A short DOPD training with rollouts that chance has no part in, in one process or as one of several."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 from dopd_vl import DopdConfig, DopdTrainer
 from dopd_vl.core import TokenScores
 from dopd_vl.objectives import Dopd, Opd
+from dopd_vl.run_folder.folder import RunFolder
 from dopd_vl.training import policies
 from dopd_vl.training import trainer as trainer_module
 from dopd_vl.training.policies import Policies
@@ -148,6 +150,49 @@ def learn_mixed(models: Path, data: Path, output: Path, name: str) -> None:
     }
     (output / f"found-{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
+
+
+def learn_passing_over(models: Path, data: Path, output: Path, usable: list[bool]) -> None:
+    """Steps of one prompt a rank, of which some cannot be shown; leaves a run folder's files, the log and how the model
+    was wrapped."""
+    torch.set_num_threads(1)
+    allow_fsdp_on_a_cpu()
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    config = DopdConfig(
+        str(output),
+        max_steps=len(usable) // world,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=4,
+        top_k=1,  # rollouts are greedy
+        shuffle_dataset=False,
+        save_strategy="no",
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        logging_steps=1,
+        seed=3,
+    )
+    examples = load_examples(str(data))
+    bad = [{"bytes": b"no image", "path": None}]
+    rows = [row if use else {**row, "images": bad} for row, use in zip(examples, usable, strict=False)]
+    folder = RunFolder(output)
+    trainer = DopdTrainer(
+        str(models / "vision-student"),
+        str(models / "vision-teacher"),
+        config,
+        train_dataset=Dataset.from_list(rows, features=examples.features),
+        objective=Dopd(top_k=16),
+        callbacks=[folder],
+    )
+    folder.attach(trainer)
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        (output / "log.json").write_text(json.dumps(trainer.state.log_history))
+        (output / "kind.json").write_text(json.dumps(type(trainer.model_wrapped).__name__))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def learn(models: Path, data: Path, output: Path, world: str, processes: int) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dopd_vl.common.files import read_jsonl
 from tests.commands import Fork
-from tests.training.distributed_worker import learn, learn_mixed
+from tests.training.distributed_worker import learn, learn_mixed, learn_passing_over
 
 LAYERS = {"text": "Qwen3DecoderLayer", "vision": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock"}
 FSDP2 = {
@@ -120,3 +121,36 @@ def test_wrappers_change_no_supervision(
     assert ranks[0]["grad_norm"] == ranks[1]["grad_norm"] > 0.0
     if sharded == "fsdp":  # where each pass must be all ranks', but for rollouts, which are drawn from a whole student
         assert ranks[0]["towers"] == {**ranks[1]["towers"], "student": ranks[1]["towers"]["student"] + 1}
+
+
+@pytest.mark.parametrize("sharded", ["ddp", "fsdp"])
+def test_a_rank_without_a_usable_example_takes_part_with_weight_zero(
+    sharded: str, nano_models: Path, vision_data: Path, tmp_path: Path
+) -> None:
+    """In the first step the second rank has none, in the second step neither has, in the third both have one."""
+    environment = {**FSDP2, "FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS["vision"]} if sharded == "fsdp" else {}
+    one, two = tmp_path / "one", tmp_path / "two"
+    for processes, folder, usable in ((1, one, [True]), (2, two, [True, False, False, False, True, True])):
+        folder.mkdir()
+        run_in(
+            processes,
+            environment if processes > 1 else {},
+            learn_passing_over,
+            nano_models,
+            vision_data,
+            folder,
+            usable,
+        )
+    assert json.loads((two / "kind.json").read_text()).startswith(
+        {"ddp": "DistributedDataParallel", "fsdp": "FSDP"}[sharded]
+    )
+    [alone, *_] = json.loads((one / "log.json").read_text())
+    rows = json.loads((two / "log.json").read_text())[:3]
+    assert [row["usable_rollouts"] for row in rows] == [0.5, 0.0, 1.0]
+    assert (rows[1]["loss"], rows[1]["grad_norm"]) == (0.0, 0.0)
+    assert rows[2]["loss"] > 0.0
+    for name in ("loss", "grad_norm", "token_loss", "gap/threshold"):
+        assert rows[0][name] == pytest.approx(alone[name], rel=1e-4, abs=APART), name
+    refused = read_jsonl(two / "refused.jsonl")
+    assert [row["step"] for row in refused] == [1, 2, 2]
+    assert len({row["id"] for row in refused}) == 3

@@ -9,6 +9,7 @@ import pytest
 import torch
 import trl.trainer.distillation_trainer
 from accelerate.state import AcceleratorState
+from datasets import Dataset, Features
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DistillationTrainer
 
@@ -312,3 +313,26 @@ def test_the_teacher_is_on_the_device_whoever_placed_it_elsewhere(
     monkeypatch.setitem(AcceleratorState._shared_state, "device", torch.device("meta"))
     assert TrainerModels(trainer).device.type == "meta"
     assert {weight.device.type for weight in trainer.teacher_model.parameters()} == {"meta"}
+
+
+def test_prompts_in_parts_are_learned_from_as_those_with_markers(make_trainer: MakeTrainer) -> None:
+    def in_parts(row: dict[str, Any]) -> dict[str, Any]:
+        parts: list[list[dict[str, str | None]]] = []
+        for message in row["prompt"]:
+            texts = message["content"].split("<image>")
+            said = [{"type": "text", "text": text} if text else None for text in texts]
+            mixed = [one for text in said for one in ({"type": "image", "text": None}, text)][1:]
+            parts.append([one for one in mixed if one is not None])
+        return {
+            "prompt": [{"role": m["role"], "content": p} for m, p in zip(row["prompt"], parts, strict=True)],
+        }
+
+    written = make_trainer(max_completion_length=3, top_k=1)
+    rows = [row | in_parts(row) for row in written.train_dataset]
+    features = Dataset.from_list([{"prompt": row["prompt"]} for row in rows]).features
+    dataset = Dataset.from_list(rows, features=Features({**written.train_dataset.features, **features}))
+    parted = make_trainer(max_completion_length=3, top_k=1, dataset=dataset)
+    for trainer in (written, parted):
+        trainer.train()
+        assert trainer.refused == 0
+    assert logged(parted, "loss") == pytest.approx(logged(written, "loss"), rel=1e-5)

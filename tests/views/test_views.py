@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from dopd_vl.common.errors import MissingPrivilege
 from dopd_vl.views import (
@@ -218,3 +218,40 @@ def test_vision_model_without_its_processor_is_an_error(nano_models: Path) -> No
     tokenizer = AutoProcessor.from_pretrained(nano_models / "text-student")
     with pytest.raises(ValueError, match="needs its processor"):
         processor_for(model.config, tokenizer)
+
+
+@pytest.mark.parametrize("world", ["text", "vision"])
+def test_messages_that_a_template_refuses_are_passed_over_alone(world: str, nano_models: Path) -> None:
+    """Gemma's template, for one, raises on a system message."""
+    processor = AutoProcessor.from_pretrained(nano_models / f"{world}-student")
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    processor.chat_template = refusing + processor.chat_template
+    views = processor_for(AutoConfig.from_pretrained(nano_models / f"{world}-student"), processor)
+    fine = example(images=int(world == "vision"))
+    ordered = {**fine, "id": "e2", "prompt": [{"role": "system", "content": "Be brief."}, *fine["prompt"]]}
+    before, refused, after = views.view_all([Request(fine), Request(ordered), Request(fine)])
+    assert isinstance(refused, ViewError)
+    assert str(refused) == "example 'e2': the chat template refuses its messages (System role not supported)"
+    assert isinstance(before, View)
+    assert isinstance(after, View)
+    assert before.prompt_ids == after.prompt_ids == views.view(fine).prompt_ids
+
+
+@pytest.mark.parametrize("variant", ["none", "box_label"])
+def test_content_in_parts_is_seen_as_the_same_content_with_markers(
+    variant: str, vision: tuple[Any, QwenVLViewProcessor]
+) -> None:
+    _, views = vision
+    written = example("First <image> then <image>?", images=2)
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": "First "},
+        {"type": "image", "text": None},  # as Arrow fills up what a part lacks
+        {"type": "text", "text": " then "},
+        {"type": "image"},
+        {"type": "text", "text": "?"},
+    ]
+    in_parts = {**written, "prompt": [{"role": "user", "content": parts}]}
+    assert views.view(in_parts, variant).prompt_ids == views.view(written, variant).prompt_ids
+    video = {**written, "prompt": [{"role": "user", "content": [{"type": "video"}]}]}
+    with pytest.raises(ViewError, match=r"example 'e1': prompt\[0\]\.content holds a part that is neither text nor"):
+        views.view(video, variant)
