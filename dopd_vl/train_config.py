@@ -102,6 +102,9 @@ class TrainerSettings:
 
     num_generations: int = 1
     """rollouts per prompt"""
+    rollout_dropout: bool = False
+    """leave the student's dropout on while it rolls out, as TRL does; without, rollouts come from the policy that is
+    scored"""
     eval_variants: list[str] = field(default_factory=lambda: ["none"])
     """what the student sees in evaluations; the first one chooses the best checkpoint"""
     eval_max_completion_length: int | None = None
