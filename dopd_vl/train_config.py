@@ -259,7 +259,7 @@ class TrainConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """for every view alike, e.g. enable_thinking: false for Qwen3"""
     trl: dict[str, Any] = field(default_factory=dict)
-    """any other field of `trl.DistillationConfig`, by its name there"""
+    """any other field of `trl.DistillationConfig`, by its name there (docs/trl-settings.md)"""
 
     def __post_init__(self) -> None:
         self.privilege.fill_in()

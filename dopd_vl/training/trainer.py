@@ -36,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
+from dopd_vl.common.errors import UserError
 from dopd_vl.core import fused_plan_loss, item_count, rows_to_keep, token_scale
 from dopd_vl.evaluation.accuracy import predict, summarise
 from dopd_vl.models import forget_image_positions, image_token_ids
@@ -101,6 +102,8 @@ class DopdTrainer(DistillationTrainer):
         **kwargs: Any,
     ):
         args = args or DopdConfig("dopd-output")
+        if kwargs.get("tools"):
+            raise UserError("tools: rollouts call no tools")
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(
