@@ -113,6 +113,9 @@ class TrainerSettings:
 
     num_generations: int = 1
     """rollouts per prompt"""
+    rollout_dropout: bool = False
+    """leave the student's dropout on while it rolls out, as TRL does; without, rollouts come from the policy that is
+    scored"""
     eval_variants: list[str] = field(default_factory=lambda: ["none"])
     """what the student sees in evaluations; the first one chooses the best checkpoint"""
     eval_max_completion_length: int | None = None
@@ -271,7 +274,7 @@ class TrainConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """for every view alike, e.g. enable_thinking: false for Qwen3"""
     trl: dict[str, Any] = field(default_factory=dict)
-    """any other field of `trl.DistillationConfig`, by its name there"""
+    """any other field of `trl.DistillationConfig`, by its name there (docs/trl-settings.md)"""
 
     def __post_init__(self) -> None:
         self.privilege.fill_in()

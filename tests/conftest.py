@@ -24,7 +24,8 @@ settings.register_profile("reproducible", deadline=None, derandomize=True, max_e
 settings.load_profile("reproducible")
 
 MakeTrainer = Callable[..., Any]
-"""Makes a `DopdTrainer` on the nano models; keyword arguments are settings of `DopdConfig`."""
+"""Makes a `DopdTrainer` on the nano models; keyword arguments are settings of `DopdConfig`, or
+some of the trainer's own."""
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +92,8 @@ def make_trainer(nano_models: Path, vision_data: Path, text_data: Path, tmp_path
             "disable_tqdm": True,
             "seed": 3,
         }
-        extra = {"peft_config": settings.pop("peft_config")} if "peft_config" in settings else {}
+        of_trainer = ("peft_config", "eval_dataset", "processing_class", "callbacks")
+        extra = {name: settings.pop(name) for name in of_trainer if name in settings}
         return DopdTrainer(
             str(nano_models / f"{world}-student"),
             str(nano_models / f"{world}-teacher"),

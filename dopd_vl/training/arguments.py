@@ -16,24 +16,19 @@ from dopd_vl.train_config import (
     colocated_length,
     key_of,
 )
-
-SET_HERE = (
-    "model_init_kwargs",
-    "teacher_model_init_kwargs",
-    "eval_strategy",
-    "save_strategy",
-    "use_cpu",
-    "disable_tqdm",
-)
-"""Fields that no configuration can set: they follow from its other keys and from the machine."""
+from dopd_vl.training.trl_fields import check_fields, check_inside
 
 
 @dataclass
 class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
     """TRL's `DistillationConfig` with what privileged distillation adds, `PrivilegeSettings` and `TrainerSettings`.
 
-    `beta` has no effect: the divergence is the objective's. `temperature` is that of sampling alone; distributions are
-    compared at temperature 1. `bf16` defaults to on where there is a GPU and off elsewhere.
+    `temperature` is that of sampling alone; distributions are compared at temperature 1. `bf16` defaults to on where
+    there is a GPU and off elsewhere, `metric_for_best_model` to "accuracy" where one is needed.
+
+    Raises:
+        ConfigurationError: a field of TRL's cannot be kept to here, such as `beta` (the divergence is the objective's):
+            `trl_fields.REFUSED` has them with their reasons.
     """
 
     max_prompt_length: int | None = DataSettings.max_prompt_length
@@ -42,6 +37,7 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
     """of an image; a larger one is made smaller"""
 
     def __post_init__(self) -> None:
+        check_fields(vars(self))
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
         check_sizes(self)
@@ -51,7 +47,10 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
             self.vllm_max_model_length = colocated_length(
                 self.max_prompt_length, self.max_completion_length or 0, self.vllm_max_model_length
             )
+        if self.load_best_model_at_end or "best" in self.save_strategy or "plateau" in self.lr_scheduler_type:
+            self.metric_for_best_model = self.metric_for_best_model or "accuracy"
         DistillationConfig.__post_init__(self)
+        check_inside(vars(self))
         # A process trains on one GPU, however many it sees; torch.nn.DataParallel is not for models like these.
         self._n_gpu = min(self.n_gpu, 1)
 

@@ -303,12 +303,18 @@ def _check_trl(config: TrainConfig) -> None:
         if name in keys:
             raise ConfigurationError(f"trl.{name}: has a key of its own, {keys[name]}; set it there")
     if config.trl:
-        from dopd_vl.training.arguments import SET_HERE, DopdConfig  # imports TRL, which takes its time
+        from dopd_vl.training.arguments import DopdConfig  # imports TRL, which takes its time
+        from dopd_vl.training.trl_fields import ONLY_FROM_PYTHON, check_fields
 
         for name in config.trl:
-            if name in SET_HERE:
-                raise ConfigurationError(f"trl.{name}: follows from other keys and cannot be set")
+            if name in ONLY_FROM_PYTHON:
+                raise ConfigurationError(f"trl.{name}: {ONLY_FROM_PYTHON[name]}")
         check_values(DopdConfig, config.trl, "trl")
+        check_fields(config.trl, "trl.")
+        if "num_train_epochs" in config.trl and config.training.max_steps > 0:
+            raise ConfigurationError(
+                f"trl.num_train_epochs: training.max_steps={config.training.max_steps} goes before it; give -1 there"
+            )
 
 
 def _check_vllm(config: TrainConfig) -> None:

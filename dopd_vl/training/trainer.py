@@ -7,7 +7,7 @@ loggers. Overridden seams, each pinned by a test:
     _get_train_sampler                 n rollouts of a prompt side by side, in the order that the run began with
     _run_epoch                         a run that is resumed at its end is at its end
     _tokenize_prompts                  the rollout's prompt is the plain view, not a second rendering of it
-    _generate_single_turn              vLLM in this process takes one pad an image, puts the others in itself
+    _generate_single_turn              without dropout; vLLM in this process puts an image's other pads in itself
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
 
@@ -105,6 +105,8 @@ class DopdTrainer(DistillationTrainer):
         args = args or DopdConfig("dopd-output")
         if isinstance(train_dataset, Sized):
             check_steps(args, len(train_dataset), args.world_size, "train_dataset")
+        if kwargs.get("tools"):
+            raise UserError("tools: rollouts call no tools")
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(
@@ -413,7 +415,13 @@ class DopdTrainer(DistillationTrainer):
         if images is not None and self.use_vllm and self.vllm_mode == "colocate":
             image_token = self.models.bare("student").config.image_token_id
             prompt_ids = with_one_pad_an_image(prompt_ids, images, image_token)
-        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args)
+        student = self.models.wrapped("student")
+        was_training = student.training
+        student.train(was_training and self.args.rollout_dropout)
+        try:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args)
+        finally:
+            student.train(was_training)
 
     def _forbid_tokens(self, ids: list[int]) -> None:
         if not ids:

@@ -52,7 +52,8 @@ class SharedFeatures:
 def shared_vision_features(model: Any) -> Iterator[SharedFeatures]:
     """While it lasts, `model` computes each image's features once, wherever no gradient is asked for.
 
-    Images are told apart by their pixels. A model without a Qwen-VL style `get_image_features` is left as it is. The
+    In training mode, where dropout may make them others each time, they are neither kept nor used again. Images are
+    told apart by their pixels. A model without a Qwen-VL style `get_image_features` is left as it is. The
     weights must not change meanwhile, unless `SharedFeatures.of` is told. Not for a model whose weights are sharded:
     ranks that skip the tower would leave the others waiting.
     """
@@ -67,7 +68,7 @@ def shared_vision_features(model: Any) -> Iterator[SharedFeatures]:
 
     def get_image_features(pixel_values: Tensor, image_grid_thw: Tensor | None = None, **kwargs: Any) -> Any:
         nonlocal output_class
-        if torch.is_grad_enabled() or image_grid_thw is None:
+        if torch.is_grad_enabled() or body.training or image_grid_thw is None:
             return compute(pixel_values, image_grid_thw, **kwargs)
         known = shared.known[shared.weights]
         images = pixel_values.split(image_grid_thw.prod(-1).tolist())

@@ -27,7 +27,7 @@ from dopd_vl.train_config import (
     TrainerSettings,
     in_todays_keys,
 )
-from dopd_vl.training.arguments import SET_HERE, DopdConfig, trainer_arguments
+from dopd_vl.training.arguments import DopdConfig, trainer_arguments
 from dopd_vl.training.checks import check, check_requirements, say_what_is_not_scored
 from dopd_vl.training.metrics import is_correct
 from privileged.schema import TASKS
@@ -96,12 +96,6 @@ def test_a_setting_with_a_key_of_its_own_is_refused_under_trl_with_that_key(name
     section = {"copy_variant": "privilege.", "max_prompt_length": "data.", "output_dir": ""}.get(name, "training.")
     with pytest.raises(ConfigurationError, match=rf"trl\.{name}: has a key of its own, {section}{name};"):
         check(TrainConfig(trl={name: 1}))
-
-
-@pytest.mark.parametrize("name", SET_HERE)
-def test_what_follows_from_other_keys_cannot_be_set(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"trl\.{name}: follows from other keys"):
-        check(TrainConfig(trl={name: None}))
 
 
 def test_every_key_of_training_and_privilege_is_an_argument_of_the_trainer() -> None:
