@@ -101,8 +101,13 @@ class RecordJudge:
         example = record.example()
         variants = [VARIANTS[name] for name in ("none", *(JUDGED[part] for part in parts))]
         plain, *shown = await _all(self._said(record, variant.draw_up(example).messages) for variant in variants)
-        score, part = max((given - plain, part) for given, part in zip(shown, parts, strict=True))
-        findings = []
+        if isinstance(plain, Exception):
+            raise plain
+        findings = _not_judged(parts, shown)
+        gains = [(given - plain, part) for given, part in zip(shown, parts, strict=True) if isinstance(given, float)]
+        if not gains:
+            return Judgement(None, findings)
+        score, part = max(gains)
         if self._limit is not None and score > self._limit:
             told = f"with its {part} the answer {record.answer[:80]!r} is {score:.2f} nats likelier, more than"
             findings.append(Finding("answer_given_away", f"{told} {self._limit:g}"))
@@ -119,18 +124,26 @@ class RecordJudge:
             request = check_request(record, part, value, self._prompt, self._settings.sampling.seed)
             return verdict(replied_text(await self._asker.ask(request)))
 
-        verdicts = zip(parts, await _all(asked(part) for part in parts), strict=True)
-        told = [f"its {part}: {reason}" for part, (good, reason) in verdicts if not good]
-        return Judgement(None, [Finding("answer_given_away", "; ".join(told))] if told else [])
+        said = await _all(asked(part) for part in parts)
+        verdicts = [(part, *one) for part, one in zip(parts, said, strict=True) if isinstance(one, tuple)]
+        told = [f"its {part}: {reason}" for part, good, reason in verdicts if not good]
+        findings = [Finding("answer_given_away", "; ".join(told))] if told else []
+        return Judgement(None, findings + _not_judged(parts, said))
 
 
 async def _all(coroutines: Any) -> list[Any]:
-    """Their results. All are awaited before the first error is raised: none is left running."""
+    """What they came to, failures of single requests and replies among it. All are awaited before what ends the run is
+    raised: none is left running."""
     results = await asyncio.gather(*coroutines, return_exceptions=True)
     for result in results:
-        if isinstance(result, BaseException):
+        if isinstance(result, BaseException) and not isinstance(result, RequestFailed | RecordError):
             raise result
     return results
+
+
+def _not_judged(parts: Sequence[str], results: Sequence[Any]) -> list[Finding]:
+    failed = [f"its {part}: {one}" for part, one in zip(parts, results, strict=True) if isinstance(one, Exception)]
+    return [Finding("not_judged", "; ".join(failed))] if failed else []
 
 
 def build_judge(settings: JudgeConfig) -> Generator:

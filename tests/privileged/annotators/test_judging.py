@@ -322,13 +322,19 @@ def test_a_model_that_is_asked_says_what_is_given_away(tmp_path):
         poor = "5 5 0 4 is left" in said
         return json.dumps({"verdict": "poor" if poor else "good", "reason": "It states the row."})
 
-    rows = [*TEXTS[:2], {"prompt": "몇 개?", "answer": "5", "privileged": {"hints": ["평균"]}}]
+    rows = [
+        *TEXTS[:2],
+        {"prompt": "몇 개?", "answer": "5", "privileged": {"hints": ["평균"]}},
+        {**TEXTS[1], "prompt": "Then?", "privileged": {"hints": ["평균"], "hint_summary": "5 5 0 4 is left."}},
+    ]
     server = Answering(verdict)
     with server.serving() as url:
         result = run(tmp_path, rows, JudgeConfig(url=url, model="m", key_env=None, ask="question"))
-    (entry,) = entries(result.output / "rejected.jsonl")
-    assert (entry["id"], entry["reason"]) == ("r0", "answer_given_away: its hints: It states the row.")
-    assert result.audit["counts"]["examples"]["not_judged"] == ["r2"]
+    assert {entry["id"]: entry["reason"] for entry in entries(result.output / "rejected.jsonl")} == {
+        "r0": "answer_given_away: its hints: It states the row.",
+        "r3": "answer_given_away: its hint_summary: It states the row.",
+    }
+    assert result.audit["counts"]["examples"]["not_judged"] == ["r2", "r3"]
     assert [row["illusion_score"] for row in rows_of(result)] == [None, None]
 
 
