@@ -38,8 +38,8 @@ class RunFacts:
 
 
 def rows_of_training(rows: Sequence[Row]) -> list[Row]:
-    """Without the rows of evaluations."""
-    return [row for row in rows if "loss" in row]
+    """Without the rows of evaluations, and of steps that no example was usable for."""
+    return [row for row in rows if "loss" in row and row.get("usable_rollouts") != 0]
 
 
 def values(rows: Sequence[Row], name: str) -> list[float]:

@@ -266,3 +266,10 @@ def test_rows_of_evaluations_change_nothing() -> None:
 def test_wrong_thresholds_are_named(name: str, value: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         read_config(TrainConfig, [f"--health.{name}", value], "test")
+
+
+def test_steps_without_a_usable_example_say_nothing_of_the_student() -> None:
+    """Their entropy is logged as 0, and every kind of token has no tokens."""
+    empty = {"entropy": [0.3] * 20 + [0.0] * 20, "token_share__HT": [0.2] * 20 + [0.0] * 20, "rollout_accuracy": 0.1}
+    assert {"entropy", "regime"} <= set(told(rows_of(40, **empty), Dopd()))
+    assert told(rows_of(40, **empty, usable_rollouts=[1.0] * 20 + [0.0] * 20), Dopd()) == {}
