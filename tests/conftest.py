@@ -94,9 +94,10 @@ def make_trainer(nano_models: Path, vision_data: Path, text_data: Path, tmp_path
         }
         of_trainer = ("peft_config", "eval_dataset", "processing_class", "callbacks")
         extra = {name: settings.pop(name) for name in of_trainer if name in settings}
+        student, teacher = (settings.pop(role, str(nano_models / f"{world}-{role}")) for role in ("student", "teacher"))
         return DopdTrainer(
-            str(nano_models / f"{world}-student"),
-            str(nano_models / f"{world}-teacher"),
+            student,
+            teacher,
             DopdConfig(str(tmp_path / "run"), **{**defaults, **settings}),
             train_dataset=load_examples(str(data)) if dataset is None else dataset,
             objective=objective,

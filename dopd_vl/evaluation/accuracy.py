@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from dopd_vl.core import Projection, score_tokens
 from dopd_vl.evaluation.calibration import calibration_error
-from dopd_vl.evaluation.generation import PresencePenalty, seeded
+from dopd_vl.evaluation.generation import PresencePenalty, bare_policy, seeded
 from dopd_vl.evaluation.sampling import GREEDY, Sampling
 from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, verifier_for
 from dopd_vl.models import (
@@ -223,7 +223,10 @@ def _predict_batch(
 def generate(
     model: PreTrainedModel, views: ViewProcessor, prompts: list[View], max_new_tokens: int, sampling: Sampling = GREEDY
 ) -> list[list[int]]:
-    """One response a prompt, as token ids up to and including the end token."""
+    """One response a prompt, as token ids up to and including the end token.
+
+    Of the model's own generation_config nothing counts but its end tokens.
+    """
     pad_id, end_ids = _pad_id(views), end_token_ids(model, views.tokenizer)
     inputs = to_device(views.collate(prompts, [[] for _ in prompts], pad_id), model.device)
     prompt_length = inputs["input_ids"].shape[1]
@@ -232,18 +235,19 @@ def generate(
         processors.append(PresencePenalty(sampling.presence_penalty, prompt_length))
     forget_image_positions(model)
     run: Any = model.generate
-    generated = run(
-        **inputs,
-        generation_config=GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad_id,
-            eos_token_id=end_ids,
-            suppress_tokens=image_token_ids(model.config) or None,
-            **sampling.generation_settings(),
-        ),
-        logits_processor=processors,
-        synced_gpus=False,  # ranks answer questions of their own, and not equally many
-    )
+    with bare_policy(model):
+        generated = run(
+            **inputs,
+            generation_config=GenerationConfig(
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_id,
+                eos_token_id=end_ids,
+                suppress_tokens=image_token_ids(model.config) or None,
+                **sampling.generation_settings(),
+            ),
+            logits_processor=processors,
+            synced_gpus=False,  # ranks answer questions of their own, and not equally many
+        )
     return [cut_at_end(row, end_ids) for row in generated[:, prompt_length:].tolist()]
 
 

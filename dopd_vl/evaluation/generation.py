@@ -1,11 +1,41 @@
-"""What drawing needs beyond transformers: a presence penalty, and batches that are the same whenever drawn."""
+"""What drawing needs beyond transformers: the bare policy, a presence penalty, batches the same whenever drawn."""
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor
+from peft import PeftModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+
+_ASKED_FOR = {
+    *("do_sample", "temperature", "top_p", "top_k", "max_length", "max_new_tokens"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"),
+}
+"""Settings of generation that are given with every call, or say nothing of the policy."""
+
+
+@contextmanager
+def bare_policy(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """While it lasts, responses are drawn as the caller says, and by nothing that the model's generation_config adds.
+
+    transformers fills in from there whatever it is not told: penalties, beams, forbidden words.
+    """
+    owner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = owner.generation_config
+    owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = own
+
+
+def ignored_settings(model: PreTrainedModel) -> str:
+    """What `bare_policy` leaves out of a model's own generation_config, for people; empty where there is nothing."""
+    assert model.generation_config is not None
+    settings = model.generation_config.to_diff_dict()
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if name not in _ASKED_FOR)
 
 
 class PresencePenalty(LogitsProcessor):

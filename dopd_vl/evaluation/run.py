@@ -28,6 +28,7 @@ from dopd_vl.evaluation.accuracy import (
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
+from dopd_vl.evaluation.generation import ignored_settings
 from dopd_vl.models import base_of_adapters, load_config
 from dopd_vl.views import VISION_PROCESSORS, Refusal, ViewProcessor, processor_for
 
@@ -132,6 +133,13 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
             progress.restore(len(batch_items(batch.number, count, config.batch_size, config.sampling)))
         if left:
             model, views = load_model(config.model, config.dtype, config.trust_remote_code, config.chat_template_kwargs)
+            if ignored := ignored_settings(model):
+                console.print(
+                    f"model: its generation_config is ignored ({ignored}); `sampling` says how responses are drawn",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
             for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
                 folder.add(batch)
                 batches.append(batch)

@@ -94,9 +94,8 @@ def check_here(config: TrainConfig, checked: Checked, datasets: Mapping[str, Dat
     check_device(config)
     models = checked.models
     names = [config.model.student, *([str(config.model.teacher)] if "teacher" in models else [])]
-    ids = [_token_ids(find_model(name), config.model.trust_remote_code) for name in names]
-    if None not in ids and ids[0] != ids[-1]:
-        raise UserError("model.teacher: its tokenizer gives tokens other ids than the student's; they must be the same")
+    ids = [token_ids(find_model(name), config.model.trust_remote_code) for name in names]
+    check_same_ids(ids[0], ids[-1], "model.teacher")
     for key, dataset in datasets.items():
         _check_data(dataset, key, models)
     reads_images = models["student"].model_type in VISION_PROCESSORS
@@ -349,7 +348,18 @@ def _first_with_images(dataset: Dataset) -> str | None:
     return None
 
 
-def _token_ids(name: str, trust_remote_code: bool) -> dict[str, int] | None:
+def check_same_ids(student: dict[str, int] | None, teacher: dict[str, int] | None, key: str) -> None:
+    """Whether two tokenizers, as `token_ids` has them, agree; where one is missing the sizes alone were compared.
+
+    Raises:
+        UserError: they do not; the message begins with `key`.
+    """
+    if None not in (student, teacher) and student != teacher:
+        raise UserError(f"{key}: its tokenizer gives tokens other ids than the student's; they must be the same")
+
+
+def token_ids(name: str, trust_remote_code: bool) -> dict[str, int] | None:
+    """The id of every token of a model's tokenizer; None where it has none."""
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code).get_vocab()
     except (OSError, ValueError):  # a teacher folder without a tokenizer: its vocabulary size was compared
@@ -378,7 +388,7 @@ def check_requirements(objective: Objective, num_generations: int, reads_images:
         )
     if needs.needs_images and not reads_images:
         raise ValueError(f"objective {name!r} is about images, but the student reads text only")
-    if needs.needs_verifier and dataset is not None:
+    if needs.needs_verifier and isinstance(dataset, Dataset):  # of a stream it is known example by example
         unknown = sorted({str(task) for task in dataset.unique("task")} - set(VERIFIERS))
         if unknown:
             raise ValueError(

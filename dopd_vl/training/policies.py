@@ -154,9 +154,8 @@ class Policies:
         """
         head: Any = self.models.bare(source.policy).get_output_embeddings()
         weight, bias = head.weight, getattr(head, "bias", None)
-        if not acting:
-            weight = self.copies.head(source.policy, weight)
-            bias = None if bias is None else self.copies.head(source.policy, bias)
+        if not acting and source.policy != "teacher":
+            weight, bias = self.copies.head(source.policy)
         if constant:
             weight, bias = weight.detach(), None if bias is None else bias.detach()
         return Projection(hidden, weight, bias, self.models.compute_dtype)

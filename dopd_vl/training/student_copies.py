@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import distribute_tensor
@@ -130,11 +131,19 @@ class StudentCopies:
         else:
             yield
 
-    def head(self, policy: str, weight: Tensor) -> Tensor:
-        """The policy's own value of the student's head `weight`, constant."""
+    def head(self, policy: str) -> tuple[Tensor, Tensor | None]:
+        """The policy's own weight and bias of the student's head, constant."""
+        head: Any = self.model.get_output_embeddings()
         copy = {"start": self.start, "average": self.average}.get(policy)
-        name = next((name for name, trained_weight in trained(self.model) if trained_weight is weight), None)
-        return weight.detach() if copy is None or name is None else copy.whole(name)
+        if policy == "start" and copy is None and isinstance(head, ModulesToSaveWrapper):
+            head = head.original_module  # with the adapters off the base has its own head, too
+        names = {} if copy is None else {id(weight): name for name, weight in trained(self.model)}
+
+        def own(weight: Tensor) -> Tensor:
+            return copy.whole(names[id(weight)]) if copy is not None and id(weight) in names else weight.detach()
+
+        bias = getattr(head, "bias", None)
+        return own(head.weight), None if bias is None else own(bias)
 
     def save(self, folder: Path, write: bool) -> None:
         """Leave in a checkpoint what `begin` needs of it; every rank must call it, `write` says which one writes."""

@@ -4,10 +4,11 @@ What is TRL's stays TRL's: the loop, rollouts (transformers or vLLM), DDP / FSDP
 loggers. Overridden seams, each pinned by a test:
 
     _set_signature_columns_if_needed   keep every column of a privileged data set
-    _get_train_sampler                 n rollouts of a prompt side by side, in the order that the run began with
+    get_train_dataloader               n rollouts of a prompt side by side, of a stream
+    _get_train_sampler                 the same of a data set, in the order that the run began with
     _run_epoch                         a run that is resumed at its end is at its end
     _tokenize_prompts                  the rollout's prompt is the plain view, not a second rendering of it
-    _generate_single_turn              without dropout; vLLM in this process puts an image's other pads in itself
+    _generate_single_turn              the bare policy; vLLM in this process puts an image's other pads in itself
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
 
@@ -16,14 +17,16 @@ hands over to learning is a `StepBatch`.
 """
 
 import math
+import warnings
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from datasets import IterableDataset
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     AutoProcessor,
     PreTrainedModel,
@@ -35,18 +38,19 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.core import fused_plan_loss, item_count, rows_to_keep, token_scale
 from dopd_vl.evaluation.accuracy import predict, summarise
+from dopd_vl.evaluation.generation import bare_policy, ignored_settings
 from dopd_vl.models import forget_image_positions, image_token_ids
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.checks import check_requirements, check_shards, check_steps
+from dopd_vl.training.checks import check_requirements, check_same_ids, check_shards, check_steps, token_ids
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
 from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
@@ -112,6 +116,12 @@ class DopdTrainer(DistillationTrainer):
             processing_class = AutoProcessor.from_pretrained(
                 name, padding_side="left", trust_remote_code=args.trust_remote_code
             )
+        if teacher_model is not None:
+            name = teacher_model if isinstance(teacher_model, str) else teacher_model.config._name_or_path
+            tokenizer: Any = processing_class
+            if isinstance(processing_class, ProcessorMixin):
+                tokenizer = processing_class.tokenizer
+            check_same_ids(tokenizer.get_vocab(), token_ids(name, args.trust_remote_code), "teacher_model")
         self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
         self.requirements = Requirements.of(self.objective)
         self.resumed_from: Path | None = None
@@ -139,6 +149,12 @@ class DopdTrainer(DistillationTrainer):
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
         self._forbid_tokens(image_token_ids(config))
+        if (ignored := ignored_settings(self.models.bare("student"))) and self.accelerator.is_main_process:
+            warnings.warn(
+                f"the student's own generation_config is ignored ({ignored}): rollouts and evaluations are drawn from "
+                "the bare policy; generation_kwargs can ask for more",
+                stacklevel=2,
+            )
         self.policies = self._policies()
         # Where no larger model teaches, the student that does is the teacher, and sees what a teacher is to see.
         taught = "teacher" in self.policies.copies.policies
@@ -368,6 +384,19 @@ class DopdTrainer(DistillationTrainer):
         if self._signature_columns is None:
             self._signature_columns: Any = COLUMNS
 
+    def get_train_dataloader(self) -> DataLoader:
+        args, dataset = self.args, self.train_dataset
+        if not isinstance(dataset, IterableDataset):
+            return super().get_train_dataloader()
+        rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        stream = repeat_iterable_dataset(
+            dataset.shuffle(seed=args.seed) if self.shuffle_dataset else dataset,
+            mini_repeat_count=args.num_generations,
+            batch_size=rollouts * self.accelerator.num_processes // args.num_generations,
+            repeat_count=args.gradient_accumulation_steps,
+        )
+        return self._get_dataloader(stream, "Training", rollouts, is_training=True)
+
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         args = self.args
         source: Any = self.train_dataset if dataset is None else dataset
@@ -419,7 +448,8 @@ class DopdTrainer(DistillationTrainer):
         was_training = student.training
         student.train(was_training and self.args.rollout_dropout)
         try:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args)
+            with bare_policy(self.models.bare("student")):
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args)
         finally:
             student.train(was_training)
 
@@ -432,5 +462,5 @@ class DopdTrainer(DistillationTrainer):
             bias = {**asked.get("logit_bias", {}), **{token: -100.0 for token in ids}}
             self.vllm_generation.generation_kwargs = {**asked, "logit_bias": bias}
         else:
-            self.generation_kwargs["suppress_tokens"] = ids
-            self.generation_config.suppress_tokens = ids
+            asked_for = self.generation_config.suppress_tokens or []
+            self.generation_config.suppress_tokens = list(dict.fromkeys([*asked_for, *ids]))

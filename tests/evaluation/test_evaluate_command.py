@@ -1,6 +1,7 @@
 """`dopd-vl evaluate`: mistakes are one line, progress is told, and a finished evaluation is only shown again."""
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -93,3 +94,25 @@ def test_progress_tells_rate_accuracy_and_time_left_of_this_run(monkeypatch: pyt
         progress.advance(4, so_far.with_batch(Batch(2, right, [])))
     # 8 responses of this run in 20 s, 3 of 12 right, 8 left at 2.5 s each.
     assert said.getvalue() == "evaluate m: 12/20 responses, 2.5 s/response, 25.0% right, 20 s left\n"
+
+
+def test_greedy_is_greedy_whatever_the_model_says_of_generation(
+    nano_models: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for name, own in {"bare": {}, "own": {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1}}.items():
+        model = tmp_path / name
+        shutil.copytree(nano_models / "text-student", model)
+        file = model / "generation_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **own}))
+        arguments = ["evaluate", "--model", str(model), "--data", str(text_data), "--size", "4"]
+        assert main([*arguments, "--max_new_tokens", "12", "--output_dir", str(tmp_path / f"{name}-scores")]) == 0
+        said[name] = capsys.readouterr().out
+    bare, own = (json.loads((tmp_path / f"{name}-scores" / "scores.json").read_text()) for name in said)
+    assert (bare["accuracy"], bare["entropy"], bare["mean_tokens"]) == (
+        own["accuracy"],
+        own["entropy"],
+        own["mean_tokens"],
+    )
+    assert "generation_config" not in said["bare"]
+    assert "its generation_config is ignored (repetition_penalty=5.0, no_repeat_ngram_size=1)" in said["own"]

@@ -10,7 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from dopd_vl import DopdConfig, DopdTrainer
+from dopd_vl.core import Source
 from dopd_vl.objectives import Dopd, Opsd, Sdft
+from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.training.run import load_examples
 from dopd_vl.training.student_copies import StudentCopies, trained
 from dopd_vl.views import processor_for
@@ -53,9 +55,8 @@ def test_start_and_average_act_and_leave_the_student_as_it_was(nano_models: Path
         with times.acting("student"):
             assert torch.equal(logits(model), now)
         assert torch.equal(logits(model), now)
-    head = model.get_output_embeddings().weight
-    assert torch.equal(times.head("start", head), load(nano_models).get_output_embeddings().weight)
-    assert torch.equal(times.head("student", head), head)
+    assert torch.equal(times.head("start")[0], load(nano_models).get_output_embeddings().weight)
+    assert torch.equal(times.head("student")[0], model.get_output_embeddings().weight)
 
 
 def test_only_what_is_asked_for_is_kept(nano_models: Path) -> None:
@@ -159,6 +160,22 @@ def test_the_fixed_self_teacher_stays_where_it_began(
     assert not torch.allclose(logits(model), logits(load(nano_models)), atol=1e-3)
     with run.policies.copies.acting("start"):
         assert torch.allclose(logits(model), logits(load(nano_models)), atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [Opsd(), Sdft(average_rate=0.1)], ids=["start", "average"])
+def test_a_head_that_is_trained_beside_adapters_is_the_copys_own_where_the_copy_teaches(
+    objective: Any, nano_models: Path, text_data: Path, tmp_path: Path
+) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    run = trainer(nano_models, text_data, tmp_path, objective, peft_config=lora)
+    run.train()
+    (policy,) = run.policies.copies.policies - {"student"}
+    source = Source(policy, "privileged")
+    taught_by = run.policies.projection(source, torch.zeros(1, 1, 1), acting=False).weight
+    with run.policies.copies.acting(policy):
+        expected = run.policies.projection(source, torch.zeros(1, 1, 1)).weight.clone()
+    assert torch.equal(taught_by, expected)
+    assert not torch.allclose(taught_by, run.policies.projection(PLAIN_STUDENT, torch.zeros(1, 1, 1)).weight)
 
 
 def test_a_missing_teacher_is_named(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
