@@ -21,7 +21,8 @@ LORA = ["--model.lora.target_modules"]
         ([*LORA, "q_porj"], "model.lora.target_modules: the student has no module 'q_porj', did you mean 'q_proj'?"),
         ([*LORA, "q_proj, v_prj"], "model.lora.target_modules: the student has no module 'v_prj', did you mean"),
         ([*LORA, "q_proj, lm_head"], "model.lora.target_modules: 'lm_head' is the output head"),
-        ([*LORA, "mlp"], "model.lora.target_modules: "),
+        ([*LORA, "mlp"], "model.lora.target_modules: 'mlp' is no single layer that LoRA adapts"),
+        ([*LORA, "all-linear, q_proj"], "model.lora.target_modules: the student has no module 'all-linear'"),
         (["--model.lora.r", 0], "model.lora.r=0 must be at least 1"),
         (["--training.lr_scheduler_type", "cosin"], "training.lr_scheduler_type: cosin is not a valid SchedulerType"),
         (
