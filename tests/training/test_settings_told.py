@@ -1,10 +1,11 @@
 """A setting that a library will not take ends in one line with its key, and leaves the folder free."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from dopd_vl.common.files import read_jsonl
+from dopd_vl.common.files import read_jsonl, write_json
 from tests.commands import dopd_vl
 from tests.training.test_nothing_to_learn import command
 
@@ -61,9 +62,14 @@ def test_what_shows_at_the_first_step_leaves_the_folder_free(
     assert again.returncode == 0, again.stderr
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "eval_accuracy" in row] == [0, 2]
-    third = dopd_vl(*words)
-    assert third.returncode == 2
-    assert "already holds a run" in third.stderr
+    # Whatever is left of a run that made steps keeps its claim.
+    write_json(tmp_path / "run/best/dopd.json", {"step": 2})
+    for left in ("student", "checkpoint-2", "metrics.jsonl", "best"):
+        third = dopd_vl(*words)
+        assert third.returncode == 2
+        assert "already holds a run" in third.stderr
+        path = tmp_path / "run" / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_one_module_is_adapted_by_its_name_alone(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
