@@ -283,23 +283,24 @@ class TrainConfig:
 def key_of(message: str, config: TrainConfig) -> str | None:
     """The key of the setting that another library's message is about: it says the setting's name, or quotes its value.
 
-    None where it is about no key of `trl` or `training`.
+    None where it is about no key of `trl`, `training` or `model.lora.target_modules`.
 
     >>> key_of("'cosin' is not a valid SchedulerType", TrainConfig(training=LoopSettings(lr_scheduler_type="cosin")))
     'training.lr_scheduler_type'
     """
     settings = {f"training.{name}": value for name, value in asdict(config.training).items()}
+    if config.model.lora is not None:
+        settings["model.lora.target_modules"] = config.model.lora.modules
     for name, value in config.trl.items():
         settings[f"trl.{name}"] = value
         if isinstance(value, dict):
             settings |= {f"trl.{name}.{inner}": below for inner, below in value.items()}
-    said = set(re.findall(r"\w+", message))
-    named = [key for key in settings if key.rpartition(".")[2] in said]
-    quoted = [
-        key
-        for key, value in settings.items()
-        if isinstance(value, str) and value and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", message)
-    ]
+
+    def says(text: object) -> bool:
+        return isinstance(text, str) and bool(text and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", message))
+
+    named = [key for key in settings if says(key.rpartition(".")[2])]
+    quoted = [k for k, value in settings.items() if any(map(says, value if isinstance(value, list) else [value]))]
     return next(iter([*reversed(named), *reversed(quoted)]), None)
 
 

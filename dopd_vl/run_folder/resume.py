@@ -13,7 +13,14 @@ from accelerate.utils import broadcast_object_list
 from dopd_vl.common.configuration import as_yaml
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import exclusive, make_folder, read_json, read_rows, write_atomically, write_json, writing_to
-from dopd_vl.common.run_layout import BEST_FOLDER, CONFIG_FILE, FINGERPRINT_FILE, METRICS_FILE, STUDENT_FOLDER
+from dopd_vl.common.run_layout import (
+    BEST_FOLDER,
+    CONFIG_FILE,
+    FACTS_FILE,
+    FINGERPRINT_FILE,
+    METRICS_FILE,
+    STUDENT_FOLDER,
+)
 from dopd_vl.run_folder.checkpoints import has_checkpoints, last_whole_checkpoint, remove_newer
 from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
 from dopd_vl.train_config import TrainConfig, in_todays_keys
@@ -85,8 +92,11 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
 
 
 def _made_a_step(folder: Path) -> bool:
-    rows = read_rows(folder / METRICS_FILE)
-    return has_checkpoints(folder) or (folder / STUDENT_FOLDER).exists() or any(row["step"] > 0 for row in rows)
+    if has_checkpoints(folder) or (folder / STUDENT_FOLDER).exists():
+        return True
+    best = folder / BEST_FOLDER
+    rows = [*read_rows(folder / METRICS_FILE), *([read_json(best / FACTS_FILE) or {}] if best.exists() else [])]
+    return any(row.get("step") != 0 for row in rows)
 
 
 def _check_config(folder: Path, config: TrainConfig) -> bool:

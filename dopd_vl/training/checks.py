@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from rich.console import Console
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from transformers import (
     Trainer,
 )
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils.hub import hf_api
 
 from dopd_vl.common.configuration import check_values
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_line
@@ -39,6 +39,7 @@ from dopd_vl.views.rollouts import SIBLING_VIEW, check_variant
 from privileged import VARIANTS
 
 VIEWS = ("plain", "privileged", SIBLING_VIEW, *VARIANTS)
+ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.Conv3d)
 VLLM_MODES = ("colocate", "server")
 Models = Mapping[str, PreTrainedConfig]
 """Role, "student" or "teacher" -> configuration; without a teacher where none takes part"""
@@ -182,27 +183,27 @@ def check_shards(shard_teacher: bool, processes: int, deepspeed: bool) -> None:
 
 
 def check_lora(lora: LoraSettings, student: PreTrainedConfig) -> None:
-    """Whether LoRA finds what it is to adapt, tried on the student's modules without their weights.
+    """Whether LoRA finds what it is to adapt, looked up among the student's modules without their weights.
 
     Raises:
-        ConfigurationError: it does not, or it would adapt the output head.
+        ConfigurationError: it does not, cannot adapt it, or would adapt the output head.
     """
+    if lora.modules == ["all-linear"]:
+        return
     key = "model.lora.target_modules"
     kind = AutoModelForImageTextToText if student.model_type in VISION_PROCESSORS else AutoModelForCausalLM
     with torch.device("meta"):
         model = kind.from_config(student)
     modules = dict(model.named_modules())
-    linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+    known = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, ADAPTABLE)}
     for name in lora.modules:
         found = [module for path, module in modules.items() if path == name or path.endswith(f".{name}")]
-        if name != "all-linear" and not found:
-            raise ConfigurationError(f"{key}: the student has no module {name!r}, {nearest(name, linear)}")
+        if not found:
+            raise ConfigurationError(f"{key}: the student has no module {name!r}, {nearest(name, known)}")
+        if not all(isinstance(module, ADAPTABLE) for module in found):
+            raise ConfigurationError(f"{key}: {name!r} is no single layer that LoRA adapts, {nearest(name, known)}")
         if any(module is model.get_output_embeddings() for module in found):
             raise ConfigurationError(f"{key}: {name!r} is the output head, whose weights the losses read; leave it out")
-    try:
-        get_peft_model(model, peft_config(lora))
-    except ValueError as error:
-        raise ConfigurationError(f"{key}: {one_line(error)}") from error
 
 
 def peft_config(lora: LoraSettings) -> LoraConfig:
@@ -237,7 +238,7 @@ def check_services(arguments: Any) -> None:
         raise ConfigurationError(f"trl.report_to: {one_line(error)}") from error
     if arguments.push_to_hub:
         try:
-            HfApi().whoami(token=arguments.hub_token)
+            hf_api().whoami(token=arguments.hub_token)
         except Exception as error:  # of whichever HTTP library the hub's client was built on
             reason = one_line(error)[:300]
             raise ConfigurationError(

@@ -1,10 +1,11 @@
 """A setting that a library will not take ends in one line with its key, and leaves the folder free."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from dopd_vl.common.files import read_jsonl
+from dopd_vl.common.files import read_jsonl, write_json
 from tests.commands import dopd_vl
 from tests.training.test_nothing_to_learn import command
 
@@ -21,7 +22,8 @@ LORA = ["--model.lora.target_modules"]
         ([*LORA, "q_porj"], "model.lora.target_modules: the student has no module 'q_porj', did you mean 'q_proj'?"),
         ([*LORA, "q_proj, v_prj"], "model.lora.target_modules: the student has no module 'v_prj', did you mean"),
         ([*LORA, "q_proj, lm_head"], "model.lora.target_modules: 'lm_head' is the output head"),
-        ([*LORA, "mlp"], "model.lora.target_modules: "),
+        ([*LORA, "mlp"], "model.lora.target_modules: 'mlp' is no single layer that LoRA adapts"),
+        ([*LORA, "all-linear, q_proj"], "model.lora.target_modules: the student has no module 'all-linear'"),
         (["--model.lora.r", 0], "model.lora.r=0 must be at least 1"),
         (["--training.lr_scheduler_type", "cosin"], "training.lr_scheduler_type: cosin is not a valid SchedulerType"),
         (
@@ -60,9 +62,14 @@ def test_what_shows_at_the_first_step_leaves_the_folder_free(
     assert again.returncode == 0, again.stderr
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "eval_accuracy" in row] == [0, 2]
-    third = dopd_vl(*words)
-    assert third.returncode == 2
-    assert "already holds a run" in third.stderr
+    # Whatever is left of a run that made steps keeps its claim.
+    write_json(tmp_path / "run/best/dopd.json", {"step": 2})
+    for left in ("student", "checkpoint-2", "metrics.jsonl", "best"):
+        third = dopd_vl(*words)
+        assert third.returncode == 2
+        assert "already holds a run" in third.stderr
+        path = tmp_path / "run" / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_one_module_is_adapted_by_its_name_alone(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
