@@ -308,14 +308,18 @@ def in_todays_keys(saved: Any) -> Any:
     """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
 
     Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
-    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all.
+    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Before
+    `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
         return saved
     privilege, training, trl = (dict(saved[name]) for name in sections)
+    model = saved.get("model")
+    lora = model.get("lora") if isinstance(model, dict) else None
+    training.setdefault("rollout_dropout", isinstance(lora, dict) and lora.get("dropout", 0.0) != 0.0)
     if not {"learner_variant", "student_variant"} <= set(privilege):
-        return saved
+        return {**saved, "training": training}
     privilege["copy_variant"], privilege["student_variant"] = privilege["student_variant"], privilege["learner_variant"]
     del privilege["learner_variant"]
     training = {name: trl.pop(name, value) for name, value in asdict(TrainerSettings()).items()} | training

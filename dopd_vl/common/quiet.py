@@ -6,13 +6,17 @@ from types import ModuleType
 
 
 def quiet_libraries() -> None:
-    """Turn off the progress bars of model and data loading and warnings about the libraries' own affairs."""
+    """Turn off the progress bars of model and data loading and warnings about the libraries' own affairs.
+
+    Any other warning is one line, without the code that it came from.
+    """
     import datasets
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.disable_progress_bar()
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {' '.join(str(message).split())}\n"
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,6 +1,7 @@
 """What drawing needs beyond transformers: the bare policy, a presence penalty, batches the same whenever drawn."""
 
 import hashlib
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +36,7 @@ def ignored_settings(model: PreTrainedModel) -> str:
     """What `bare_policy` leaves out of a model's own generation_config, for people; empty where there is nothing."""
     assert model.generation_config is not None
     settings = model.generation_config.to_diff_dict()
-    return ", ".join(f"{name}={value}" for name, value in settings.items() if name not in _ASKED_FOR)
+    return ", ".join(f"{name}={reprlib.repr(value)}" for name, value in settings.items() if name not in _ASKED_FOR)
 
 
 class PresencePenalty(LogitsProcessor):

@@ -148,6 +148,14 @@ def test_a_configuration_of_before_the_keys_were_renamed_is_told_in_todays() -> 
     assert "learner_variant" in old["privilege"]
 
 
+@pytest.mark.parametrize(("lora", "before"), [(None, False), ({"dropout": 0.0}, False), ({"dropout": 0.1}, True)])
+def test_a_run_of_before_dropout_had_a_key_drew_with_what_dropout_it_had(lora: Any, before: bool) -> None:
+    saved = dataclasses.asdict(TrainConfig())
+    saved["model"]["lora"] = lora
+    del saved["training"]["rollout_dropout"]
+    assert in_todays_keys(saved)["training"]["rollout_dropout"] is before
+
+
 def test_zero_3_refuses_a_copy_with_other_weights_than_the_students() -> None:
     config = TrainConfig(objective=ObjectiveSettings("dopd", {"student_policy": "start"}))
     check(config, zero_stage=2)

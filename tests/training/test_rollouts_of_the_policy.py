@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from dopd_vl import DopdTrainer
 from dopd_vl.common.errors import UserError
+from dopd_vl.objectives import Opd
 from dopd_vl.training.run import load_examples
 from tests.conftest import MakeTrainer
 
@@ -154,3 +155,16 @@ def test_a_teacher_with_other_token_ids_is_refused(
         teacher = AutoModelForCausalLM.from_pretrained(teacher)
     with pytest.raises(UserError, match=r"^teacher_model: its tokenizer gives tokens other ids"):
         make_trainer("text", teacher=teacher if loaded else str(teacher))
+
+
+def test_what_is_asked_of_rollouts_or_of_learning_alone_does_it(make_trainer: MakeTrainer) -> None:
+    def run(seed: int, **settings: Any) -> tuple[list[list[int]], float]:
+        trainer = make_trainer("text", objective=Opd(), shuffle_dataset=False, seed=seed, **settings)
+        torch.manual_seed(seed)
+        return rollouts_of(trainer), next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+
+    drawn, loss = run(3)
+    with_noise, noisy_loss = run(3, neftune_noise_alpha=50.0)
+    assert (with_noise == drawn, noisy_loss == loss) == (True, False)
+    assert run(4)[0] != drawn
+    assert run(3, top_k=1)[0] == run(4, top_k=1)[0] == run(4, generation_kwargs={"do_sample": False})[0]
