@@ -219,6 +219,8 @@ class LoopSettings(TrainerSettings):
     per_device_eval_batch_size: int = 32
     use_vllm: bool = False
     """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
+    report_to: list[str] = field(default_factory=list)
+    """experiment trackers, e.g. [tensorboard, wandb] (docs/trackers.md)"""
 
 
 @dataclass
@@ -307,12 +309,17 @@ def in_todays_keys(saved: Any) -> Any:
     """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
 
     Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
-    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all.
+    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers still were
+    after that.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
         return saved
     privilege, training, trl = (dict(saved[name]) for name in sections)
+    if "report_to" in trl:
+        named = trl.pop("report_to")
+        training["report_to"] = named if isinstance(named, list) else [named]
+        saved = {**saved, "training": training, "trl": trl}
     if not {"learner_variant", "student_variant"} <= set(privilege):
         return saved
     privilege["copy_variant"], privilege["student_variant"] = privilege["student_variant"], privilege["learner_variant"]

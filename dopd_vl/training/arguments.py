@@ -83,7 +83,7 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
         "use_cpu": not on_gpu,
         "disable_tqdm": True,
     }
-    defaults = {"report_to": "none", "dataloader_pin_memory": on_gpu}
+    defaults = {"dataloader_pin_memory": on_gpu}
     try:
         return DopdConfig(**{**defaults, **config.trl, **own})
     except (TypeError, ValueError) as error:

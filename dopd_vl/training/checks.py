@@ -235,7 +235,7 @@ def check_services(arguments: Any) -> None:
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise ConfigurationError(f"trl.report_to: {one_line(error)}") from error
+        raise ConfigurationError(f"training.report_to: {one_line(error)}") from error
     if arguments.push_to_hub:
         try:
             HfApi().whoami(token=arguments.hub_token)

@@ -33,6 +33,7 @@ from dopd_vl.training.checks import (
     settings_told_of,
 )
 from dopd_vl.training.progress import ProgressBar
+from dopd_vl.training.trackers import check_trackers
 from dopd_vl.training.trainer import DopdTrainer
 from privileged.dataset import load_privileged
 
@@ -57,6 +58,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     """
     checked = check(config, partial(load_config, trust_remote_code=config.model.trust_remote_code))
     objective, models = checked
+    check_trackers(config.training.report_to)
     if not config.data.train:
         raise UserError("data.train: no data set given; `dopd-vl prepare` writes one")
     if config.allow_code:
