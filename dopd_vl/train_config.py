@@ -221,6 +221,8 @@ class LoopSettings(TrainerSettings):
     """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
     report_to: list[str] = field(default_factory=list)
     """experiment trackers, e.g. [tensorboard, wandb] (docs/trackers.md)"""
+    push_to_hub: str | None = None
+    """repository of the hub, "user/name", that student/ is pushed to at the end; private if it is new (docs/hub.md)"""
 
 
 @dataclass

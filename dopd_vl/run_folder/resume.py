@@ -18,7 +18,7 @@ from dopd_vl.run_folder.checkpoints import has_checkpoints, last_whole_checkpoin
 from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
 from dopd_vl.train_config import TrainConfig, in_todays_keys
 
-_MAY_CHANGE = ("resume", "output_dir", "health", "training.report_to")
+_MAY_CHANGE = ("resume", "output_dir", "health", "training.report_to", "training.push_to_hub")
 """Keys that a run may be taken up again with another value of."""
 
 

@@ -68,6 +68,7 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
     attention = {"attn_implementation": config.model.attn_implementation} if config.model.attn_implementation else {}
     own: dict[str, Any] = {
         **asdict(config.training),
+        "push_to_hub": False,  # what TRL pushes is the run folder, while it is written
         **asdict(config.privilege),
         "output_dir": config.output_dir,
         "seed": config.seed,

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import (
@@ -218,7 +217,7 @@ def peft_config(lora: LoraSettings) -> LoraConfig:
 
 
 def check_services(arguments: Any) -> None:
-    """Whether the optimizer, the trackers and the hub that a run asks for can be had on this machine.
+    """Whether the optimizer and the trackers that a run asks for can be had on this machine.
 
     Args:
         arguments: a `DopdConfig`.
@@ -236,14 +235,6 @@ def check_services(arguments: Any) -> None:
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigurationError(f"training.report_to: {one_line(error)}") from error
-    if arguments.push_to_hub:
-        try:
-            HfApi().whoami(token=arguments.hub_token)
-        except Exception as error:  # of whichever HTTP library the hub's client was built on
-            reason = one_line(error)[:300]
-            raise ConfigurationError(
-                f"trl.push_to_hub: the hub is not to be written to from here ({reason})"
-            ) from error
 
 
 @contextmanager
