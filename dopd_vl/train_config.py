@@ -219,6 +219,10 @@ class LoopSettings(TrainerSettings):
     per_device_eval_batch_size: int = 32
     use_vllm: bool = False
     """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
+    report_to: list[str] = field(default_factory=list)
+    """experiment trackers, e.g. [tensorboard, wandb] (docs/trackers.md)"""
+    push_to_hub: str | None = None
+    """repository of the hub, "user/name", that student/ is pushed to at the end; private if it is new (docs/hub.md)"""
 
 
 @dataclass
@@ -308,8 +312,8 @@ def in_todays_keys(saved: Any) -> Any:
     """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
 
     Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
-    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Before
-    `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
+    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers still were
+    after that. Before `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
@@ -318,6 +322,10 @@ def in_todays_keys(saved: Any) -> Any:
     model = saved.get("model")
     lora = model.get("lora") if isinstance(model, dict) else None
     training.setdefault("rollout_dropout", isinstance(lora, dict) and lora.get("dropout", 0.0) != 0.0)
+    if "report_to" in trl:
+        named = trl.pop("report_to")
+        training["report_to"] = named if isinstance(named, list) else [named]
+        saved = {**saved, "training": training, "trl": trl}
     if not {"learner_variant", "student_variant"} <= set(privilege):
         return {**saved, "training": training}
     privilege["copy_variant"], privilege["student_variant"] = privilege["student_variant"], privilege["learner_variant"]

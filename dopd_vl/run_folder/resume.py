@@ -25,7 +25,7 @@ from dopd_vl.run_folder.checkpoints import has_checkpoints, last_whole_checkpoin
 from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
 from dopd_vl.train_config import TrainConfig, in_todays_keys
 
-_MAY_CHANGE = ("resume", "output_dir", "health")
+_MAY_CHANGE = ("resume", "output_dir", "health", "training.report_to", "training.push_to_hub")
 """Keys that a run may be taken up again with another value of."""
 
 
@@ -108,7 +108,11 @@ def _check_config(folder: Path, config: TrainConfig) -> bool:
         raise UserError(f"resume: {file} cannot be read ({' '.join(str(error).split())[:200]})") from error
     today = in_todays_keys(saved)
     before, now = _flat(today), _flat(yaml.safe_load(as_yaml(config)))
-    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k.split(".")[0] not in _MAY_CHANGE]
+    changed = [
+        k
+        for k in sorted({*before, *now})
+        if before.get(k) != now.get(k) and not any(f"{k}.".startswith(f"{free}.") for free in _MAY_CHANGE)
+    ]
     if changed:
         key = changed[0]
         raise UserError(

@@ -68,6 +68,7 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
     attention = {"attn_implementation": config.model.attn_implementation} if config.model.attn_implementation else {}
     own: dict[str, Any] = {
         **asdict(config.training),
+        "push_to_hub": False,  # what TRL pushes is the run folder, while it is written
         **asdict(config.privilege),
         "output_dir": config.output_dir,
         "seed": config.seed,
@@ -83,7 +84,7 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
         "use_cpu": not on_gpu,
         "disable_tqdm": True,
     }
-    defaults = {"report_to": "none", "dataloader_pin_memory": on_gpu}
+    defaults = {"dataloader_pin_memory": on_gpu}
     try:
         return DopdConfig(**{**defaults, **config.trl, **own})
     except (TypeError, ValueError) as error:

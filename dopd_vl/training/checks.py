@@ -218,7 +218,7 @@ def peft_config(lora: LoraSettings) -> LoraConfig:
 
 
 def check_services(arguments: Any) -> None:
-    """Whether the optimizer, the trackers and the hub that a run asks for can be had on this machine.
+    """Whether the optimizer and the trackers that a run asks for can be had on this machine.
 
     Args:
         arguments: a `DopdConfig`.
@@ -235,7 +235,7 @@ def check_services(arguments: Any) -> None:
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise ConfigurationError(f"trl.report_to: {one_line(error)}") from error
+        raise ConfigurationError(f"training.report_to: {one_line(error)}") from error
     if arguments.push_to_hub:
         try:
             hf_api().whoami(token=arguments.hub_token)

@@ -11,6 +11,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import disk_told_of, read_jsonl
+from dopd_vl.common.hub import open_repository, push_folder
 from dopd_vl.common.resources import find_model
 from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
 from dopd_vl.evaluation.code import allow_code
@@ -33,8 +34,12 @@ from dopd_vl.training.checks import (
     settings_told_of,
 )
 from dopd_vl.training.progress import ProgressBar
+from dopd_vl.training.trackers import check_trackers
 from dopd_vl.training.trainer import DopdTrainer
 from privileged.dataset import load_privileged
+
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json"]
+"""Files of an earlier student that would be taken for the new one's."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     """
     checked = check(config, partial(load_config, trust_remote_code=config.model.trust_remote_code))
     objective, models = checked
+    check_trackers(config.training.report_to)
     if not config.data.train:
         raise UserError("data.train: no data set given; `dopd-vl prepare` writes one")
     if config.allow_code:
@@ -68,6 +74,9 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     arguments = trainer_arguments(config)
     check_steps(arguments, len(datasets["data.train"]), arguments.world_size, "data.train")
     check_services(arguments)
+    hub = config.training.push_to_hub
+    if hub is not None:
+        open_repository(hub, "model", "training.push_to_hub")
     if arguments.process_index == 0:
         say_what_is_not_scored(datasets["data.train"], console or Console(stderr=True))
     names = {"student": config.model.student, "teacher": str(config.model.teacher)}
@@ -111,6 +120,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
             )
         student = folder / STUDENT_FOLDER
         save_whole(trainer, student, {"step": trainer.state.global_step, "objective": config.objective.name})
+        if hub is not None and arguments.process_index == 0:
+            say(f"{student}: pushed to {push_folder(student, hub, 'model', 'training.push_to_hub', ['*'], WEIGHTS)}")
         return RunResult(folder, student, read_jsonl(folder / METRICS_FILE))
 
 

@@ -56,6 +56,7 @@ from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
 from dopd_vl.training.step_batch import KeptHidden, StepBatch
 from dopd_vl.training.student_copies import CopiesAlongTheRun, StudentCopies, check_copies
+from dopd_vl.training.trackers import RolloutTables
 from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
 from dopd_vl.views import VISION_PROCESSORS, Refusal, View, ViewProcessor, limit_images, processor_for
 from dopd_vl.views.rollouts import (
@@ -138,7 +139,7 @@ class DopdTrainer(DistillationTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             # Before whatever marks a checkpoint as whole.
-            callbacks=[CopiesAlongTheRun(self), *(callbacks or [])],
+            callbacks=[CopiesAlongTheRun(self), RolloutTables(self), *(callbacks or [])],
             **kwargs,
         )
         check_shards(args.shard_teacher, self.accelerator.num_processes, self.is_deepspeed_enabled)

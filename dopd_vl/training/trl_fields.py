@@ -99,6 +99,7 @@ REFUSED_INSIDE = {
 
 _LOADED = "models are loaded by the keys of model"
 _BEST = "the accuracy on the first of training.eval_variants chooses the best student, which is kept apart in best/"
+_HUB = "student/ is pushed when it is whole, by training.push_to_hub"
 _SCRIPTS = "is for scripts of transformers, and nothing here reads it"
 
 ONLY_FROM_PYTHON = {
@@ -115,6 +116,8 @@ ONLY_FROM_PYTHON = {
     "local_rank": "is the launcher's",
     "disable_tqdm": "the command shows a progress bar of its own",
     "resume_from_checkpoint": "give resume: true",
+    **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"), _HUB),
+    "hub_token": "the run folder keeps its configuration; log in with `hf auth login`, or set HF_TOKEN",
     "do_train": _SCRIPTS,
     "do_eval": _SCRIPTS,
     "do_predict": _SCRIPTS,

@@ -38,6 +38,7 @@ class PrepareConfig:
         annotate: Who makes the privileged parts that the source lacks; null makes none.
         part: Prepare one part of several, e.g. "2/4", into a folder beside the output; `merge` joins them.
         merge: Join the parts that lie beside the output. The result is that of a single run.
+        push_to_hub: Repository of the hub, "user/name", that the finished data set is pushed to; made private if new.
     """
 
     source: SourceConfig
@@ -55,6 +56,7 @@ class PrepareConfig:
     annotate: AnnotateConfig | None = None
     part: str | None = None
     merge: bool = False
+    push_to_hub: str | None = None
 
     def check(self) -> None:
         """Raise ConfigurationError, naming the key, when a value cannot be used."""
@@ -83,6 +85,8 @@ class PrepareConfig:
                 raise ConfigurationError("annotate.coordinates: auto may come out differently for each part; name them")
         if self.part is not None and self.merge:
             raise ConfigurationError("part: a part is prepared, or all are merged; not both in one run")
+        if self.part is not None and self.push_to_hub is not None:
+            raise ConfigurationError("push_to_hub: a part is no data set yet; give it where the parts are merged")
         self.part_range(1)
 
     def part_range(self, total: int) -> tuple[int, int]:

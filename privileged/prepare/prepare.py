@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dopd_vl.common.digests import digest_json
 from dopd_vl.common.errors import ConfigurationError, PrepareError, UserError
 from dopd_vl.common.files import disk_told_of, exclusive, write_atomically
+from dopd_vl.common.hub import open_repository, push_folder
 from dopd_vl.common.progress import Progress
 from privileged.annotators.ahead import annotation_fingerprint
 from privileged.annotators.estimate import Estimate, estimate
@@ -59,6 +60,9 @@ __all__ = ["PrepareConfig", "PrepareResult", "SourceConfig", "prepare"]
 REMOVED_LIMITS = {"allow_urls": False, "allow_private_urls": False, "url_seconds": 20.0}
 """Settings of images that there were: they stay in fingerprints, so that what was begun with them is taken up."""
 
+PUSHED = [CARD_FILE, AUDIT_FILE, INFO_FILE, REJECTED_FILE, DROPPED_FILE, f"{DATA_FOLDER}/*.parquet"]
+"""What the hub gets of a finished folder."""
+
 WHAT_STAYS = "what is committed stays, make room and run the same command again"
 
 
@@ -96,10 +100,17 @@ def prepare(
 
         console = Console(stderr=True)
     config, source, factory = with_source(config, extra_sources)
+    hub = config.push_to_hub
+    if hub is not None:
+        open_repository(hub, "dataset", "push_to_hub")
     output = _output_folder(config)
     with exclusive(output, "preparation"), disk_told_of(output, WHAT_STAYS):
         preparation = _Preparation(config, source, factory, output, console)
-        return preparation.run() if config.part is None else preparation.run_part()
+        result = preparation.run() if config.part is None else preparation.run_part()
+        if hub is not None:
+            address = push_folder(output, hub, "dataset", "push_to_hub", PUSHED, [f"{DATA_FOLDER}/*"])
+            tell(console, f"{output}: pushed to {address}")
+        return result
 
 
 def estimate_annotation(config: PrepareConfig, extra_sources: Mapping[str, SourceFactory] | None = None) -> Estimate:
@@ -336,6 +347,7 @@ def fingerprint(config: PrepareConfig, source: Source) -> str:
     settings = dataclasses.asdict(config)
     for key in ("output", "workers", "max_rejected_share", "overwrite", "annotate", "part", "merge", "sample"):
         del settings[key]
+    del settings["push_to_hub"]
     settings["audit"] = config.audit.fingerprint()
     settings["images"] |= REMOVED_LIMITS
     parts = [FORMAT, source.name, source.fingerprint(), OWN_ANNOTATIONS, settings]

@@ -15,10 +15,10 @@ LORA = ["--model.lora.target_modules"]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trl.report_to", "wandb"], "trl.report_to: WandbCallback requires wandb"),
-        (["--trl.report_to", "tensorboard"], "trl.report_to: TensorBoardCallback requires tensorboard"),
-        (["--trl.report_to", "paper"], "trl.report_to: paper is not supported"),
-        (["--trl.push_to_hub", "true"], "trl.push_to_hub: the hub is not to be written to from here ("),
+        (["--training.report_to", "[clearml]"], "training.report_to: ClearMLCallback requires"),
+        (["--training.report_to", "[tensorbord]"], "training.report_to: unknown tracker 'tensorbord', did you mean"),
+        (["--trl.report_to", "wandb"], "trl.report_to: has a key of its own, training.report_to"),
+        (["--trl.push_to_hub", "true"], "trl.push_to_hub: has a key of its own, training.push_to_hub"),
         ([*LORA, "q_porj"], "model.lora.target_modules: the student has no module 'q_porj', did you mean 'q_proj'?"),
         ([*LORA, "q_proj, v_prj"], "model.lora.target_modules: the student has no module 'v_prj', did you mean"),
         ([*LORA, "q_proj, lm_head"], "model.lora.target_modules: 'lm_head' is the output head"),
