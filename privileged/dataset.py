@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from dopd_vl.common.configuration import check_choice
 from dopd_vl.common.errors import ConfigurationError, PrepareError, RecordError, one_line
 from dopd_vl.common.files import DISK_TROUBLE
 from privileged.records.fields import chat_message, item_list
@@ -115,6 +114,8 @@ def without_privilege(dataset: DataT, task: str = "open") -> DataT:
         RecordError: a prompt cannot be used; the message has the number of its row.
     """
     from datasets import Image, List
+
+    from dopd_vl.common.configuration import check_choice
 
     if isinstance(dataset, dict):
         return cast(DataT, type(dataset)({name: without_privilege(part, task) for name, part in dataset.items()}))
