@@ -10,7 +10,7 @@ and of `dopd_vl` nothing but `dopd_vl.common`.
 """
 
 from dopd_vl.common.errors import ConfigurationError, ImageError, MissingPrivilege, PrepareError, RecordError, UserError
-from privileged.dataset import load_privileged
+from privileged.dataset import load_privileged, without_privilege
 from privileged.rendering.render import RenderedPrompt
 from privileged.rendering.variants import VARIANTS, Variant
 
@@ -25,4 +25,5 @@ __all__ = [
     "UserError",
     "Variant",
     "load_privileged",
+    "without_privilege",
 ]

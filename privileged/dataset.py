@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from dopd_vl.common.errors import PrepareError, one_line
+from dopd_vl.common.errors import ConfigurationError, PrepareError, RecordError, one_line
 from dopd_vl.common.files import DISK_TROUBLE
-from privileged.schema import MEASURED, features
+from privileged.records.fields import chat_message, item_list
+from privileged.schema import MEASURED, TASKS, Example, empty_privileged, features
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,6 +90,75 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
     if len(dataset) != audit["records"]:
         raise PrepareError(f"{folder}: holds {len(dataset)} rows, its audit counted {audit['records']}; {AGAIN}")
     return dataset
+
+
+DataT = TypeVar("DataT")
+
+
+def without_privilege(dataset: DataT, task: str = "open") -> DataT:
+    """A data set of prompts, with columns as TRL's trainers take them, as a privileged one whose teachers see no more.
+
+    >>> from datasets import Dataset
+    >>> without_privilege(Dataset.from_dict({"prompt": ["2 + 2?"], "answer": ["4"]}), task="number")[0]["prompt"]
+    [{'role': 'user', 'content': '2 + 2?'}]
+
+    Args:
+        dataset: a `Dataset`, an `IterableDataset`, or a dictionary of them. `prompt` is text, which becomes a user
+            message, or messages; without it `messages` are taken up to the last one, of the assistant. `image` or
+            `images` are shown (a stream keeps them encoded); columns `id` and `source` are kept. The answer is the
+            column `answer`, else the text of `completion` or of the last of `messages`, else none.
+        task: the verifier that scores answers (`privileged.schema.TASKS`); "open" scores none.
+
+    Raises:
+        ConfigurationError: there is no such verifier or no prompt.
+        RecordError: a prompt cannot be used; the message has the number of its row.
+    """
+    from datasets import Image, List
+
+    from dopd_vl.common.configuration import check_choice
+
+    if isinstance(dataset, dict):
+        return cast(DataT, type(dataset)({name: without_privilege(part, task) for name, part in dataset.items()}))
+    check_choice(task, TASKS, "task")
+    given = cast("Dataset", dataset)
+    names = list(given.column_names or next(iter(given), {}))
+    if not {"prompt", "messages"} & set(names):
+        raise ConfigurationError(f"dataset: has neither prompt nor messages, but {', '.join(names)}")
+    for name, encoded in (("image", Image(decode=False)), ("images", List(Image(decode=False)))):
+        if name in names and given.features is not None:  # images go over as they are, none is decoded
+            given = given.cast_column(name, encoded)
+
+    def row(example: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+        try:
+            return _row_without_privilege(example, number, task)
+        except RecordError as error:
+            raise RecordError(f"row {number}: {error}") from error
+
+    return cast(DataT, given.map(row, with_indices=True, remove_columns=names, features=features()))
+
+
+def _row_without_privilege(example: Mapping[str, Any], number: int, task: str) -> Example:
+    prompt, answer = example.get("prompt"), example.get("completion")
+    if prompt is None:
+        *prompt, answer = item_list(example.get("messages"), "messages")
+        answer = [answer]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if answer is not None and not isinstance(answer, str):
+        answer = chat_message(item_list(answer, "completion")[-1], 1)["content"]
+    if example.get("answer") is not None:
+        answer = str(example["answer"])
+    image = example.get("image")
+    return Example(
+        id=str(example.get("id", number)),
+        prompt=[chat_message(message, place) for place, message in enumerate(item_list(prompt, "prompt"))],
+        images=example.get("images") or ([] if image is None else [image]),
+        answer=answer or "",
+        task=task,
+        source=str(example.get("source") or "prompts"),
+        privileged=empty_privileged(),
+        illusion_score=None,
+    )
 
 
 def _is_of_the_cache(error: OSError, cache: Path) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from rich.console import Console
 from transformers import (
@@ -265,6 +265,32 @@ def settings_told_of(config: TrainConfig, went_well: Callable[[], bool]) -> Iter
         if key is None:
             raise
         raise ConfigurationError(f"{key}: {one_line(error)[:300]}") from error
+
+
+NEEDED = ("id", "prompt", "answer", "task", "privileged")
+"""Columns that every privileged data set has; the others may be left out."""
+
+
+def check_columns(dataset: Any, name: str) -> None:
+    """Whether a data set, or each of several by their names, has the columns that a policy is shown and scored by.
+
+    Raises:
+        ConfigurationError: one lacks some, or brings tools; the message names the columns.
+    """
+    if isinstance(dataset, Mapping):
+        for part, inner in dataset.items():
+            check_columns(inner, f"{name}[{part!r}]")
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return
+    columns = dataset.column_names or list(next(iter(dataset), dict.fromkeys(NEEDED)))
+    if "tools" in columns:
+        raise ConfigurationError(f"{name}: has a column tools, and rollouts call no tools; leave it out")
+    missing = [column for column in NEEDED if column not in columns]
+    if missing:
+        raise ConfigurationError(
+            f"{name}: lacks {', '.join(missing)}, has {', '.join(columns)}; privileged.without_privilege(dataset) "
+            "makes a data set of prompts alone one that has no privilege, for objectives that need none (opd)"
+        )
 
 
 def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:

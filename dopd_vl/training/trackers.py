@@ -80,9 +80,8 @@ def _to_wandb(trainer: Any, rows: Rows, step: int) -> None:
 
 def _to_trackio(trainer: Any, rows: Rows, step: int) -> None:
     import trackio
-    from pandas import DataFrame
 
-    trackio.log({TABLE: trackio.Table(dataframe=DataFrame(rows, columns=list(COLUMNS))), STEP: step})
+    trackio.log({TABLE: trackio.Table(columns=list(COLUMNS), data=[list(row) for row in rows]), STEP: step})
 
 
 def _to_swanlab(trainer: Any, rows: Rows, step: int) -> None:

@@ -18,7 +18,8 @@ hands over to learning is a `StepBatch`.
 
 import math
 import warnings
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,14 @@ from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.training.arguments import DopdConfig
-from dopd_vl.training.checks import check_requirements, check_same_ids, check_shards, check_steps, token_ids
+from dopd_vl.training.checks import (
+    check_columns,
+    check_requirements,
+    check_same_ids,
+    check_shards,
+    check_steps,
+    token_ids,
+)
 from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
 from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
@@ -80,11 +88,14 @@ class DopdTrainer(DistillationTrainer):
         teacher_model: the larger, frozen teacher, likewise. Its vocabulary must be the student's.
         args: a `DopdConfig`.
         train_dataset: a privileged data set (columns `id`, `prompt`, `images`, `answer`, `task`, `privileged`, ...).
-        eval_dataset: another, scored by its tasks' verifiers at each evaluation.
+        eval_dataset: another, or several by name, scored by its tasks' verifiers at each evaluation.
         objective: what is taught; default `Dopd()`. Any object with `sources` and `decide`.
         view_processor: renders examples for these models; default: chosen by the student's own config.
 
     Everything else is passed to `trl.DistillationTrainer`.
+
+    Raises:
+        UserError: a data set lacks columns, such as one of prompts alone (`privileged.without_privilege` makes them).
     """
 
     _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - TRL's own form
@@ -100,7 +111,7 @@ class DopdTrainer(DistillationTrainer):
         teacher_model: str | PreTrainedModel | None = None,
         args: DopdConfig | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         objective: Objective | None = None,
         view_processor: ViewProcessor | None = None,
@@ -112,6 +123,8 @@ class DopdTrainer(DistillationTrainer):
             check_steps(args, len(train_dataset), args.world_size, "train_dataset")
         if kwargs.get("tools"):
             raise UserError("tools: rollouts call no tools")
+        check_columns(train_dataset, "train_dataset")
+        check_columns(eval_dataset, "eval_dataset")
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(
@@ -211,15 +224,34 @@ class DopdTrainer(DistillationTrainer):
             )
         return result
 
-    def evaluate(  # type: ignore[override]
-        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    def evaluate(
+        self,
+        eval_dataset: Dataset | Mapping[str, Dataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Greedy accuracy by the tasks' verifiers on every variant of `eval_variants`, shared among ranks."""
-        dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        """Greedy accuracy by the tasks' verifiers on every variant of `eval_variants`, shared among ranks.
+
+        Args:
+            eval_dataset: in place of the trainer's own; of several, by name, each is scored with its name behind the
+                prefix. Or the name of one of the trainer's own.
+        """
+        own: Any = self.eval_dataset
+        dataset: Any = (
+            own if eval_dataset is None else own[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        )
         if dataset is None:
             raise ValueError("evaluation needs an eval_dataset")
+        check_columns(dataset, "eval_dataset")
+        if isinstance(dataset, Mapping):
+            scored: dict[str, float] = {}
+            for name, part in dataset.items():
+                scored |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return scored
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [dataset[i] for i in range(rank, len(dataset), world)]
+        is_stream = not isinstance(dataset, Sized)
+        places: Any = islice(dataset, rank, None, world) if is_stream else range(rank, len(dataset), world)
+        mine = [place if is_stream else dataset[place] for place in places]
         length = self.args.eval_max_completion_length or self.args.max_completion_length or 512
         metrics: dict[str, float] = {}
         for number, variant in enumerate(self.args.eval_variants):
