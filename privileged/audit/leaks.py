@@ -3,7 +3,8 @@
 The checks keep false alarms low at the price of some misses, since a hint that is set aside wrongly is lost:
 
 - A number of two or more digits leaks when it stands in a hint as a number of its own, however it is written ("1,250",
-  "1.25e3", "75 %" for 3/4, "two thirds", "a dozen"), unless the prompt holds it too: then it may be a given quantity.
+  "1.25e3", "75 %" for 3/4, "two thirds", "a dozen"), unless the prompt holds it too, alone or as a part of a fraction:
+  then it may be a given quantity.
 - An expression of more than three signs leaks wherever it stands as a whole, compared after normalisation.
 - A number of one digit, one that the prompt holds, a short expression, an option letter, an option's text, a common
   word (yes, left) or a word that the prompt offers leaks only when it is stated: "the answer is 7", "= 7", "which gives
@@ -180,7 +181,8 @@ def _answer_check(answer: str, prompt: str) -> Check:
 
 def _number_check(values: set[Decimal], prompt: str) -> Check:
     plain = all(abs(value) < 10 and value == value.to_integral_value() for value in values)
-    given = bool(values & values_in(prompt))
+    # Who reads "33 / 4 pounds" has 33 and 4 to work with, too.
+    given = bool(values & (values_in(prompt) | values_in(prompt.replace("/", " : "))))
     forms = [_ANSWER_IS, _IN_OTHER_WORDS, _QUANTITY_IS, _DERIVED, _CHOSEN]
     forms += [] if given else [_IT_IS, _IT_MUST_BE, _THERE_ARE, _ONLY, _IN_ALL, _SO]
     find = _stated(rf"{NUMBER}%?", forms, prompt)
