@@ -81,7 +81,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (["--trl.logits_chunk_sise", "64"], "did you mean 'logits_chunk_size'"),
         (["--trl.logits_chunk_size", "64"], "trl.logits_chunk_size: has a key of its own, training.logits_chunk_size"),
         (["--trl.learning_rate", "0.1"], "trl.learning_rate: has a key of its own, training.learning_rate"),
-        (["--trl.use_cpu", "true"], "trl.use_cpu: follows from other keys"),
+        (["--trl.use_cpu", "true"], "trl.use_cpu: follows from the machine"),
         (["--trl.vllm_enable_sleep_mode", "3"], "trl.vllm_enable_sleep_mode: must be true or false, not 3"),
         (["--trl.vllm_mode", "serve", "--training.use_vllm", "true"], "did you mean 'server'"),
         (["--training.logits_chunk_size", "0"], "training.logits_chunk_size=0 must be at least 1"),
