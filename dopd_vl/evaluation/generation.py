@@ -12,7 +12,8 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 _ASKED_FOR = {
     *("do_sample", "temperature", "top_p", "top_k", "max_length", "max_new_tokens"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"),
+    *("use_cache", "cache_implementation", "output_attentions", "output_hidden_states", "return_dict_in_generate"),
 }
 """Settings of generation that are given with every call, or say nothing of the policy."""
 
