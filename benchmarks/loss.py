@@ -107,15 +107,19 @@ def liger(beta: float, t: Tensors) -> tuple[Tensor, ...]:
     from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
 
     pair = t["student_hidden"][0], t["student_head"], t["teacher_hidden"][0], t["teacher_head"]
-    loss = LigerFusedLinearJSD(jsd_beta=beta)(*pair, None)
+    loss = LigerFusedLinearJSD(jsd_beta=beta, accum_dtype=torch.float32)(*pair)
     return torch.autograd.grad(loss, [t[name] for name in LEARNT])
 
 
 @torch.no_grad()
-def floor(t: Tensors) -> tuple[Tensor, ...]:
-    """Three projections, and the two products of the student's backward pass, as many tokens at a time as ours."""
+def floor(t: Tensors, rows: int | None = None) -> tuple[Tensor, ...]:
+    """Three projections, and the two products of the student's backward pass, as many tokens at a time as ours.
+
+    Args:
+        rows: another number of tokens.
+    """
     head = t["student_head"]
-    rows = chunk_size_for(head.device, len(head), head.dtype)
+    rows = rows or chunk_size_for(head.device, len(head), head.dtype)
     gradient = torch.zeros_like(head)
     hidden_gradient = torch.zeros_like(t["student_hidden"][0])
     for at in range(0, t["response_ids"].shape[1], rows):

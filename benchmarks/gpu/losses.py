@@ -1,15 +1,13 @@
 """The loss alone: whether it is right, by the same loss in fp64, and what it costs beside others and its products."""
 
 import importlib.metadata
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from loss import WAYS
+from loss import LEARNT, WAYS, Shape, Tensors, floor, make_tensors
 from torch import Tensor
 
 from benchmarks.gpu.sizes import Sizes
@@ -18,11 +16,9 @@ from dopd_vl.core import FusedLoss, Projection, Source, TokenScores, fused_plan_
 from dopd_vl.objectives.dopd import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER, DopdSettings, dopd_plan, route_tokens
 from dopd_vl.objectives.dopd_loss import dopd_loss
 
-Tensors = dict[str, Tensor]
 GIB = 2**30
 PACKAGES = ("torch", "triton", "transformers", "trl", "accelerate", "datasets", "peft", "pyarrow", "liger-kernel")
 PRODUCTS, TRL, LIGER = "products alone", "TRL's divergence of two policies", "Liger's divergence of two policies"
-LEARNED = ("student_hidden", "student_head")
 ROWS = 4096
 """Tokens that the floor projects at a time: enough that its products are as fast as they get."""
 
@@ -70,9 +66,9 @@ def correctness(sizes: Sizes, rows: Rows) -> None:
         rows.add(f"{kind}: log-probability, largest error", float(error), "nats", at_most=1e-3)
         rows.add(f"{kind}: losses of tokens", relative(taught.token_loss, plain.token_loss), "relative", at_most=1e-3)
         gradients = zip(
-            LEARNED,
-            torch.autograd.grad(taught.loss, [ours[name] for name in LEARNED]),
-            torch.autograd.grad(plain.loss, [theirs[name] for name in LEARNED]),
+            LEARNT,
+            torch.autograd.grad(taught.loss, [ours[name] for name in LEARNT]),
+            torch.autograd.grad(plain.loss, [theirs[name] for name in LEARNT]),
             strict=True,
         )
         for name, gradient, expected in gradients:
@@ -89,12 +85,12 @@ def loss(sizes: Sizes, rows: Rows) -> None:
         in_fp32 = leaves(mixed(exact, rounded))
         settings = DopdSettings(top_k=sizes.top_k)
         ways: dict[str, Callable[[], tuple[Tensor, ...]]] = {
-            PRODUCTS: partial(floor, rounded),
+            PRODUCTS: partial(floor, rounded, ROWS),
             "DOPD": partial(dopd_gradients, rounded, settings),
             "DOPD, fp32 weights and bf16 products": partial(dopd_gradients, in_fp32, settings, torch.bfloat16),
             TRL: partial(WAYS["trl"], rounded),
         }
-        liger = liger_divergence() if sizes.device == "cuda" else None
+        liger = WAYS.get("liger") if sizes.device == "cuda" else None
         if liger is None:
             rows.add(f"{tokens:,} tokens: {LIGER}", "skipped: not installed, or no GPU")
         else:
@@ -116,34 +112,13 @@ def loss(sizes: Sizes, rows: Rows) -> None:
 
 
 def tensors(sizes: Sizes, tokens: int) -> Tensors:
-    """As `loss.make_tensors`, drawn on the device: policies agree about as much as a student and its teacher do."""
-    generator = torch.Generator(sizes.device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=sizes.device)
-
-    more = sizes.teacher_hidden - sizes.hidden
-    head = normal(sizes.vocabulary, sizes.hidden) / sizes.hidden**0.5
-    student = normal(1, tokens, sizes.hidden)
-    # One token in five is one that the student is sure of and is wrong about, one in five the other way round.
-    sharpness = torch.tensor([2.0, 2.0, 2.0, 4.0, 1.0], device=sizes.device).repeat(tokens // 5 + 1)[:tokens, None]
-    said = [(2 * part @ head.T).softmax(-1).multinomial(1, generator=generator) for part in student[0].split(256)]
-    return {
-        "student_hidden": student,
-        "student_head": head,
-        "teacher_hidden": torch.cat(
-            [2.5 * student + 0.3 * normal(1, tokens, sizes.hidden), normal(1, tokens, more)], -1
-        ),
-        "teacher_head": torch.cat([head, 0.02 * normal(sizes.vocabulary, more)], dim=1),
-        "privileged_student_hidden": student * sharpness + 0.3 * normal(1, tokens, sizes.hidden),
-        "response_ids": torch.cat(said).T,
-        "response_mask": torch.ones(1, tokens, dtype=torch.bool, device=sizes.device),
-    }
+    """In fp32, on the device; policies agree about as much as a student and its teacher do."""
+    return make_tensors(Shape(sizes.vocabulary, sizes.hidden, sizes.teacher_hidden, sizes.device), tokens)
 
 
 def leaves(t: Tensors) -> Tensors:
     """The same with a gradient where the student learns."""
-    return {name: value.detach().clone().requires_grad_() if name in LEARNED else value for name, value in t.items()}
+    return {name: value.detach().clone().requires_grad_() if name in LEARNT else value for name, value in t.items()}
 
 
 def in_bf16(t: Tensors) -> Tensors:
@@ -181,37 +156,7 @@ def dopd(
 
 
 def dopd_gradients(t: Tensors, settings: DopdSettings, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(dopd(t, settings, dtype)[0].loss, [t[name] for name in LEARNED])
-
-
-@torch.no_grad()
-def floor(t: Tensors) -> tuple[Tensor, ...]:
-    """Three projections, and the two products of the student's backward pass."""
-    head, hidden = t["student_head"], t["student_hidden"][0]
-    gradient, hidden_gradient = torch.zeros_like(head), torch.zeros_like(hidden)
-    for at in range(0, len(hidden), ROWS):
-        some = slice(at, at + ROWS)
-        t["teacher_hidden"][0, some] @ t["teacher_head"].T
-        t["privileged_student_hidden"][0, some] @ head.T
-        logits = hidden[some] @ head.T
-        hidden_gradient[some] = logits @ head
-        gradient.addmm_(logits.T, hidden[some])
-    return hidden_gradient, gradient
-
-
-def liger_divergence() -> Callable[[Tensors], tuple[Tensor, ...]] | None:
-    """Liger's fused linear JSD, from hidden states to gradients; None where its package is not installed."""
-    if importlib.util.find_spec("liger_kernel") is None:
-        return None
-    from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
-
-    divergence: Any = LigerFusedLinearJSD(jsd_beta=0.5, accum_dtype=torch.float32)
-
-    def way(t: Tensors) -> tuple[Tensor, ...]:
-        found = divergence(t["student_hidden"][0], t["student_head"], t["teacher_hidden"][0], t["teacher_head"])
-        return torch.autograd.grad(found, [t[name] for name in LEARNED])
-
-    return way
+    return torch.autograd.grad(dopd(t, settings, dtype)[0].loss, [t[name] for name in LEARNT])
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
