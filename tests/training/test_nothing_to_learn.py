@@ -26,6 +26,14 @@ def command(models: Path, data: Path, output: Path, *options: object, world: str
     ]
 
 
+def refuses(arguments: list[object], message: str) -> None:
+    """The command ends with one line, and the message is in it."""
+    done = dopd_vl(*arguments)
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert message in line
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -47,10 +55,7 @@ def command(models: Path, data: Path, output: Path, *options: object, world: str
 def test_a_run_that_trains_nothing_is_refused_before_a_model_is_loaded(
     nano_models: Path, text_data: Path, tmp_path: Path, options: list[object], message: str
 ) -> None:
-    done = dopd_vl(*command(nano_models, text_data, tmp_path / "run", *options))
-    assert done.returncode == 2, done.stderr
-    [line] = done.stderr.splitlines()
-    assert message in line
+    refuses(command(nano_models, text_data, tmp_path / "run", *options), message)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dopd_vl.common.files import read_jsonl, write_json
 from tests.commands import dopd_vl
-from tests.training.test_nothing_to_learn import command
+from tests.training.test_nothing_to_learn import command, refuses
 
 LORA = ["--model.lora.target_modules"]
 
@@ -36,10 +36,7 @@ LORA = ["--model.lora.target_modules"]
 def test_what_cannot_be_is_said_before_a_model_is_loaded(
     nano_models: Path, text_data: Path, tmp_path: Path, options: list[object], message: str
 ) -> None:
-    done = dopd_vl(*command(nano_models, text_data, tmp_path / "run", *options))
-    assert done.returncode == 2, done.stderr
-    [line] = done.stderr.splitlines()
-    assert message in line
+    refuses(command(nano_models, text_data, tmp_path / "run", *options), message)
     assert not (tmp_path / "run").exists()
 
 
