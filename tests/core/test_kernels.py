@@ -428,7 +428,8 @@ from triton.compiler import ASTSource
 from dopd_vl.core import kernels
 
 def build(kernel, out="*fp32", **constants):
-    kinds = {"clip": "fp32", "row_stride": "i32", "target_stride": "i32", "out_stride": "i32", "vocabulary": "i32", "out": out}
+    numbers = ("row_stride", "target_stride", "out_stride", "vocabulary")
+    kinds = {"clip": "fp32", "out": out, **dict.fromkeys(numbers, "i32")}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
     values = {(place,): constants[name] for place, name in enumerate(kernel.arg_names) if name in constants}
     for capability in (80, 90):
