@@ -62,9 +62,9 @@ class Objective(Protocol):
     """A frozen dataclass whose fields are the method's settings.
 
     `Source.policy` is one of `POLICIES`. `Source.view` is "plain" (what the deployed student sees; of the student
-    itself, what it rolls out and learns on, see `student_view` below), "privileged" (the configured variant of the
-    privileged input), "sibling" (the prompt with a right rollout of the same prompt in it), or the name of a variant
-    in `privileged.VARIANTS`.
+    itself what it rolls out and learns on, see `Requirements.student_variant`), "privileged" (the configured variant of
+    the privileged input), "sibling" (the prompt with a right rollout of the same prompt in it), "own" (the prompt with
+    the rollout itself in it), or the name of a variant in `privileged.VARIANTS`.
     """
 
     name: ClassVar[str]
@@ -91,8 +91,8 @@ class Requirements(NamedTuple):
     """whether every example's task needs a verifier"""
     needs_images: bool = False
     """whether it makes sense with a vision-language student alone"""
-    student_view: str = "plain"
-    """what the student sees when it rolls out and learns: "plain", or a variant that the deployed one does not see"""
+    student_variant: str = "none"
+    """what the student sees when it rolls out and learns, where the deployed one sees less or more ("none")"""
     needs_scores: bool = True
     """whether `decide` reads its policies' scores; else only the kept rollouts have them"""
 

@@ -79,6 +79,7 @@ Share = Annotated[float, Bound(lambda value: 0.0 < value <= 1.0, "above 0 and at
 OpenShare = Annotated[float, Bound(lambda value: 0.0 < value < 1.0, "above 0 and below 1")]
 ShareLeftOut = Annotated[float, Bound(lambda value: 0.0 <= value < 1.0, "at least 0 and below 1")]
 Percentile = Annotated[float, Bound(lambda value: 0.0 < value <= 100.0, "above 0 and at most 100")]
+VariantName = Annotated[str, Bound(lambda value: isinstance(value, str) and value != "", "the name of a variant")]
 ViewName = Annotated[str, Bound(lambda value: isinstance(value, str) and value != "", _A_VIEW)]
 
 

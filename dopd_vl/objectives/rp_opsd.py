@@ -8,7 +8,7 @@ same prompt. No label and no box is needed.
 
 Both probabilities are those of the whole softmax; the rest of the vocabulary counts for nothing. The two last summands
 are what a forward KL of a part lacks: each entry is then nowhere negative, and has no gradient where the two are equal.
-`student_view: plain` is the control without any privilege.
+`student_variant: none` is the control without any privilege.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import AtLeastOne, CheckedSettings, Share, ViewName
+from dopd_vl.objectives.common import AtLeastOne, CheckedSettings, Share, VariantName
 
 TEACHER = Source("average", "plain")
 
@@ -28,7 +28,7 @@ class RpOpsd(CheckedSettings):
     name: ClassVar[str] = "rp-opsd"
     needs_images: ClassVar[bool] = True
 
-    student_view: ViewName = "half_resolution"
+    student_variant: VariantName = "half_resolution"
     """what the student sees when it rolls out and learns"""
     top_k: AtLeastOne = 100
     """how many of the teacher's likeliest tokens are compared"""

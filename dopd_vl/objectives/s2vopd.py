@@ -8,7 +8,7 @@ teacher is a slow average of the student's own weights (each step 5 % of the new
 T is that of the project's page: 0.3 to 0.6 of each side, not enlarged again, and with probability 1/2 noise of standard
 deviation 0.11; the model card has another mixture. Here it is a function of the example (variant `augmented`), so that
 the rollouts of a prompt share it. k = 100 and the clipped importance ratio are known from the model card; the ratio is
-1 here, since each batch is learnt from once, by the weights that sampled it. `student_view: plain` is the paper's
+1 here, since each batch is learnt from once, by the weights that sampled it. `student_variant: none` is the paper's
 control without augmentation, `average_rate: 1` the one without an average.
 """
 
@@ -18,7 +18,7 @@ from typing import ClassVar
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.core.divergences import DivergenceName
 from dopd_vl.objectives.base import Decision, Scores
-from dopd_vl.objectives.common import AtLeastOne, CheckedSettings, Share, ViewName
+from dopd_vl.objectives.common import AtLeastOne, CheckedSettings, Share, VariantName
 
 TEACHER = Source("average", "plain")
 
@@ -30,7 +30,7 @@ class S2vOpd(CheckedSettings):
     name: ClassVar[str] = "s2vopd"
     needs_images: ClassVar[bool] = True
 
-    student_view: ViewName = "augmented"
+    student_variant: VariantName = "augmented"
     """what the student sees when it rolls out and learns"""
     divergence: DivergenceName = "js"
     """"js"; "forward_kl" and "reverse_kl" are the paper's comparisons"""

@@ -240,9 +240,13 @@ def _of_another(name: str, modality: Modality) -> Variant:
     def draw_up(example: ExampleLike) -> RenderedPrompt:
         return render.beside(example, VARIANTS[name].render(example[OTHER]))
 
-    return Variant(f"other_{name}", modality, f"text and {name} of another example: a control", missing, draw_up)
+    return Variant(
+        f"{OTHER_PREFIX}{name}", modality, f"text and {name} of another example: a control", missing, draw_up
+    )
 
 
+OTHER_PREFIX = "other_"
+"""What the names of variants that show another example begin with."""
 OTHER = "other"
 """The key of an example under which another one may be laid beside it."""
 PRAISE = "Feedback on a solution: it was worked out with care, each step was checked, and the answer is right."

@@ -203,9 +203,9 @@ def test_s2vopds_loss_is_the_js_renormalised_to_the_teachers_likeliest():
 @pytest.mark.parametrize(("cls", "view"), [(RpOpsd, "half_resolution"), (S2vOpd, "augmented")])
 def test_the_student_sees_less_than_the_deployed_one_and_its_teacher_as_much(cls, view: str):
     needs = Requirements.of(cls())
-    assert (needs.student_view, needs.needs_images, needs.average_rate) == (view, True, 0.05)
+    assert (needs.student_variant, needs.needs_images, needs.average_rate) == (view, True, 0.05)
     assert cls().sources() == (AVERAGE,)
-    assert Requirements.of(cls(student_view="plain")).student_view == "plain"
+    assert Requirements.of(cls(student_variant="none")).student_variant == "none"
 
 
 # ---- OPD-V ----------------------------------------------------------------------------------------------------------
