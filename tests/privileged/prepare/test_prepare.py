@@ -288,7 +288,7 @@ def test_a_folder_that_is_damaged_or_not_ours_is_refused(prepared, tmp_path):
 
 def test_a_full_disk_is_one_clear_line_and_the_next_run_goes_on(jsonl_world, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr("privileged.prepare.journal.commit_file", full)
