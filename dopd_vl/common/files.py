@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None when there is no such file, or no object in it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -213,13 +213,15 @@ def disk_told_of(folder: Path, what_stays: str) -> Iterator[None]:
 def told_of_disk(error: BaseException) -> str | None:
     """For people: the path that cannot be used, and why; None where it is no fault of a disk or a permission."""
     reason = disk_trouble(error)
+    if isinstance(error, OSError) and error.errno in NO_ACCESS:
+        reason = os.strerror(error.errno)
     return None if reason is None else f"{_named(error) or 'a file'}: cannot be used ({reason})"
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """Why something could not be written, or its path not be used at all; None where the error is of another kind."""
+    """Why something could not be written; None where the error is of another kind."""
     if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in (*DISK_TROUBLE, *NO_ACCESS) else None
+        return os.strerror(error.errno) if error.errno in DISK_TROUBLE else None
     if isinstance(error, sqlite3.OperationalError):
         return str(error) if error.sqlite_errorcode & 0xFF in _SQLITE_DISK_TROUBLE else None
     # safetensors and torch's file writer name the cause, where they do, in their text alone.
