@@ -4,24 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def _flip(share: float) -> Callable[[Path], None]:
-    def flip(file: Path) -> None:
-        content = bytearray(file.read_bytes())
-        if content:
-            content[int(share * (len(content) - 1))] ^= 1
-        file.write_bytes(bytes(content))
-
-    return flip
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-    "emptied": lambda file: file.write_bytes(b""),
     "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
     "zeroed within": lambda file: file.write_bytes(_zeroed_within(file.read_bytes())),
-    "a bit flipped early": _flip(0.1),
-    "a bit flipped amid": _flip(0.5),
-    "a bit flipped late": _flip(0.9),
+    "a bit flipped": _flip,
     "deleted": lambda file: file.unlink(),
 }
 

@@ -74,6 +74,12 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def sha256_of(file: Path) -> str:
+    """Of every byte of a file, as `sha256sum` prints it."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 CHECKSUM = "checksum"
 
 
