@@ -89,6 +89,7 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
     assert isinstance(dataset, Dataset)
     if len(dataset) != audit["records"]:
         raise PrepareError(f"{folder}: holds {len(dataset)} rows, its audit counted {audit['records']}; {AGAIN}")
+    dataset.info.dataset_name = folder.resolve().name
     return dataset
 
 

@@ -11,6 +11,7 @@ loggers. Overridden seams, each pinned by a test:
     _generate_single_turn              the bare policy; vLLM in this process puts an image's other pads in itself
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
+    create_model_card, save_model      a card of ours
 
 What policies make of the rollouts is asked of `policies.py`, how models are wrapped of `sharding.py`, and what scoring
 hands over to learning is a `StepBatch`.
@@ -50,6 +51,7 @@ from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
+from dopd_vl.run_folder.model_card import write_card
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.checks import (
     check_columns,
@@ -412,6 +414,17 @@ class DopdTrainer(DistillationTrainer):
         super().log(logs, start_time)
 
     # ---- seams of TRL -----------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Beside the checkpoints and before a push to the hub."""
+        if self.is_world_process_zero():
+            write_card(Path(str(self.args.output_dir)), self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, with a card."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.is_world_process_zero():
+            write_card(Path(output_dir or str(self.args.output_dir)), self)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
