@@ -36,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         return 130
+    except Exception as error:
+        from dopd_vl.common.files import told_of_disk
+
+        told = told_of_disk(error)
+        if told is None:
+            raise
+        print(f"error: {told}; what is whole stays, run the same command again when it can be used", file=sys.stderr)
+        return 2
 
 
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -96,13 +96,15 @@ def summarise(predictions: Sequence[Prediction], refused: int = 0) -> Accuracy:
         return sum(values) / len(values) if values else 0.0
 
     judged = [p for p in predictions if p.correct is not None]
-    sources = sorted({p.source for p in judged})
+    verdicts: dict[str, list[bool]] = {}
+    for prediction in judged:
+        verdicts.setdefault(prediction.source, []).append(bool(prediction.correct))
     return Accuracy(
         accuracy=mean([bool(p.correct) for p in judged]),
         entropy=mean([p.entropy for p in predictions]),
         mean_tokens=mean([p.tokens for p in predictions]),
         clipped=mean([p.clipped for p in predictions]),
-        by_source={source: mean([bool(p.correct) for p in judged if p.source == source]) for source in sources},
+        by_source={source: mean(verdicts[source]) for source in sorted(verdicts)},
         count=len(predictions),
         refused=refused,
         calibration_error=calibration_error([(p.confidence, bool(p.correct)) for p in judged]),
