@@ -127,15 +127,21 @@ class DopdTrainer(DistillationTrainer):
         check_columns(eval_dataset, "eval_dataset")
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
+            of_student: Any = args.model_init_kwargs or {}
             processing_class = AutoProcessor.from_pretrained(
-                name, padding_side="left", trust_remote_code=args.trust_remote_code
+                name,
+                revision=of_student.get("revision") or "main",
+                padding_side="left",
+                trust_remote_code=args.trust_remote_code,
             )
         if teacher_model is not None:
             name = teacher_model if isinstance(teacher_model, str) else teacher_model.config._name_or_path
+            of_teacher: Any = args.teacher_model_init_kwargs or {}
             tokenizer: Any = processing_class
             if isinstance(processing_class, ProcessorMixin):
                 tokenizer = processing_class.tokenizer
-            check_same_ids(tokenizer.get_vocab(), token_ids(name, args.trust_remote_code), "teacher_model")
+            revision = of_teacher.get("revision") or args.teacher_model_revision
+            check_same_ids(tokenizer.get_vocab(), token_ids(name, args.trust_remote_code, revision), "teacher_model")
         self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
         self.requirements = Requirements.of(self.objective)
         self.resumed_from: Path | None = None
