@@ -250,6 +250,7 @@ def generate(
                 pad_token_id=pad_id,
                 eos_token_id=end_ids,
                 suppress_tokens=image_token_ids(model.config) or None,
+                remove_invalid_values=True,  # a model that diverged is scored, as everything else is
                 **sampling.generation_settings(),
             ),
             logits_processor=processors,
