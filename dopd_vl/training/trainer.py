@@ -164,6 +164,9 @@ class DopdTrainer(DistillationTrainer):
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
         self._forbid_tokens(image_token_ids(config))
+        if not self.use_vllm:
+            # A student that diverged: drawing from NaN ends the process, and on a GPU without a word of where.
+            self.generation_config.remove_invalid_values = True
         if (ignored := ignored_settings(self.models.bare("student"))) and self.accelerator.is_main_process:
             warnings.warn(
                 f"the student's own generation_config is ignored ({ignored}): rollouts and evaluations are drawn from "
