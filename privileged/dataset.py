@@ -138,6 +138,7 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
         raise PrepareError(f"{folder}: was prepared anew while it was read; run the same command again")
     if len(dataset) != audit["records"]:
         raise PrepareError(f"{folder}: holds {len(dataset)} rows, its audit counted {audit['records']}; {AGAIN}")
+    dataset.info.dataset_name = folder.resolve().name
     return dataset
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dopd_vl.cli import COMMANDS, main
-from tests.commands import dopd_vl
+from tests.commands import ROOT, dopd_vl
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -213,3 +213,26 @@ def test_train_and_evaluate_run_from_the_command_line(config_file: Path, vision_
     assert scored.returncode == 0, scored.stderr
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["count"] == 4
     assert len((tmp_path / "scores" / "predictions.jsonl").read_text().splitlines()) == 4
+
+
+def test_every_configuration_that_ships_is_listed_with_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    files = {str(file.relative_to(ROOT / "configs").with_suffix("")) for file in (ROOT / "configs").rglob("*.yaml")}
+    assert {name for name, _ in lines} == files
+    assert main(["configs", "vlm/nano"]) == 0
+    assert Path(capsys.readouterr().out.strip()).samefile(ROOT / "configs/vlm/nano.yaml")
+    assert main(["configs", "vlm/nnao"]) == 2
+    assert "did you mean 'vlm/nano'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_after_ctrl_c_it_is_said_what_goes_on(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(COMMANDS[command][0]), "main", stopped)
+    assert main([command]) == 130
+    assert ("with --resume true" in capsys.readouterr().err) is (command == "train")
