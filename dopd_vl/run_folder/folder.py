@@ -23,7 +23,6 @@ from dopd_vl.common.run_layout import (
 )
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole
 from dopd_vl.run_folder.kept_rollouts import rollout_records
-from dopd_vl.run_folder.model_card import write_card
 from dopd_vl.views import Refusal
 
 _TIMINGS = ("step_time", "runtime", "per_second", "total_flos")
@@ -114,7 +113,6 @@ def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
         # A pickle that nothing reads, with paths of this machine.
         (partial / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         write_json(partial / FACTS_FILE, facts)
-        write_card(partial, folder.parent, facts, trainer.views.reads_images)
         sync_folder(partial)
         if folder.exists():
             if stale.exists():

@@ -28,6 +28,9 @@ from dopd_vl.train_config import TrainConfig, in_todays_keys
 _MAY_CHANGE = ("resume", "output_dir", "health", "training.report_to", "training.push_to_hub")
 """Keys that a run may be taken up again with another value of."""
 
+_LIMITS = ("data.max_prompt_length",)
+"""And these, which decide no more than which examples are passed over: one set too low must not end a run for good."""
+
 
 @contextmanager
 def opened_on_every_rank(
@@ -61,7 +64,8 @@ def opened_on_every_rank(
 def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say: Callable[[str], None]) -> Path | None:
     """Prepare the run folder; with `resume`, the checkpoint to go on from, if there is one.
 
-    A run that never came to the end of a step has no claim on its folder: there is nothing of it to go on with.
+    A run that never came to the end of a step, or had no usable example in any, has no claim on its folder: there is
+    nothing of it to go on with.
 
     Raises:
         UserError: the folder cannot be written, holds a run that is not to go on, or one that began otherwise.
@@ -71,6 +75,7 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
             raise UserError(f"output_dir: {folder} already holds a run; give --resume true to go on, or another folder")
         has_old_keys = _check_config(folder, config)
         _check_content(folder, fingerprint)
+        _take_limits(folder, config, say)
         checkpoint = last_whole_checkpoint(folder)
         with writing_to(folder):
             removed = remove_newer(folder, checkpoint)
@@ -85,6 +90,7 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
         if (folder / CONFIG_FILE).exists():  # its evaluation before the first step is not the new run's
             for name in (BEST_FOLDER, f".{BEST_FOLDER}.stale"):
                 shutil.rmtree(folder / name, ignore_errors=True)
+            remove_newer(folder, None)  # of a run that learned nothing
         write_json(folder / FINGERPRINT_FILE, fingerprint)
         # Last: a folder without it holds no run yet.
         write_atomically(folder / CONFIG_FILE, as_yaml(config))
@@ -92,6 +98,9 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
 
 
 def _made_a_step(folder: Path) -> bool:
+    usable = [row["usable_rollouts"] for row in read_rows(folder / METRICS_FILE) if "usable_rollouts" in row]
+    if usable and not any(usable):
+        return False  # every example was refused, as by a limit that is another now
     if has_checkpoints(folder) or (folder / STUDENT_FOLDER).exists():
         return True
     best = folder / BEST_FOLDER
@@ -111,7 +120,7 @@ def _check_config(folder: Path, config: TrainConfig) -> bool:
     changed = [
         k
         for k in sorted({*before, *now})
-        if before.get(k) != now.get(k) and not any(f"{k}.".startswith(f"{free}.") for free in _MAY_CHANGE)
+        if before.get(k) != now.get(k) and not any(f"{k}.".startswith(f"{free}.") for free in (*_MAY_CHANGE, *_LIMITS))
     ]
     if changed:
         key = changed[0]
@@ -120,6 +129,17 @@ def _check_config(folder: Path, config: TrainConfig) -> bool:
             "on with the settings that it began with"
         )
     return today != saved
+
+
+def _take_limits(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> None:
+    """Put limits that are others now into the folder's configuration, and say so."""
+    before = _flat(in_todays_keys(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
+    now = _flat(yaml.safe_load(as_yaml(config)))
+    changed = [f"{key} was {before.get(key)} and is {now[key]} now" for key in _LIMITS if before.get(key) != now[key]]
+    if changed:
+        with writing_to(folder):
+            write_atomically(folder / CONFIG_FILE, as_yaml(config))
+        say(f"{folder}: {', '.join(changed)}; other examples are passed over from here on, in evaluations too")
 
 
 def _check_content(folder: Path, fingerprint: Fingerprint) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import write_json
+from dopd_vl.common.processes import is_first_process
 
 
 def main(argument: str) -> int:
@@ -45,7 +46,7 @@ def run_job(job_file: str) -> int:
         code, reason = 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
     sys.stdout.flush()
     sys.stderr.flush()
-    if _is_first_process():
+    if is_first_process():
         write_json(Path(job["status"]), {"code": code, "reason": reason})
     return code
 
@@ -65,7 +66,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
         config = read_config(TrainConfig, ["--config", file], "dopd-vl study")
         if not (Path(config.output_dir) / STUDENT_FOLDER / FACTS_FILE).exists():
             run_training(config, console=console)
-    if _is_first_process():
+    if is_first_process():
         _score(job, console)
 
 
@@ -88,10 +89,6 @@ def _score(job: dict[str, Any], console: Any) -> None:
                     "correct": {prediction.id: prediction.correct for prediction in predictions},
                 }
     write_json(Path(job["output"]), scores)
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 if __name__ == "__main__":
