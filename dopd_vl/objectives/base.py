@@ -64,7 +64,8 @@ class Objective(Protocol):
     `Source.policy` is one of `POLICIES`. `Source.view` is "plain" (what the deployed student sees; of the student
     itself what it rolls out and learns on, see `Requirements.student_variant`), "privileged" (the configured variant of
     the privileged input), "sibling" (the prompt with a right rollout of the same prompt in it), "own" (the prompt with
-    the rollout itself in it), or the name of a variant in `privileged.VARIANTS`.
+    the rollout itself in it), or the name of a variant in `privileged.VARIANTS`. One that is published has its
+    arXiv number as `paper`, which the card of a student cites.
     """
 
     name: ClassVar[str]

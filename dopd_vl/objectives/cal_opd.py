@@ -37,6 +37,7 @@ class CalOpd(CheckedSettings):
     """Policy gradient where the student leaves the range of a probed teacher."""
 
     name: ClassVar[str] = "cal-opd"
+    paper: ClassVar[str] = "2609.21619"
 
     lam: NotNegative = 5.0
     """how many times the probes' reach counts; 0 is plain OPD"""

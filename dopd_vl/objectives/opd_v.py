@@ -28,6 +28,7 @@ class OpdV(CheckedSettings):
     """Distillation of a look at the evidence, weighted by what a mask over it takes away."""
 
     name: ClassVar[str] = "opd-v"
+    paper: ClassVar[str] = "2608.05131"
     needs_images: ClassVar[bool] = True
 
     top_k: AtLeastOne = 100

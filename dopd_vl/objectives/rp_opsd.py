@@ -26,6 +26,7 @@ class RpOpsd(CheckedSettings):
     """Distillation from the whole image to a small one, by the student's own average."""
 
     name: ClassVar[str] = "rp-opsd"
+    paper: ClassVar[str] = "2607.24447"
     needs_images: ClassVar[bool] = True
 
     student_variant: VariantName = "half_resolution"

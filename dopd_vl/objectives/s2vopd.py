@@ -28,6 +28,7 @@ class S2vOpd(CheckedSettings):
     """Distillation from the clean image to a spoilt one, by the student's own average."""
 
     name: ClassVar[str] = "s2vopd"
+    paper: ClassVar[str] = "2608.14144"
     needs_images: ClassVar[bool] = True
 
     student_variant: VariantName = "augmented"

@@ -39,6 +39,7 @@ class SaOpd(CheckedSettings):
     """Reverse KL on the tokens that the prompt speaks for."""
 
     name: ClassVar[str] = "sa-opd"
+    paper: ClassVar[str] = "2608.03632"
     live_copy_remedy: ClassVar[str] = ""
 
     drop_ungrounded: ShareLeftOut = 0.2

@@ -37,6 +37,7 @@ class TopD(CheckedSettings):
     """Policy gradient on bounded rewards and their later mean."""
 
     name: ClassVar[str] = "top-d"
+    paper: ClassVar[str] = "2607.04751"
 
     alpha: OpenShare = 0.2
     """share of the teacher in the mixture; no reward is below log(1 - alpha) nats"""
