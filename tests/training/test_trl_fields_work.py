@@ -499,7 +499,9 @@ def test_every_key_of_generation_kwargs_that_is_taken_is_gone_by(run: Callable[.
     values = {key: value for key, (value, _) in BY_PROCESSORS.items()}
     seen = run(generation_kwargs=values)
     assert set(seen.processors) == {kind for _, kind in BY_PROCESSORS.values()}
-    assert run().processors == {}
+    assert set(run().processors) <= {
+        "InfNanRemoveLogitsProcessor"
+    }  # a student that diverged is drawn from all the same
     seen = run(generation_kwargs=BY_SEARCH)
     assert {key: getattr(seen.drawn_by, key) for key in BY_SEARCH} == BY_SEARCH
 
