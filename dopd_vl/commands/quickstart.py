@@ -75,12 +75,12 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(config.output_dir)
     _same_run(folder, config)
     study = as_study(config)
-    failures = run_study(study, console)
+    failures, scored = run_study(study, console)
     if failures:
         failed = failures[0]
         raise UserError(f"{failed.title}: {failed.reason} ({failed.log})")
     runs = unfold(study)
-    rows = rows_of(study, runs)
+    rows = rows_of(study, runs, scored)
     console.print(as_table(rows, config))
     for row in rows:
         if row.alarm is not None:
@@ -123,25 +123,27 @@ def as_study(config: QuickstartConfig) -> "StudyConfig":
     )
 
 
-def rows_of(study: "StudyConfig", runs: "Sequence[Run]") -> list[Row]:
-    """The student before, the student after each run, and the teacher."""
-    from dopd_vl.studies.run import load_scores, reference_folder
+def rows_of(study: "StudyConfig", runs: "Sequence[Run]", scored: Mapping[Path, Mapping[str, Any]]) -> list[Row]:
+    """The student before, the student after each run, and the teacher.
 
-    def row(name: str, scores: Mapping[str, Any] | None, **more: Any) -> Row:
-        assert scores is not None, "its job ended well"
+    `scored`: model -> data set -> variant -> scores of each job, by its folder.
+    """
+    from dopd_vl.studies.run import reference_folder
+
+    def row(name: str, scores: Mapping[str, Any], **more: Any) -> Row:
         (by_variant,) = next(iter(scores.values())).values()
         plain, privileged = (by_variant[variant] for variant in study.score_variants[:2])
         return Row(name, plain["accuracy"], privileged["accuracy"], plain["entropy"], **more)
 
     before, *teacher = (
-        row(f"{role} {when}".strip(), load_scores(reference_folder(study, model)))
+        row(f"{role} {when}".strip(), scored[reference_folder(study, model)])
         for (role, when), model in zip((("student", "before"), ("teacher", "")), runs[0].references, strict=False)
     )
     rows = [before]
     for run in runs:
         alarms = read_jsonl(Path(run.stages[-1][1].output_dir) / ALARMS_FILE)
         alarm = f"alarm at step {alarms[0]['step']}, {alarms[0]['kind']}: {alarms[0]['message']}" if alarms else None
-        after = row(run.cell.name, load_scores(run.folder), alarm=alarm)
+        after = row(run.cell.name, scored[run.folder], alarm=alarm)
         gap = teacher[0].accuracy - before.accuracy if teacher else 0.0
         recovered = (after.accuracy - before.accuracy) / gap if gap > 0 else None
         rows.append(replace(after, gap_recovered=recovered))

@@ -97,17 +97,34 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """`read_jsonl` of a file of a run folder: each row is an object with the step that it was written at.
+def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file of a run folder, one at a time, each with the byte at which it starts.
+
+    Each is an object with the step that it was written at. A last line cut short by a crash is left out.
 
     Raises:
         UserError: a row is something else.
     """
-    rows = read_jsonl(path)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(f"{path}: line {number} is no object with a step")
-    return rows
+    if not path.exists():
+        return
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is damaged: it is no JSON") from error
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise UserError(f"{path}: line {number} is no object with a step")
+            yield start, row
+            start += len(line)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All of `iterate_rows`, for the files that hold numbers alone."""
+    return [row for _, row in iterate_rows(path)]
 
 
 def is_number(value: Any) -> bool:
@@ -138,7 +155,12 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def keep_up_to(path: Path, step: int) -> None:
     """Drop what was logged after the checkpoint that a run goes on from."""
     if path.exists():
-        write_jsonl(path, [row for row in read_rows(path) if row["step"] <= step])
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            for _, row in iterate_rows(path):
+                if row["step"] <= step:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        commit_file(temporary, path)
 
 
 def sync_folder(folder: Path) -> None:

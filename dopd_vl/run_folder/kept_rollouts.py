@@ -240,7 +240,7 @@ def _what_was_seen(
             "prompt": prompt_text(view, renderer.views.tokenizer),
         }
         shown = VARIANTS[variant].render({**example, "images": images}).images if variant in VARIANTS else images
-        if any(new is not old for new, old in zip(shown, images, strict=True)):
+        if [id(image) for image in shown] != [id(image) for image in images]:
             entry["images"] = [save_image(image, folder) for image in shown]
         seen["views"].append(entry)
     return seen

@@ -408,12 +408,15 @@ def token_ids(name: str, trust_remote_code: bool, revision: str | None = None) -
 
 def _check_requirements(config: TrainConfig, objective: Objective, reads_images: bool, data: Dataset | None) -> None:
     try:
-        check_requirements(objective, config.training.num_generations, reads_images, data)
+        variant = config.privilege.student_variant
+        check_requirements(objective, config.training.num_generations, reads_images, data, variant)
     except ValueError as error:
         raise UserError(f"objective.name: {error}") from error
 
 
-def check_requirements(objective: Objective, num_generations: int, reads_images: bool, dataset: Any) -> None:
+def check_requirements(
+    objective: Objective, num_generations: int, reads_images: bool, dataset: Any, student_variant: str
+) -> None:
     """Raises: ValueError: the objective needs what is not there; the message says what."""
     name, needs = objective.name, Requirements.of(objective)
     for source in objective.sources():
@@ -421,6 +424,14 @@ def check_requirements(objective: Objective, num_generations: int, reads_images:
             raise ValueError(f"objective {name!r} asks for policy {source.policy!r}, known: {', '.join(POLICIES)}")
         if source.view not in VIEWS:
             raise ValueError(f"objective {name!r} asks for view {source.view!r}, {nearest(source.view, VIEWS)}")
+    if needs.student_view not in ("plain", *VARIANTS):
+        known = nearest(needs.student_view, ["plain", *VARIANTS])
+        raise ValueError(f"objective {name!r} shows the student view {needs.student_view!r}, {known}")
+    if needs.student_view != "plain" and student_variant not in ("none", needs.student_view):
+        raise ValueError(
+            f"objective {name!r} shows the student {needs.student_view!r} (its student_view), and "
+            f"privilege.student_variant asks for {student_variant!r}; leave one of them out"
+        )
     if num_generations < needs.needs_siblings:
         raise ValueError(
             f"objective {name!r} compares rollouts of one prompt: num_generations={num_generations} must be at least "

@@ -186,8 +186,12 @@ class DopdTrainer(DistillationTrainer):
         taught = "teacher" in self.policies.copies.policies
         of_student = args.copy_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        self.renderer = ViewRenderer(self.views, variants, args.student_variant)
-        check_requirements(self.objective, args.num_generations, self.views.reads_images, train_dataset)
+        student_variant = self.requirements.student_view
+        if student_variant == "plain":
+            student_variant = args.student_variant
+        self.renderer = ViewRenderer(self.views, variants, student_variant)
+        reads_images = self.views.reads_images
+        check_requirements(self.objective, args.num_generations, reads_images, train_dataset, args.student_variant)
         self.refusals: list[Refusal] = []
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""

@@ -24,6 +24,12 @@ LOGGED = {
     "eopd": ("eopd/gated_share",),
     "tip": ("tip/kept_share",),
     "va-opd": ("va-opd/visual_advantage",),
+    "top-d": ("top-d/reward", "token_share/raised"),
+    "sa-opd": ("sa-opd/dropped_gap_share", "token_share/kept"),
+    "cal-opd": ("cal-opd/reach", "loss_share/outside"),
+    "rp-opsd": ("kept_mass/student",),
+    "s2vopd": ("kept_mass/student",),
+    "opd-v": ("opd-v/weight", "token_share/evident"),
     "sdpo": ("sdpo/masked_rollouts",),
     "dopd": ("gap/mean", "token_share/HS"),
     "dopd-anchored": ("gap/mean", "token_share/copy"),
@@ -76,6 +82,27 @@ def test_an_objective_trains_and_goes_on(
     assert resumed.metrics == whole.metrics
     before, after = (load_file(result.student / "model.safetensors") for result in (whole, resumed))
     assert all(torch.equal(weight, after[key]) for key, weight in before.items())
+
+
+@pytest.mark.parametrize(("name", "view"), [("rp-opsd", "half_resolution"), ("s2vopd", "augmented")])
+def test_the_student_learns_on_its_own_view_and_its_teacher_sees_the_deployed_one(
+    name: str, view: str, nano_models: Path, vision_data: Path, tmp_path: Path
+) -> None:
+    train(name, "vision", nano_models, vision_data, tmp_path / "run", 1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    [seen] = [{s: shown for shown in row["views"] for s in shown["sources"]} for row in rows if "views" in row][:1]
+    student, teacher = seen["student/plain"], seen["average/plain"]
+    assert (student["variant"], teacher["variant"]) == (view, "none")
+    # 48 x 48 is 9 tokens of 16 x 16, half of it 4 at most.
+    assert "[image: 9 tokens]" in teacher["prompt"]
+    assert "[image: 9 tokens]" not in student["prompt"]
+    assert "images" in student
+    hints = {"privilege.student_variant": "hints", "privilege.copy_variant": "hints"}
+    with pytest.raises(UserError, match=f"shows the student '{view}'.* privilege.student_variant asks for 'hints'"):
+        train(name, "vision", nano_models, vision_data, tmp_path / "refused", 1, **hints)
+    halved = {"objective.settings": '{"student_view": "halved"}'}
+    with pytest.raises(UserError, match="shows the student view 'halved'"):
+        train(name, "vision", nano_models, vision_data, tmp_path / "refused", 1, **halved)
 
 
 def test_what_an_objective_needs_and_has_not_is_named(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
