@@ -43,7 +43,7 @@ class Server:
 
     def report(self) -> dict[str, Any]:
         seconds = self.last_arrival - self.full_since
-        share = self.area_at_last / seconds / self.limit
+        share = self.area_at_last / seconds / self.limit if seconds else 0.0
         return {"requests": self.requests, "most": self.most, "seconds": seconds, "share": share}
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -63,7 +63,8 @@ class Objective(Protocol):
 
     `Source.policy` is one of `POLICIES`. `Source.view` is "plain" (what the deployed student sees), "privileged" (the
     configured variant of the privileged input), "sibling" (the prompt with a right rollout of the same prompt in it),
-    or the name of a variant in `privileged.VARIANTS`.
+    or the name of a variant in `privileged.VARIANTS`. One that is published has its arXiv number as `paper`, which the
+    card of a student cites.
     """
 
     name: ClassVar[str]

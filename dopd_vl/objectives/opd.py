@@ -34,6 +34,7 @@ class Opd(CheckedSettings):
     """Uniform distillation of every response token from one teacher."""
 
     name: ClassVar[str] = "opd"
+    paper: ClassVar[str] = "2306.13649"
 
     form: Literal["divergence", "policy_gradient"] = "divergence"
     """"divergence", or "policy_gradient": the sampled token's q - p as advantage; the settings from `divergence` to

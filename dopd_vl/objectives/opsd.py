@@ -21,6 +21,7 @@ class Opsd(CheckedSettings):
     """Distillation of a reference solution from the student itself."""
 
     name: ClassVar[str] = "opsd"
+    paper: ClassVar[str] = "2601.18734"
     live_copy_remedy: ClassVar[str] = "set objective.settings.teacher_policy: start"
 
     teacher_policy: Literal["start", "student", "average"] = "start"

@@ -23,14 +23,14 @@ class Line:
 
 
 def draw_figure(lines: Sequence[Line], title: str, stem: Path) -> list[Path]:
-    """Write `STEM.svg` and `STEM.png`, 4.2 x 2.8 inches; the folder must exist."""
+    """Write `STEM.svg` and `STEM.png`, 4.2 x 2.8 inches; the folder must exist. Equal lines make equal bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("svg", "png")]
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": stem.name}):
         figure, axis = pyplot.subplots(figsize=(4.2, 2.8), layout="constrained")
         for line in lines:
             colour = PALETTE[line.number % len(PALETTE)]
@@ -42,7 +42,8 @@ def draw_figure(lines: Sequence[Line], title: str, stem: Path) -> list[Path]:
         axis.spines[["top", "right"]].set_visible(False)
         for text in axis.legend(frameon=False, fontsize=7).get_texts():
             text.set_parse_math(False)  # a run's name may hold a dollar sign
-        for file in files:
-            figure.savefig(file, dpi=160)
+        svg, png = files
+        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(png, dpi=160)
         pyplot.close(figure)
     return files

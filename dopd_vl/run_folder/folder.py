@@ -24,7 +24,6 @@ from dopd_vl.common.run_layout import (
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole
 from dopd_vl.run_folder.kept_files import KeptFiles, stale
 from dopd_vl.run_folder.kept_rollouts import rollout_records
-from dopd_vl.run_folder.model_card import write_card
 from dopd_vl.views import Refusal
 
 _TIMINGS = ("step_time", "runtime", "per_second", "total_flos")
@@ -108,7 +107,6 @@ def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
     if trainer.accelerator.is_main_process:
         # A pickle that nothing reads, with paths of this machine.
         (partial / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        write_card(partial, folder.parent, facts, trainer.views.reads_images)
         mark_whole(partial, facts, FACTS_FILE)
         if folder.exists():
             if old.exists():

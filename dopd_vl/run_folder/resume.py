@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dopd_vl.common.files import exclusive, make_folder, read_json, read_rows, w
 from dopd_vl.common.run_layout import (
     BEST_FOLDER,
     CONFIG_FILE,
+    DIGESTS_FILE,
     FACTS_FILE,
     FINGERPRINT_FILE,
     METRICS_FILE,
@@ -28,6 +29,9 @@ from dopd_vl.train_config import TrainConfig, in_todays_keys
 
 _MAY_CHANGE = ("resume", "output_dir", "health", "training.report_to", "training.push_to_hub")
 """Keys that a run may be taken up again with another value of."""
+
+_LIMITS = ("data.max_prompt_length",)
+"""And these, which decide no more than which examples are passed over: one set too low must not end a run for good."""
 
 
 @contextmanager
@@ -62,7 +66,8 @@ def opened_on_every_rank(
 def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say: Callable[[str], None]) -> Path | None:
     """Prepare the run folder; with `resume`, the checkpoint to go on from, if there is one.
 
-    A run that never came to the end of a step has no claim on its folder: there is nothing of it to go on with.
+    A run that never came to the end of a step, or had no usable example in any, has no claim on its folder: there is
+    nothing of it to go on with.
 
     Raises:
         UserError: the folder cannot be written, holds a run that is not to go on, or one that began otherwise.
@@ -82,12 +87,17 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
                 write_atomically(folder / file.name, file.read_bytes())
             removed = remove_newer(folder, checkpoint)
             restore(folder, checkpoint)
-            if _check_config(folder / CONFIG_FILE, config):
+            limits = changed_settings(folder / CONFIG_FILE, config, _MAY_CHANGE)
+            if _check_config(folder / CONFIG_FILE, config) or limits:
+                (folder / DIGESTS_FILE).unlink(missing_ok=True)  # the next checkpoint writes them
                 write_atomically(folder / CONFIG_FILE, as_yaml(config))
         if removed:
             say(f"{folder}: not whole, and removed: {', '.join(removed)}")
         for file in mended:
             say(f"{folder / file.name}: damaged, and put right from {file.parent.parent.name}")
+        if limits:
+            changed = ", ".join(f"{key} was {before} and is {now} now" for key, before, now in limits)
+            say(f"{folder}: {changed}; other examples are passed over from here on, in evaluations too")
         for told in (gone, best):
             if told is not None:
                 say(told)
@@ -98,7 +108,8 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
         if (folder / CONFIG_FILE).exists():  # its evaluation before the first step is not the new run's
             for name in (BEST_FOLDER, f".{BEST_FOLDER}.stale"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-        restore(folder, None)
+            remove_newer(folder, None)  # of a run that learned nothing
+            restore(folder, None)
         write_json(folder / FINGERPRINT_FILE, fingerprint)
         # Last: a folder without it holds no run yet.
         write_atomically(folder / CONFIG_FILE, as_yaml(config))
@@ -107,13 +118,17 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
 
 def made_a_step(folder: Path) -> bool:
     """Whether a folder holds a run that has anything to go on with."""
+    try:
+        rows = read_rows(folder / METRICS_FILE)
+    except UserError:  # what is damaged is not known to be of nothing
+        return True
+    usable = [row["usable_rollouts"] for row in rows if "usable_rollouts" in row]
+    if usable and not any(usable):
+        return False  # every example was refused, as by a limit that is another now
     if has_checkpoints(folder) or (folder / STUDENT_FOLDER).exists():
         return True
     best = folder / BEST_FOLDER
-    try:
-        rows = [*read_rows(folder / METRICS_FILE), *([read_json(best / FACTS_FILE) or {}] if best.exists() else [])]
-    except UserError:  # what is damaged is not known to be of nothing
-        return True
+    rows += [read_json(best / FACTS_FILE) or {}] if best.exists() else []
     return any(row.get("step") != 0 for row in rows)
 
 
@@ -136,7 +151,9 @@ def _mended(file: Path, checkpoint: Path | None, check: Callable[[Path], object]
         yield copy
 
 
-def changed_settings(file: Path, config: TrainConfig) -> list[tuple[str, Any, Any]]:
+def changed_settings(
+    file: Path, config: TrainConfig, may_change: Sequence[str] = _MAY_CHANGE
+) -> list[tuple[str, Any, Any]]:
     """What a run's config.yaml and a configuration differ in and may not: keys with the file's value and the other.
 
     Raises:
@@ -146,7 +163,7 @@ def changed_settings(file: Path, config: TrainConfig) -> list[tuple[str, Any, An
     return [
         (key, before.get(key), now.get(key))
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
+        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in may_change)
     ]
 
 
@@ -160,7 +177,7 @@ def _saved(file: Path) -> Any:
 
 def _check_config(file: Path, config: TrainConfig) -> bool:
     """Whether the folder's configuration has keys of an earlier version."""
-    for key, before, now in changed_settings(file, config)[:1]:
+    for key, before, now in changed_settings(file, config, (*_MAY_CHANGE, *_LIMITS))[:1]:
         raise UserError(
             f"resume: {key} was {before!r} in {file} and is {now!r} now; a run goes on with the settings that it began "
             "with"

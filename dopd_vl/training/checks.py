@@ -330,13 +330,15 @@ def _check_trl(config: TrainConfig) -> None:
             raise ConfigurationError(f"trl.{name}: has a key of its own, {keys[name]}; set it there")
     if config.trl:
         from dopd_vl.training.arguments import DopdConfig  # imports TRL, which takes its time
-        from dopd_vl.training.trl_fields import ONLY_FROM_PYTHON, check_fields
+        from dopd_vl.training.trl_fields import ONLY_FROM_PYTHON, check_fields, check_names_of_generation
 
         for name in config.trl:
             if name in ONLY_FROM_PYTHON:
                 raise ConfigurationError(f"trl.{name}: {ONLY_FROM_PYTHON[name]}")
         check_values(DopdConfig, config.trl, "trl")
         check_fields(config.trl, "trl.")
+        if not config.training.use_vllm:
+            check_names_of_generation(config.trl, "trl.")
         if "num_train_epochs" in config.trl and config.training.max_steps > 0:
             raise ConfigurationError(
                 f"trl.num_train_epochs: training.max_steps={config.training.max_steps} goes before it; give -1 there"
@@ -385,10 +387,11 @@ def check_same_ids(student: dict[str, int] | None, teacher: dict[str, int] | Non
         raise UserError(f"{key}: its tokenizer gives tokens other ids than the student's; they must be the same")
 
 
-def token_ids(name: str, trust_remote_code: bool) -> dict[str, int] | None:
+def token_ids(name: str, trust_remote_code: bool, revision: str | None = None) -> dict[str, int] | None:
     """The id of every token of a model's tokenizer; None where it has none."""
+    kwargs = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code).get_vocab()
+        return AutoTokenizer.from_pretrained(name, **kwargs).get_vocab()
     except (OSError, ValueError):  # a teacher folder without a tokenizer: its vocabulary size was compared
         return None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from annotating import KEY
 from answering import Answering, completion
 from privileged_samples import files_of, noise
 from rich.console import Console
@@ -306,6 +307,25 @@ def test_an_endpoint_and_this_process_measure_the_same_of_one_model(tmp_path):
         there = run(tmp_path, TEXTS, JudgeConfig(url=url, model="m", key_env=None), "there")
     here = [row["illusion_score"] for row in rows_of(run(tmp_path, TEXTS, local(), "here"))]
     assert [row["illusion_score"] for row in rows_of(there)][:3] == pytest.approx(here[:3], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("begins", "logprob"),
+    [(3, -(10**400)), (3, [KEY]), (3, KEY), (3, float("nan")), (-1, -1.0), (10**400, -1.0)],
+)
+def test_whatever_numbers_an_endpoint_gives_the_record_is_not_judged_and_the_run_goes_on(
+    begins, logprob, tmp_path, monkeypatch
+):
+    def numbered(part, body, seen):
+        usage = {"prompt_tokens": begins, "completion_tokens": 1}
+        return {**completion("."), "usage": usage, "prompt_logprobs": [None, *({"7": {"logprob": logprob}},) * 5]}
+
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with Answering(numbered).serving() as url:
+        result = run(tmp_path, TEXTS[:1], JudgeConfig(url=url, model="m", key_env="TEST_KEY", retries=0))
+    assert result.audit["counts"]["findings"]["not_judged"] == 1
+    assert [row["illusion_score"] for row in rows_of(result)] == [None]
+    assert KEY not in (result.output / "audit.json").read_text()
 
 
 def test_an_endpoint_without_log_probabilities_is_told_of_at_once(tmp_path):
