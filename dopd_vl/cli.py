@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print(f"\nstopped; {_again(name)} to go on", file=sys.stderr)
         return 130
     except Exception as error:
         from dopd_vl.common.files import told_of_disk
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = told_of_disk(error)
         if told is None:
             raise
-        print(f"error: {told}; what is whole stays, run the same command again when it can be used", file=sys.stderr)
+        print(f"error: {told}; what is whole stays, {_again(name)} when it can be used", file=sys.stderr)
         return 2
 
 
@@ -57,6 +57,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("dopd_vl.commands.plan", "whether a run fits in memory, and what it takes, before it starts"),
 }
 """name -> (the module whose `main(argv)` is the command, what it does)"""
+
+
+def _again(command: str) -> str:
+    """What goes on with a command that was stopped."""
+    return f"run the same command again{' with --resume true' if command == 'train' else ''}"
 
 
 def _help() -> str:

@@ -224,3 +224,15 @@ def test_every_configuration_that_ships_is_listed_with_what_it_is_for(capsys: py
     assert Path(capsys.readouterr().out.strip()).samefile(ROOT / "configs/vlm/nano.yaml")
     assert main(["configs", "vlm/nnao"]) == 2
     assert "did you mean 'vlm/nano'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_after_ctrl_c_it_is_said_what_goes_on(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(COMMANDS[command][0]), "main", stopped)
+    assert main([command]) == 130
+    assert ("with --resume true" in capsys.readouterr().err) is (command == "train")

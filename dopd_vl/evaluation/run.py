@@ -12,7 +12,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from dopd_vl.common.digests import digest_model, digest_questions
+from dopd_vl.common.digests import dataset_parts, digest_json, digest_model
 from dopd_vl.common.files import disk_told_of, exclusive, make_folder
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import find_model
@@ -122,7 +122,7 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         **{key: value for key, value in asdict(config).items() if key in _IDENTIFYING},
         "dtype": resolve_dtype(config.dtype),
         "model": digest_model(config.model, commit),
-        "data": digest_questions(dataset),
+        "data": digest_json(dataset_parts(dataset)),
         **({} if base is None else {"base": digest_model(base, commit)}),
     }
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())

@@ -167,8 +167,8 @@ def teacher_is_lost(rows: History, window: int) -> bool:
 def cause(facts: RunFacts, signs: Sequence[Sign]) -> str:
     """One sentence with the setting to change."""
     learning_rate = f"training.learning_rate (now {facts.learning_rate:g})"
-    if any(source.policy == "student" and source.view != "plain" for source in facts.objective.sources()):
-        remedy = Advice.of(facts.objective).live_copy_remedy
+    remedy = Advice.of(facts.objective).live_copy_remedy
+    if remedy and any(s.policy == "student" and s.view != "plain" for s in facts.objective.sources()):
         return f"Likely cause: the student's live copy teaches its own decay; {remedy}"
     if any(sign.name in ("length", "clipped") for sign in signs):
         return f"Likely cause: steps too large, responses come apart; lower {learning_rate}"

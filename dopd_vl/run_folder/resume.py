@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,18 +87,15 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
                 write_atomically(folder / file.name, file.read_bytes())
             removed = remove_newer(folder, checkpoint)
             restore(folder, checkpoint)
-            limits = changed_settings(folder / CONFIG_FILE, config, _MAY_CHANGE)
+            limits = _changed_limits(folder / CONFIG_FILE, config)
             if _check_config(folder / CONFIG_FILE, config) or limits:
-                (folder / DIGESTS_FILE).unlink(missing_ok=True)  # the next checkpoint writes them
+                (folder / DIGESTS_FILE).unlink(missing_ok=True)  # the next checkpoint's has the new one
                 write_atomically(folder / CONFIG_FILE, as_yaml(config))
         if removed:
             say(f"{folder}: not whole, and removed: {', '.join(removed)}")
         for file in mended:
             say(f"{folder / file.name}: damaged, and put right from {file.parent.parent.name}")
-        if limits:
-            changed = ", ".join(f"{key} was {before} and is {now} now" for key, before, now in limits)
-            say(f"{folder}: {changed}; other examples are passed over from here on, in evaluations too")
-        for told in (gone, best):
+        for told in (gone, best, limits):
             if told is not None:
                 say(told)
         how = "no checkpoint yet, begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
@@ -118,8 +115,10 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
 
 def made_a_step(folder: Path) -> bool:
     """Whether a folder holds a run that has anything to go on with."""
+    best = folder / BEST_FOLDER
     try:
         rows = read_rows(folder / METRICS_FILE)
+        facts = [read_json(best / FACTS_FILE) or {}] if best.exists() else []
     except UserError:  # what is damaged is not known to be of nothing
         return True
     usable = [row["usable_rollouts"] for row in rows if "usable_rollouts" in row]
@@ -127,9 +126,7 @@ def made_a_step(folder: Path) -> bool:
         return False  # every example was refused, as by a limit that is another now
     if has_checkpoints(folder) or (folder / STUDENT_FOLDER).exists():
         return True
-    best = folder / BEST_FOLDER
-    rows += [read_json(best / FACTS_FILE) or {}] if best.exists() else []
-    return any(row.get("step") != 0 for row in rows)
+    return any(row.get("step") != 0 for row in [*rows, *facts])
 
 
 def _mended(file: Path, checkpoint: Path | None, check: Callable[[Path], object]) -> Iterator[Path]:
@@ -151,9 +148,7 @@ def _mended(file: Path, checkpoint: Path | None, check: Callable[[Path], object]
         yield copy
 
 
-def changed_settings(
-    file: Path, config: TrainConfig, may_change: Sequence[str] = _MAY_CHANGE
-) -> list[tuple[str, Any, Any]]:
+def changed_settings(file: Path, config: TrainConfig) -> list[tuple[str, Any, Any]]:
     """What a run's config.yaml and a configuration differ in and may not: keys with the file's value and the other.
 
     Raises:
@@ -163,7 +158,7 @@ def changed_settings(
     return [
         (key, before.get(key), now.get(key))
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in may_change)
+        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
     ]
 
 
@@ -177,13 +172,23 @@ def _saved(file: Path) -> Any:
 
 def _check_config(file: Path, config: TrainConfig) -> bool:
     """Whether the folder's configuration has keys of an earlier version."""
-    for key, before, now in changed_settings(file, config, (*_MAY_CHANGE, *_LIMITS))[:1]:
-        raise UserError(
-            f"resume: {key} was {before!r} in {file} and is {now!r} now; a run goes on with the settings that it began "
-            "with"
-        )
+    for key, before, now in changed_settings(file, config):
+        if key not in _LIMITS:
+            raise UserError(
+                f"resume: {key} was {before!r} in {file} and is {now!r} now; a run goes on with the settings that it "
+                "began with"
+            )
     saved = _saved(file)
     return bool(in_todays_keys(saved) != saved)
+
+
+def _changed_limits(file: Path, config: TrainConfig) -> str | None:
+    """What is to be said of limits that are others now."""
+    changed = [
+        f"{key} was {before} and is {now} now" for key, before, now in changed_settings(file, config) if key in _LIMITS
+    ]
+    where = f"{file.parent}: {', '.join(changed)}"
+    return f"{where}; other examples are passed over from here on, in evaluations too" if changed else None
 
 
 def _check_content(file: Path, fingerprint: Fingerprint) -> None:

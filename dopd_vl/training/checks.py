@@ -35,10 +35,10 @@ from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
 from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS
-from dopd_vl.views.rollouts import SIBLING_VIEW, check_variant
+from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
 
-VIEWS = ("plain", "privileged", SIBLING_VIEW, *VARIANTS)
+VIEWS = ("plain", "privileged", *ROLLOUT_VIEWS, *VARIANTS)
 ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.Conv3d)
 VLLM_MODES = ("colocate", "server")
 Models = Mapping[str, PreTrainedConfig]
@@ -398,12 +398,15 @@ def token_ids(name: str, trust_remote_code: bool, revision: str | None = None) -
 
 def _check_requirements(config: TrainConfig, objective: Objective, reads_images: bool, data: Dataset | None) -> None:
     try:
-        check_requirements(objective, config.training.num_generations, reads_images, data)
+        variant = config.privilege.student_variant
+        check_requirements(objective, config.training.num_generations, reads_images, data, variant)
     except ValueError as error:
         raise UserError(f"objective.name: {error}") from error
 
 
-def check_requirements(objective: Objective, num_generations: int, reads_images: bool, dataset: Any) -> None:
+def check_requirements(
+    objective: Objective, num_generations: int, reads_images: bool, dataset: Any, student_variant: str = "none"
+) -> None:
     """Raises: ValueError: the objective needs what is not there; the message says what."""
     name, needs = objective.name, Requirements.of(objective)
     for source in objective.sources():
@@ -411,6 +414,14 @@ def check_requirements(objective: Objective, num_generations: int, reads_images:
             raise ValueError(f"objective {name!r} asks for policy {source.policy!r}, known: {', '.join(POLICIES)}")
         if source.view not in VIEWS:
             raise ValueError(f"objective {name!r} asks for view {source.view!r}, {nearest(source.view, VIEWS)}")
+    if needs.student_variant not in VARIANTS:
+        known = nearest(needs.student_variant, VARIANTS)
+        raise ValueError(f"objective {name!r} shows the student variant {needs.student_variant!r}, {known}")
+    if "none" not in (needs.student_variant, student_variant) and needs.student_variant != student_variant:
+        raise ValueError(
+            f"objective {name!r} shows the student {needs.student_variant!r}, and privilege.student_variant asks for "
+            f"{student_variant!r}; leave one of them out"
+        )
     if num_generations < needs.needs_siblings:
         raise ValueError(
             f"objective {name!r} compares rollouts of one prompt: num_generations={num_generations} must be at least "

@@ -71,11 +71,13 @@ from dopd_vl.training.trackers import RolloutTables
 from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
 from dopd_vl.views import VISION_PROCESSORS, Refusal, View, ViewProcessor, limit_images, processor_for
 from dopd_vl.views.rollouts import (
+    OWN_VIEW,
+    ROLLOUT_VIEWS,
     SIBLING_VIEW,
     ViewRenderer,
     pad_responses,
     render_batch,
-    render_with_right_rollouts,
+    render_with_rollouts,
     right_rollouts_to_show,
 )
 
@@ -186,8 +188,12 @@ class DopdTrainer(DistillationTrainer):
         taught = "teacher" in self.policies.copies.policies
         of_student = args.copy_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        self.renderer = ViewRenderer(self.views, variants, args.student_variant)
-        check_requirements(self.objective, args.num_generations, self.views.reads_images, train_dataset)
+        of_objective = self.requirements.student_variant
+        student_variant = args.student_variant if of_objective == "none" else of_objective
+        others: Any = train_dataset if isinstance(train_dataset, Sized) else ()
+        self.renderer = ViewRenderer(self.views, variants, student_variant, others)
+        reads_images = self.views.reads_images
+        check_requirements(self.objective, args.num_generations, reads_images, train_dataset, args.student_variant)
         self.refusals: list[Refusal] = []
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""
@@ -297,7 +303,7 @@ class DopdTrainer(DistillationTrainer):
     def _roll_out_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         group = self.args.num_generations
         sources = self.objective.sources()
-        fixed = [source for source in sources if source.view != SIBLING_VIEW]
+        fixed = [source for source in sources if source.view not in ROLLOUT_VIEWS]
         rendered = render_batch(self.renderer, inputs, [PLAIN_STUDENT, *fixed], group)
         self.refusals += rendered.refusals
         plain_views = rendered.views[PLAIN_STUDENT]
@@ -315,9 +321,14 @@ class DopdTrainer(DistillationTrainer):
         usable = response_mask.any(dim=-1).tolist()
         shown = right_rollouts_to_show([v if u else None for v, u in zip(verdicts, usable, strict=True)], group)
         views = dict(rendered.views)
-        if len(fixed) < len(sources):
-            by_sibling, shown = render_with_right_rollouts(self.renderer, inputs, plain_views, texts, shown)
+        asked = {source.view for source in sources}
+        prompts = self.renderer, inputs, plain_views, texts
+        if SIBLING_VIEW in asked:
+            by_sibling, shown = render_with_rollouts(SIBLING_VIEW, *prompts, shown)
             views |= {source: by_sibling for source in sources if source.view == SIBLING_VIEW}
+        if OWN_VIEW in asked:
+            by_itself, _ = render_with_rollouts(OWN_VIEW, *prompts, range(len(inputs)))
+            views |= {source: by_itself for source in sources if source.view == OWN_VIEW}
 
         # One process keeps some rollouts to look at, with their scores.
         most = self.args.rollouts_to_keep if self.accelerator.is_main_process else 0
