@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from dopd_vl.common.digests import dataset_parts, digest_json, digest_model
 from dopd_vl.common.files import disk_told_of, exclusive, make_folder
@@ -30,8 +30,8 @@ from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.evaluation.generation import ignored_settings
-from dopd_vl.models import base_of_adapters, load_config
-from dopd_vl.views import VISION_PROCESSORS, Refusal, ViewProcessor, processor_for
+from dopd_vl.models import base_of_adapters, check_adapters, check_weights, load_config, reading
+from dopd_vl.views import VISION_PROCESSORS, Refusal, ViewProcessor, load_views
 
 WHAT_STAYS = "whole batches stay, run the same command again when it can be"
 
@@ -64,15 +64,13 @@ def load_model(
     config = load_config(base or name, _key(base), trust_remote_code)
     on_gpu = torch.cuda.is_available()
     auto = AutoModelForImageTextToText if config.model_type in VISION_PROCESSORS else AutoModelForCausalLM
-    model: Any = auto.from_pretrained(
-        base or path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
-    )
-    if base is not None:
-        model = PeftModel.from_pretrained(model, path)
-    processing_class = AutoProcessor.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
-    views = processor_for(config, processing_class, chat_template_kwargs=chat_template_kwargs)
-    if views.tokenizer.pad_token is None:
-        views.tokenizer.pad_token = views.tokenizer.eos_token
+    with reading("model", path):
+        model: Any = auto.from_pretrained(
+            base or path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+        if base is not None:
+            model = PeftModel.from_pretrained(model, path)
+    views = load_views(path, config, "model", trust_remote_code, chat_template_kwargs)
     return model.to(torch.device("cuda" if on_gpu else "cpu")).eval(), views
 
 
@@ -116,8 +114,15 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     Raises:
         UserError: the model cannot be read, or the folder holds another evaluation.
     """
-    base = base_of_adapters(find_model(config.model), "model")
-    commit = getattr(load_config(base or config.model, _key(base), config.trust_remote_code), "_commit_hash", None)
+    model_path = find_model(config.model)
+    base = base_of_adapters(model_path, "model")
+    model_config = load_config(base or config.model, _key(base), config.trust_remote_code)
+    if base is not None:
+        check_adapters(model_path, "model")
+    if not config.trust_remote_code:
+        check_weights(find_model(base or config.model), _key(base), model_config)
+        load_views(model_path, model_config, "model", chat_template_kwargs=config.chat_template_kwargs)
+    commit = getattr(model_config, "_commit_hash", None)
     identity = {
         **{key: value for key, value in asdict(config).items() if key in _IDENTIFYING},
         "dtype": resolve_dtype(config.dtype),
