@@ -18,13 +18,13 @@ def main(argv: Sequence[str]) -> int:
 
     quiet_libraries()
     console = Console()
-    failures, scored = run_study(config, console)
-    result = gather(config, scored)
+    outcome = run_study(config, console)
+    result = gather(config, outcome)
     files = [*write(config, result), *draw(config, result)]
     console.print(as_markdown(config, result), highlight=False, markup=False, soft_wrap=True)
     for file in files:
         console.print(str(file), highlight=False, soft_wrap=True)
-    for failure in failures:
+    for failure in outcome.failures:
         told = f"failed: {failure.title}: {failure.reason} ({failure.log})"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
-    return 1 if failures else 0
+    return 1 if outcome.failures else 0

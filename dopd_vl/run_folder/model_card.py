@@ -223,7 +223,7 @@ def _scores(facts: CardFacts) -> list[str]:
     first, last = scored[0], scored[-1]
     names = [
         name
-        for name in last
+        for name in sorted(last)  # a run that was taken up has them in this order, too
         if name.startswith("eval_") and isinstance(last[name], int | float) and not name.endswith(_TIMINGS)
     ]
     rows = [(shown(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]

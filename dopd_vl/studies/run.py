@@ -69,8 +69,18 @@ class Failure:
     log: Path
 
 
-def run_study(config: StudyConfig, console: Console) -> tuple[list[Failure], dict[Path, dict[str, Any]]]:
-    """Do what is not done yet: what failed, and the scores of each job that is done, by its folder.
+@dataclass(frozen=True)
+class Outcome:
+    """What a study came to."""
+
+    runs: list[Run]
+    failures: list[Failure]
+    scores: dict[Path, dict[str, Any]]
+    """of each job that is done, by its folder"""
+
+
+def run_study(config: StudyConfig, console: Console) -> Outcome:
+    """Do what is not done yet.
 
     Raises:
         ConfigurationError: something is wrong with the study, or runs of it were made with other settings; nothing was
@@ -95,7 +105,7 @@ def run_study(config: StudyConfig, console: Console) -> tuple[list[Failure], dic
         failures = _run_all(list(undone), config, console, lock) if undone else []
         contents = Contents()  # students are other ones now
         done = [job for job in jobs if job not in undone or _undone(job, contents) is None]
-        return failures, {job.folder: load_scores(job.output) for job in done}
+        return Outcome(runs, failures, {job.folder: load_scores(job.output) for job in done})
 
 
 def _refuse_other_settings(config: StudyConfig, runs: list[Run], contents: Contents) -> None:

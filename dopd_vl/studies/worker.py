@@ -20,8 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dopd_vl.common.digests import sealed
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import write_json
+from dopd_vl.common.files import told_of_disk, write_json
 from dopd_vl.common.processes import is_first_process
 
 IN_STUDY = "DOPD_VL_STUDY_WORKER"
@@ -69,8 +70,10 @@ def run_job(job_file: str) -> int:
     except UserError as error:
         code, reason = 2, " ".join(str(error).split())
     except Exception as error:  # whatever a run died of, the others go on; the traceback is in its log
-        traceback.print_exc()
-        code, reason = 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        disk = told_of_disk(error)
+        if disk is None:
+            traceback.print_exc()
+        code, reason = (1, f"{type(error).__name__}: {' '.join(str(error).split())}") if disk is None else (2, disk)
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first_process():
@@ -100,7 +103,6 @@ def _train_and_score(job: dict[str, Any]) -> None:
 def _score(job: dict[str, Any], console: Any) -> None:
     """Scores of each model on each data set in each variant, each prediction's verdict, and what they are made from."""
     from dopd_vl.evaluation.run import evaluate_model
-    from dopd_vl.run_folder.checkpoints import write_signed
     from dopd_vl.studies.finished import Contents
     from dopd_vl.training.run import load_examples
 
@@ -118,7 +120,7 @@ def _score(job: dict[str, Any], console: Any) -> None:
                     **asdict(accuracy),
                     "correct": {prediction.id: prediction.correct for prediction in predictions},
                 }
-    write_signed(Path(job["output"]), {"made_from": made_from, "scores": scores})
+    write_json(Path(job["output"]), sealed({"made_from": made_from, "scores": scores}))
 
 
 if __name__ == "__main__":
