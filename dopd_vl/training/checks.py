@@ -437,6 +437,11 @@ def check_requirements(
             f"objective {name!r} compares rollouts of one prompt: num_generations={num_generations} must be at least "
             f"{needs.needs_siblings}"
         )
+    if num_generations % len(needs.lessons):
+        raise ValueError(
+            f"objective {name!r} learns on {len(needs.lessons)} sequences a rollout, which are rows of the batch: "
+            f"num_generations={num_generations} must be a multiple of it"
+        )
     if needs.needs_images and not reads_images:
         raise ValueError(f"objective {name!r} is about images, but the student reads text only")
     if needs.needs_verifier and isinstance(dataset, Dataset):  # of a stream it is known example by example
