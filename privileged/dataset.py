@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -77,7 +78,9 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        dataset = Dataset.from_parquet([str(file) for file in files], features=features(), cache_dir=cache_dir)
+        dataset = Dataset.from_parquet(
+            [glob.escape(str(file)) for file in files], features=features(), cache_dir=cache_dir
+        )
     except (DatasetGenerationError, OSError, ValueError) as error:
         cause, cache = error.__cause__ or error, Path(cache_dir or HF_DATASETS_CACHE).expanduser()
         if isinstance(cause, OSError) and _is_of_the_cache(cause, cache):

@@ -17,6 +17,7 @@ from rich.table import Table
 from dopd_vl.common.configuration import as_yaml, read_config
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import make_folder, write_atomically, write_json, writing_to
+from dopd_vl.common.terminal import Terminal, show, tell
 
 TITLES = {"opd": "vanilla OPD", "dopd": "DOPD", "dopd-anchored": "DOPD-anchored"}
 
@@ -65,19 +66,19 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.common.quiet import quiet_libraries
 
     quiet_libraries()
-    console = Console()
+    console = Terminal()
     started = time.monotonic()
     folder = Path(config.output_dir)
     _same_run(folder, config)
     rows = run_quickstart(config, console)
     table = as_table(rows, config)
-    console.print(table)
+    show(console, table)
     for row in rows:
         if row.gap_recovered is not None and row.gap_recovered < 0:
-            console.print(f"{row.name} ended below the student that it began with; docs/stability.md says more")
+            tell(console, f"{row.name} ended below the student that it began with; docs/stability.md says more")
     write_json(folder / "summary.json", {"config": asdict(config), "rows": [asdict(row) for row in rows]})
-    console.print(f"took {time.monotonic() - started:.0f} s", highlight=False)
-    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+    tell(console, f"took {time.monotonic() - started:.0f} s")
+    tell(console, f"run folder: {folder}")
     return 0
 
 

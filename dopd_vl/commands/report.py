@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dopd_vl.common.visible import print_line
+
 STEPS = 20
 
 
@@ -20,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     page = report_page(runs, [read_rollouts(run.folder, arguments.steps or None) for run in runs])
     with writing_to(arguments.output, "--output"):
         write_atomically(arguments.output, page)
-    print(f"report: {arguments.output}")
+    print_line(f"report: {arguments.output}")
     if arguments.figures is not None:
         make_folder(arguments.figures, "--figures")
         with writing_to(arguments.figures, "--figures"):
@@ -28,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
                 for name in section.names:
                     if lines := curve(runs, name):
                         draw_figure(lines, title_of(name), arguments.figures / name.replace("/", "-"))
-        print(f"figures: {arguments.figures}")
+        print_line(f"figures: {arguments.figures}")
     return 0
 
 

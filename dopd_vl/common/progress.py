@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from dopd_vl.common.terminal import tell
+from dopd_vl.common.visible import visible
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -42,7 +45,7 @@ class Progress:
         self._before = self._done = done
         self._start = self._last_line = time.monotonic()
         self._bar = live_bar(console)
-        self._task = self._bar.add_task(title, total=total, completed=done, facts="")
+        self._task = self._bar.add_task(visible(title), total=total, completed=done, facts="")
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -69,9 +72,9 @@ class Progress:
         rate = (done - self._before) / max(now - self._start, 1e-9)
         pace = f"{rate:.3g} {self._unit}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s/{self._unit[:-1]}"
         told = ", ".join(text for text in (pace, facts) if text)
-        self._bar.update(self._task, completed=done, facts=told)
+        self._bar.update(self._task, completed=done, facts=visible(told))
         if not self._console.is_terminal and (say or now - self._last_line >= SECONDS_BETWEEN_LINES):
             self._last_line = now
             left = f", {(self._total - done) / rate:.0f} s left" if rate else ""
             line = f"{self._title}: {done}/{self._total} {self._unit}, {told}{left}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            tell(self._console, line)

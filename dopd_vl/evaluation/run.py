@@ -15,6 +15,7 @@ from dopd_vl.common.digests import digest_model, digest_questions
 from dopd_vl.common.files import exclusive
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import find_model
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.evaluation.accuracy import (
     Accuracy,
     Asking,
@@ -98,7 +99,7 @@ def evaluate_model(
     model, views = load_model(name, dtype, trust_remote_code)
     right = RightSoFar()
     title = title or f"evaluate {Path(name).name}"
-    with Progress(console or Console(), title, len(dataset), "responses") as progress:
+    with Progress(console or Terminal(), title, len(dataset), "responses") as progress:
 
         def show(batch: Batch) -> None:
             progress.advance(len(batch.predictions) + len(batch.refused), right.with_batch(batch))
@@ -134,11 +135,9 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         if left:
             model, views = load_model(config.model, config.dtype, config.trust_remote_code, config.chat_template_kwargs)
             if ignored := ignored_settings(model):
-                console.print(
+                tell(
+                    console,
                     f"model: its generation_config is ignored ({ignored}); `sampling` says how responses are drawn",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
                 )
             for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
                 folder.add(batch)

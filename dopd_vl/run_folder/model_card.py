@@ -18,18 +18,15 @@ from dopd_vl.common.configuration import read_config
 from dopd_vl.common.files import read_rows, write_atomically
 from dopd_vl.common.resources import NANO_PREFIX
 from dopd_vl.common.run_layout import CARD_FILE, CONFIG_FILE, METRICS_FILE
+from dopd_vl.common.visible import in_card
 from dopd_vl.objectives.base import needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import TrainConfig
 from privileged.dataset import read_audit
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
-MAX_NAME = 80
-"""Characters of one name in a card."""
 MAX_ROWS = 40
 """Sources of data that a table names."""
-
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$:-])")
 
 
 def write_card(student: Path, run: Path, facts: Mapping[str, Any], sees_images: bool) -> None:
@@ -49,14 +46,14 @@ def model_card(config: TrainConfig, step: int, metrics: Sequence[Mapping[str, An
     """The card's Markdown; `metrics` are rows of metrics.jsonl up to `step`."""
     lines = ["---", yaml.safe_dump(_front_matter(config, sees_images), sort_keys=False).strip(), "---", ""]
     lines += [
-        f"# {shown(Path(config.output_dir).name)}: a student distilled with dopd-vl",
+        f"# {in_card(Path(config.output_dir).name)}: a student distilled with dopd-vl",
         "",
         "It learnt on its own rollouts, from teachers that may have seen more than it did: the table says what.",
         "",
         *_table(("", "value"), _origin(config, step)),
         "## Data",
         "",
-        *_table(("", "value"), [("trained on", shown(Path(config.data.train).name)), *_of_data(config.data.train)]),
+        *_table(("", "value"), [("trained on", in_card(Path(config.data.train).name)), *_of_data(config.data.train)]),
         "## Scores",
         "",
         *_scores(config, metrics),
@@ -67,18 +64,6 @@ def model_card(config: TrainConfig, step: int, metrics: Sequence[Mapping[str, An
         "",
     ]
     return "\n".join(lines)
-
-
-def shown(value: object) -> str:
-    """Any text as one short line that Markdown and HTML take for nothing but text.
-
-    >>> shown("a|b <script>")
-    'a\\\\|b \\\\<script\\\\>'
-    """
-    text = "".join(character if character.isprintable() else " " for character in " ".join(str(value).split()))
-    if len(text) > MAX_NAME:
-        text = text[: MAX_NAME - 1] + "…"
-    return _MARKUP.sub(r"\\\1", text).replace("www.", r"www\.")
 
 
 def _front_matter(config: TrainConfig, sees_images: bool) -> dict[str, Any]:
@@ -99,28 +84,28 @@ def _origin(config: TrainConfig, step: int) -> Iterator[tuple[str, str]]:
     yield "base model", _model_name(config.model.student)
     if config.model.teacher is not None and needs_teacher(objective):
         yield "teacher", _model_name(config.model.teacher)
-    yield "objective", shown(config.objective.name)
+    yield "objective", in_card(config.objective.name)
     for name, value in asdict(objective).items():  # type: ignore[call-overload]
-        yield f"objective, {shown(name)}", shown(value)
-    yield "views", ", ".join(f"{shown(source.policy)} on {shown(source.view)}" for source in objective.sources())
+        yield f"objective, {in_card(name)}", in_card(value)
+    yield "views", ", ".join(f"{in_card(source.policy)} on {in_card(source.view)}" for source in objective.sources())
     if any(source.view == "privileged" for source in objective.sources()):
-        yield "privileged variant of the teacher", shown(config.privilege.teacher_variant)
-        yield "privileged variant of the student's copy", shown(config.privilege.copy_variant)
-    yield "shown to the student that learns", shown(config.privilege.student_variant)
+        yield "privileged variant of the teacher", in_card(config.privilege.teacher_variant)
+        yield "privileged variant of the student's copy", in_card(config.privilege.copy_variant)
+    yield "shown to the student that learns", in_card(config.privilege.student_variant)
     yield "optimizer steps", f"{step} of {loop.max_steps}"
-    yield "learning rate", f"{loop.learning_rate:g}, {shown(loop.lr_scheduler_type)}"
+    yield "learning rate", f"{loop.learning_rate:g}, {in_card(loop.lr_scheduler_type)}"
     yield "rollouts per prompt", str(loop.num_generations)
     yield "longest response", f"{loop.max_completion_length} tokens"
     if config.model.lora is not None:
         yield "LoRA", f"rank {config.model.lora.r}, alpha {config.model.lora.alpha:g}"
     yield "seed", str(config.seed)
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    yield "made with", shown(f"dopd-vl {version('dopd-vl')}") + f"; Python {platform.python_version()}, {libraries}"
+    yield "made with", in_card(f"dopd-vl {version('dopd-vl')}") + f"; Python {platform.python_version()}, {libraries}"
 
 
 def _model_name(name: str) -> str:
     """A hub id in full, of a folder only its own name: where it lies is nobody's business."""
-    return shown(name if not Path(name).exists() else Path(name).name)
+    return in_card(name if not Path(name).exists() else Path(name).name)
 
 
 def _of_data(folder: str) -> Iterator[tuple[str, str]]:
@@ -131,7 +116,7 @@ def _of_data(folder: str) -> Iterator[tuple[str, str]]:
     yield "records", str(audit["records"])
     sources = list(audit["counts"]["sources"].items())
     for name, count in sources[:MAX_ROWS]:
-        yield f"of {shown(name)}", shown(count)
+        yield f"of {in_card(name)}", in_card(count)
     if len(sources) > MAX_ROWS:
         yield f"of {len(sources) - MAX_ROWS} other sources", str(sum(count for _, count in sources[MAX_ROWS:]))
 
@@ -143,10 +128,10 @@ def _scores(config: TrainConfig, metrics: Sequence[Mapping[str, Any]]) -> list[s
     first, last = scored[0], scored[-1]
     size = "" if config.data.eval_size is None else f", at most {config.data.eval_size} of its examples"
     names = [name for name in last if name.startswith("eval_") and isinstance(last[name], int | float)]
-    rows = [(shown(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]
+    rows = [(in_card(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]
     return [
-        f"Greedy, by the verifiers of the tasks, on {shown(Path(config.data.eval).name)}{size}. Accuracy is a share of "
-        "1, entropy is in nats per token; a name in front is what the student was shown, one behind is a source.",
+        f"Greedy, by the verifiers of the tasks, on {in_card(Path(config.data.eval).name)}{size}. Accuracy is a share "
+        "of 1, entropy is in nats per token; a name in front is what the student was shown, one behind is a source.",
         "",
         *_table(("", f"step {first['step']}", f"step {last['step']}"), rows[:MAX_ROWS]),
     ]

@@ -20,6 +20,7 @@ from dopd_vl.common.files import exclusive, make_folder, write_atomically, write
 from dopd_vl.common.processes import end_group
 from dopd_vl.common.progress import live_bar
 from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
+from dopd_vl.common.terminal import tell
 from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder
 
 SCORES_FILE = "scores.json"
@@ -81,7 +82,7 @@ def run_study(config: StudyConfig, console: Console) -> list[Failure]:
         jobs = [*_reference_jobs(config, runs), *(_job(config, run) for run in runs)]
         waiting = [job for job in jobs if not job.output.exists()]
         if len(waiting) < len(jobs):
-            console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done already", highlight=False)
+            tell(console, f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done already")
         return _run_all(waiting, config, console) if waiting else []
 
 
@@ -253,7 +254,7 @@ def _run_all(jobs: list[Job], config: StudyConfig, console: Console) -> list[Fai
                     if code:
                         failures.append(Failure(job.title, reason, job.log))
                     told = f"failed: {reason} ({job.log})" if code else "done"
-                    console.print(f"{job.title}: {told}", highlight=False, markup=False, soft_wrap=True)
+                    tell(console, f"{job.title}: {told}")
                 progress.update(whole, completed=finished_steps + under_way)
         finally:
             for worker in running:

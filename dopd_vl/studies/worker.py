@@ -18,6 +18,7 @@ from typing import Any
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import write_json
+from dopd_vl.common.terminal import Terminal
 
 
 def main(argument: str) -> int:
@@ -51,7 +52,6 @@ def run_job(job_file: str) -> int:
 
 
 def _train_and_score(job: dict[str, Any]) -> None:
-    from rich.console import Console
 
     from dopd_vl.common.configuration import read_config
     from dopd_vl.common.quiet import quiet_libraries
@@ -60,7 +60,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
     from dopd_vl.training.run import run_training
 
     quiet_libraries()
-    console = Console(width=160)
+    console = Terminal(width=160)
     for file in job["train"]:
         config = read_config(TrainConfig, ["--config", file], "dopd-vl study")
         if not (Path(config.output_dir) / STUDENT_FOLDER / FACTS_FILE).exists():

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dopd_vl.common.visible import in_card
 from privileged.audit.audit import DESCRIPTIONS
 from privileged.rendering.variants import VARIANTS
 from privileged.schema import features
@@ -54,7 +55,7 @@ def card(audit: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, counts: Mapping[str, int]) -> list[str]:
-    rows = [f"| {str(name).replace('|', '/')} | {count} |" for name, count in counts.items()]
+    rows = [f"| {in_card(name)} | {count} |" for name, count in counts.items()]
     return [f"| {title} | records |", "|---|---|", *rows, ""]
 
 
