@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from dopd_vl.common.configuration import as_yaml, read_config
 from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.common.files import make_folder, read_jsonl, write_atomically, write_json, writing_to
 from dopd_vl.common.run_layout import ALARMS_FILE
+from dopd_vl.common.terminal import Terminal, show, tell
 
 if TYPE_CHECKING:
     from dopd_vl.studies.config import StudyConfig
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.studies.run import run_study
 
     quiet_libraries()
-    console = Console()
+    console = Terminal()
     started = time.monotonic()
     folder = Path(config.output_dir)
     _same_run(folder, config)
@@ -81,16 +81,16 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{failed.title}: {failed.reason} ({failed.log})")
     runs = outcome.runs
     rows = rows_of(study, outcome)
-    console.print(as_table(rows, config))
+    show(console, as_table(rows, config))
     for row in rows:
         if row.alarm is not None:
-            console.print(f"{row.name}: {row.alarm}", markup=False, highlight=False, soft_wrap=True)
+            tell(console, f"{row.name}: {row.alarm}")
     write_json(folder / "summary.json", {"config": asdict(config), "rows": [asdict(row) for row in rows]})
     shown = read_runs([Path(run.stages[-1][1].output_dir) for run in runs], None)
     report = folder / "report.html"
     write_atomically(report, report_page(shown, [read_rollouts(run.folder, None) for run in shown]))
-    console.print(f"took {time.monotonic() - started:.0f} s", highlight=False)
-    console.print(f"run folder: {folder}\nreport: {report}", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"took {time.monotonic() - started:.0f} s")
+    tell(console, f"run folder: {folder}\nreport: {report}")
     return 0
 
 

@@ -45,7 +45,8 @@ def main() -> None:
         code = wait(program, settings["seconds"])
     finally:
         end_all(program)
-    print(json.dumps(code), flush=True)
+    sys.stdout.write(f"{json.dumps(code)}\n")
+    sys.stdout.flush()
 
 
 def wait(program: int, seconds: float) -> int | None:

@@ -24,6 +24,7 @@ from dopd_vl.common.digests import sealed
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import told_of_disk, write_json
 from dopd_vl.common.processes import is_first_process
+from dopd_vl.common.terminal import Terminal
 
 IN_STUDY = "DOPD_VL_STUDY_WORKER"
 """Environment variable: a study started this process, in a session of its own."""
@@ -82,7 +83,6 @@ def run_job(job_file: str) -> int:
 
 
 def _train_and_score(job: dict[str, Any]) -> None:
-    from rich.console import Console
 
     from dopd_vl.common.configuration import read_config
     from dopd_vl.common.quiet import quiet_libraries
@@ -91,7 +91,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
     from dopd_vl.training.run import run_training
 
     quiet_libraries()
-    console = Console(width=160)
+    console = Terminal(width=160)
     for file in job["train"]:
         config = read_config(TrainConfig, ["--config", file], "dopd-vl study")
         if unfinished_stage(config) is not None:

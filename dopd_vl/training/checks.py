@@ -29,6 +29,7 @@ from transformers.utils.hub import hf_api
 from dopd_vl.common.configuration import check_values
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_line
 from dopd_vl.common.resources import find_model
+from dopd_vl.common.terminal import tell
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
 from dopd_vl.models import check_weights, reading
 from dopd_vl.objectives import Objective
@@ -460,4 +461,4 @@ def say_what_is_not_scored(dataset: Any, console: Console) -> None:
     present = set(dataset.unique("task"))
     for task, reason in unscored_tasks().items():
         if task in present:
-            console.print(f"responses to tasks {task!r} are not scored: {reason}", highlight=False, soft_wrap=True)
+            tell(console, f"responses to tasks {task!r} are not scored: {reason}")
