@@ -45,8 +45,7 @@ def main() -> None:
         code = wait(program, settings["seconds"])
     finally:
         end_all(program)
-    sys.stdout.write(f"{json.dumps(code)}\n")
-    sys.stdout.flush()
+    os.write(1, f"{json.dumps(code)}\n".encode())
 
 
 def wait(program: int, seconds: float) -> int | None:

@@ -15,7 +15,7 @@ from dopd_vl.common.digests import dataset_parts, digest_json, digest_model
 from dopd_vl.common.files import disk_told_of, exclusive, make_folder
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import find_model
-from dopd_vl.common.terminal import Terminal
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.evaluation.accuracy import (
     Accuracy,
     Asking,
