@@ -28,11 +28,13 @@ def disk_lines(work: Workload) -> list[Line]:
     student = 4 * work.trained
     state = 12 * work.trained if work.parallel in ("zero2", "zero3") else work.optimizer_bytes * work.trained
     averages = sum(scoring.policy == "average" for scoring in work.scorings)
-    kept = min(work.saves, work.save_total_limit + 1) if work.save_total_limit else work.saves
+    limits = [limit for limit in (work.saves, work.save_total_limit + 1 if work.save_total_limit else None) if limit]
+    kept = min(limits, default=1)
+    each = "" if limits else ", each of which is kept"
     what = "adapters" if work.lora_rank else "weights"
     checkpoint = student + state + averages * 4 * work.trained
     lines = [
-        Line(f"{kept} checkpoints", kept * checkpoint, ALWAYS, f"fp32 {what} and the optimizer's state"),
+        Line(f"{kept} checkpoints", kept * checkpoint, ALWAYS, f"fp32 {what} and the optimizer's state{each}"),
         Line("student/", student, ALWAYS, f"fp32 {what}"),
     ]
     if work.eval_batch:

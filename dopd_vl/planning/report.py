@@ -97,6 +97,9 @@ def print_time(console: Console, work: Workload, parts: list[Part], steps: int) 
     table.add_section()
     table.add_row("step", f"{sum(part.flops for part in parts) / 1e12:,.0f}", f"{total:.1f}", "without communication")
     console.print(table)
+    if steps < 0:
+        console.print("How many steps the passes over the data are is not known here.", highlight=False)
+        return
     hours = total * steps / 3600
     rollouts = work.rollouts * work.devices
     console.print(

@@ -90,8 +90,8 @@ class Workload:
     machines: int = 1
     save_total_limit: int = 2
     """whole checkpoints that are kept; 0 keeps all"""
-    saves: int = 1
-    """checkpoints that the run writes"""
+    saves: int | None = 1
+    """checkpoints that the run writes; None where passes over the data, not steps, say how long it is"""
     eval_batch: int = 0
     """responses that are drawn at a time in an evaluation; 0: there is none"""
     eval_prompt_tokens: int = 0

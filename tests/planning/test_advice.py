@@ -89,6 +89,14 @@ def test_a_copy_whose_weights_zero_3_does_not_keep_is_never_sent_there() -> None
         assert (advice._sound(config, [zero_3]) is not None) == proposed
 
 
+def test_adapters_are_proposed_as_the_shipped_configuration_has_them() -> None:
+    config = config_of()
+    (lora,) = [p for p in advice._proposals(config, workload_of(config), 80 * GB) if p.kind == "adapters"]
+    changed = advice._sound(config, [lora])
+    assert changed is not None
+    assert changed[0] == config_of(*given(advice._in_words(lora.values)))
+
+
 def test_vllm_is_proposed_with_all_that_training_wants_of_it() -> None:
     words = ["--model.student", "Qwen/Qwen3-1.7B", "--model.teacher", "Qwen/Qwen3-8B", "--gpus", "1x80"]
     long = ["--training.max_completion_length", "30000", "--training.per_device_train_batch_size", "4"]

@@ -88,6 +88,16 @@ def test_main_memory_and_disk_are_said_and_compared_with_what_there_is(capsys: p
     assert main([*words, "--host_memory", "256", "--disk", "100"]) == 0
 
 
+def test_a_run_of_passes_over_the_data_has_no_hours_and_no_fewer_checkpoints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8xh100", "--training.max_steps", "-1"]
+    assert main([*words, "--trl.num_train_epochs", "2"]) == 0
+    text = said(capsys)
+    assert "GPU hours" not in text
+    assert "3 checkpoints" in text
+
+
 def test_a_named_gpu_has_the_bytes_that_a_process_finds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "llm/nano", "--gpus", "2xrtx-4090"]) == 0
     text = said(capsys)
