@@ -35,7 +35,7 @@ from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.common.files import read_rows, write_json
 from dopd_vl.common.run_layout import CONFIG_FILE, METRICS_FILE
 from dopd_vl.health.alarms import Alarm, non_finite, replay
-from dopd_vl.health.rows import Row, RunFacts, moving_means, rows_of_training, values
+from dopd_vl.health.rows import Row, RunFacts, mean, rows_of_training, values
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import HealthSettings, ObjectiveSettings, TrainConfig
 
@@ -160,7 +160,8 @@ def _more_than_one_task_fell(before: Row, after: Row) -> bool:
 def onset_of(rows: Sequence[Row]) -> tuple[int | None, int | None]:
     """The step that a fall of the rollout accuracy began after, and the step of its best value."""
     judged = [row for row in rows if values([row], "rollout_accuracy")]
-    means = moving_means(values(judged, "rollout_accuracy"), SMOOTHING)
+    accuracy = values(judged, "rollout_accuracy")
+    means = [mean(accuracy[end - SMOOTHING : end]) for end in range(SMOOTHING, len(accuracy) + 1)]
     if not means or means[-1] >= max(means):
         return None, None
     best = max(range(len(means)), key=means.__getitem__)

@@ -34,8 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print(f"\nstopped; {_again(name)} to go on", file=sys.stderr)
         return 130
+    except Exception as error:
+        from dopd_vl.common.files import told_of_disk
+
+        told = told_of_disk(error)
+        if told is None:
+            raise
+        print(f"error: {told}; what is whole stays, {_again(name)} when it can be used", file=sys.stderr)
+        return 2
 
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -45,9 +53,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("dopd_vl.commands.study", "run a grid of methods, variants, settings and seeds, and compare"),
     "quickstart": ("dopd_vl.commands.quickstart", "the whole job on a laptop, in minutes"),
     "report": ("dopd_vl.commands.report", "runs as one HTML page: curves and a token inspector"),
+    "configs": ("dopd_vl.commands.configs", "the configurations that ship, by the name that --config takes"),
     "plan": ("dopd_vl.commands.plan", "whether a run fits in memory, and what it takes, before it starts"),
 }
 """name -> (the module whose `main(argv)` is the command, what it does)"""
+
+
+def _again(command: str) -> str:
+    """What goes on with a command that was stopped."""
+    return f"run the same command again{' with --resume true' if command == 'train' else ''}"
 
 
 def _help() -> str:

@@ -1,5 +1,6 @@
 """The keys of `dopd-vl train --config FILE`."""
 
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
@@ -149,11 +150,12 @@ def check_sizes(settings: Any) -> None:
     check_at_least(1, settings, "logged_top_k")
     if settings.logits_chunk_size != "auto":
         check_at_least(1, settings, "logits_chunk_size")
-    check_at_least(0, settings, "rollouts_to_keep")
+    check_at_least(0, settings, "rollouts_to_keep", "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
+    check_at_least(0, settings, "logging_steps", "eval_steps", "save_steps")
     if settings.max_steps == 0:
         raise ValueError("max_steps=0 trains nothing; give a number of steps, or -1 for trl.num_train_epochs passes")
-    if not settings.temperature > 0:
-        raise ValueError(f"temperature={settings.temperature} must be above 0: rollouts are sampled")
+    if not 0 < settings.temperature < math.inf:
+        raise ValueError(f"temperature={settings.temperature} must be above 0 and finite: rollouts are sampled")
     rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     if rollouts % settings.num_generations:
         raise ValueError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from dopd_vl.common.digests import CHECKSUM, digest_file, digest_json, sha256_of, unsealed
 from dopd_vl.common.errors import ConfigurationError, PrepareError, RecordError, one_line
-from dopd_vl.common.files import DISK_TROUBLE
+from dopd_vl.common.files import DISK_TROUBLE, read_json
 from privileged.records.fields import chat_message, item_list
 from privileged.schema import MEASURED, TASKS, Example, empty_privileged, features
 
@@ -20,6 +21,8 @@ FORMAT = "privileged-dataset-1"
 DATA_FOLDER = "data"
 AUDIT_FILE = "audit.json"
 CARD_FILE = "README.md"
+CARD_BEGINS = "---\nconfigs:\n- config_name: default\n  description: rows "
+"""The front matter of our cards, up to the digest of the rows."""
 INFO_FILE = "dataset_info.json"
 REJECTED_FILE = "rejected.jsonl"
 DROPPED_FILE = "dropped.jsonl"
@@ -29,30 +32,55 @@ AGAIN = "prepare it again with overwrite: true"
 
 
 def read_audit(folder: Path) -> dict[str, Any] | None:
-    """The audit of a complete folder; None when the folder is not a complete one.
+    """The audit of a complete folder; None when the folder is not a complete one, or its audit was damaged.
 
     The card and the audit are written last, so both together are the sign of completeness.
     """
     if not (folder / CARD_FILE).is_file() or not (folder / AUDIT_FILE).is_file():
         return None
-    try:
-        audit = json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+    audit = read_json(folder / AUDIT_FILE)
+    if audit is None or audit.get("format") != FORMAT or unsealed(audit) is None:
         return None
-    return audit if isinstance(audit, dict) and audit.get("format") == FORMAT and _names_its_files(audit) else None
+    return audit if _names_its_files(audit) else None
 
 
 def _names_its_files(audit: Mapping[str, Any]) -> bool:
-    names, records = audit.get("files"), audit.get("records")
+    names, records, digests = audit.get("files"), audit.get("records"), audit.get("digests", {})
     # Plain names: the audit of a folder from elsewhere must not lead out of it.
-    named = isinstance(names, list) and all(isinstance(n, str) and n == Path(n).name and "\0" not in n for n in names)
-    return named and isinstance(records, int)
+    named = isinstance(names, list) and all(map(_is_plain, names)) and isinstance(digests, dict)
+    # What has digests has a checksum, unless it was damaged there.
+    kept = not digests or (CHECKSUM in audit and all(_is_plain(n.removeprefix(f"{DATA_FOLDER}/")) for n in digests))
+    return named and kept and isinstance(records, int)
+
+
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, str) and name == Path(name).name and "\0" not in name
+
+
+def damaged_file(folder: Path, audit: Mapping[str, Any], data_only: bool = False) -> Path | None:
+    """The first file of a prepared folder that is missing or not what was written, every byte of it; None if all are.
+
+    Of sets of before their audits named digests only the data is known, and that as a whole.
+    """
+    digests = audit.get("digests")
+    if digests is None:
+        files = [folder / DATA_FOLDER / name for name in audit["files"]]
+        missing = next((file for file in files if not file.is_file()), None)
+        changed = "digest" in audit and digest_json([sha256_of(file) for file in files]) != audit["digest"]
+        return missing or (folder / DATA_FOLDER if changed else None)
+    for name, digest in digests.items():
+        if not data_only or name.startswith(f"{DATA_FOLDER}/"):
+            file = folder / name
+            if not file.is_file() or sha256_of(file) != digest:
+                return file
+    return None
 
 
 def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset:
     """The rows of a folder that `prepare` finished, images as the Image feature.
 
-    datasets keeps a memory-mapped copy in its cache (`cache_dir`, or the environment's HF_HOME).
+    datasets keeps a memory-mapped copy in its cache (`cache_dir`, or the environment's HF_HOME), which is known by the
+    content of what it is a copy of. Before it is made, every byte of the data is compared with its digest.
 
     Raises:
         PrepareError: there is no such folder, it is unfinished, files are missing or damaged, its columns are not
@@ -65,6 +93,8 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
     if audit is None:
         if (folder / WORK_FOLDER).is_dir():
             raise PrepareError(f"{folder}: its preparation is unfinished; run the same `{PREPARE_COMMAND}` again")
+        if is_prepared(folder):
+            raise PrepareError(f"{folder}: {AUDIT_FILE} or {CARD_FILE} is missing or damaged; {AGAIN}")
         raise PrepareError(f"{folder}: no privileged dataset ({AUDIT_FILE} or {CARD_FILE} missing or not ours)")
     files = [folder / DATA_FOLDER / name for name in audit["files"]]
     for file in files:
@@ -74,11 +104,27 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
 
     from datasets import Dataset
     from datasets.config import HF_DATASETS_CACHE
+    from datasets.data_files import DataFilesDict, DataFilesList
     from datasets.exceptions import DatasetGenerationError
+    from datasets.io.parquet import ParquetDatasetReader
 
+    # What datasets knows its copy by: a name and a time alone may be those of a set that was here before. Given so,
+    # names are not read as patterns either.
+    content = audit.get("digest") or digest_json([digest_file(file) for file in files])
+    known = DataFilesList(
+        [str(file.absolute()) for file in files], [(str(f.stat().st_mtime_ns), content) for f in files]
+    )
     try:
-        dataset = Dataset.from_parquet([str(file) for file in files], features=features(), cache_dir=cache_dir)
+        reader = ParquetDatasetReader(
+            DataFilesDict(train=known), split="train", features=features(), cache_dir=cache_dir
+        )
+        copied = Path(reader.builder.cache_dir).is_dir()
+        if not copied and (damaged := damaged_file(folder, audit, data_only=True)) is not None:
+            raise PrepareError(f"{damaged}: is not what was prepared; {AGAIN}")
+        dataset = reader.read()
     except (DatasetGenerationError, OSError, ValueError) as error:
+        if isinstance(error, PrepareError):
+            raise
         cause, cache = error.__cause__ or error, Path(cache_dir or HF_DATASETS_CACHE).expanduser()
         if isinstance(cause, OSError) and _is_of_the_cache(cause, cache):
             raise PrepareError(
@@ -87,9 +133,23 @@ def load_privileged(folder: str | Path, cache_dir: str | None = None) -> Dataset
             ) from error
         raise PrepareError(f"{folder}: its data cannot be read ({one_line(cause)}); {AGAIN}") from error
     assert isinstance(dataset, Dataset)
+    if not copied and read_audit(folder) != audit:
+        shutil.rmtree(reader.builder.cache_dir, ignore_errors=True)  # perhaps of both
+        raise PrepareError(f"{folder}: was prepared anew while it was read; run the same command again")
     if len(dataset) != audit["records"]:
         raise PrepareError(f"{folder}: holds {len(dataset)} rows, its audit counted {audit['records']}; {AGAIN}")
+    dataset.info.dataset_name = folder.resolve().name
     return dataset
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is or was one of ours, by its card or its audit, whatever befell the other."""
+    for name, sign in ((CARD_FILE, CARD_BEGINS), (AUDIT_FILE, FORMAT)):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                if sign.encode() in file.read(1024):
+                    return True
+    return False
 
 
 DataT = TypeVar("DataT")

@@ -6,6 +6,8 @@ What is read from the environment at import (HF_HOME, ...) cannot be changed for
 
 import multiprocessing
 import os
+import re
+import resource
 import runpy
 import signal
 import subprocess
@@ -70,15 +72,26 @@ class Fork:
 
 
 def dopd_vl(
-    *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+    *arguments: object,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 300,
+    memory: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`dopd-vl ARGUMENTS`, by default in this folder. `env` is added to the environment."""
-    return start_dopd_vl(*arguments, cwd=cwd, env=env).result(timeout)
+    """`dopd-vl ARGUMENTS`, by default in this folder.
+
+    Args:
+        env: is added to the environment.
+        memory: bytes that it may take beside what its imports hold.
+    """
+    return start_dopd_vl(*arguments, cwd=cwd, env=env, memory=memory).result(timeout)
 
 
-def start_dopd_vl(*arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Fork:
+def start_dopd_vl(
+    *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, memory: int | None = None
+) -> Fork:
     """The same, under way."""
-    return Fork(_command, [str(argument) for argument in arguments], cwd=cwd, env=env)
+    return Fork(_command, [str(argument) for argument in arguments], memory, cwd=cwd, env=env)
 
 
 def run_script(
@@ -94,9 +107,14 @@ def _script(file: Path, words: list[str]) -> None:
     runpy.run_path(str(file), run_name="__main__")
 
 
-def _command(words: list[str]) -> int:
+def _command(words: list[str], memory: int | None) -> int:
     from dopd_vl.cli import main
 
+    if memory is not None:
+        held = re.search(r"VmData:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        assert held is not None
+        limit = 1024 * int(held[1]) + memory
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     sys.argv = ["dopd-vl", *words]
     return main(words)
 

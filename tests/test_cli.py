@@ -1,7 +1,10 @@
 """The real command: help at once, and every mistake one line with exit code 2."""
 
+import errno
+import importlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.commands import dopd_vl
+from dopd_vl.cli import COMMANDS, main
+from tests.commands import ROOT, dopd_vl
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -53,6 +57,44 @@ def test_help_imports_no_torch() -> None:
     code = "import sys; from dopd_vl.cli import main; main(['--help']); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "False"
+
+
+FULL = sqlite3.OperationalError("database or disk is full")
+FULL.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "a file: cannot be used (No space left on device)"),
+        (OSError(errno.EROFS, "x", "/data/set"), "/data/set: cannot be used (Read-only file system)"),
+        (OSError(errno.EACCES, "x", "/data/set"), "/data/set: cannot be used (Permission denied)"),
+        (OSError(errno.EFBIG, "x", b"/data/set"), "/data/set: cannot be used (File too large)"),
+        (FULL, "a file: cannot be used (database or disk is full)"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "(No space left on device)"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_is_one_line_of_every_command(
+    command: str, error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module(COMMANDS[command][0]), "main", fails)
+    assert main([command]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+def test_another_error_of_the_system_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> int:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(importlib.import_module(COMMANDS["report"][0]), "main", fails)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        main(["report"])
 
 
 def test_unknown_command_names_the_nearest() -> None:
@@ -171,3 +213,26 @@ def test_train_and_evaluate_run_from_the_command_line(config_file: Path, vision_
     assert scored.returncode == 0, scored.stderr
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["count"] == 4
     assert len((tmp_path / "scores" / "predictions.jsonl").read_text().splitlines()) == 4
+
+
+def test_every_configuration_that_ships_is_listed_with_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    files = {str(file.relative_to(ROOT / "configs").with_suffix("")) for file in (ROOT / "configs").rglob("*.yaml")}
+    assert {name for name, _ in lines} == files
+    assert main(["configs", "vlm/nano"]) == 0
+    assert Path(capsys.readouterr().out.strip()).samefile(ROOT / "configs/vlm/nano.yaml")
+    assert main(["configs", "vlm/nnao"]) == 2
+    assert "did you mean 'vlm/nano'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_after_ctrl_c_it_is_said_what_goes_on(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(COMMANDS[command][0]), "main", stopped)
+    assert main([command]) == 130
+    assert ("with --resume true" in capsys.readouterr().err) is (command == "train")

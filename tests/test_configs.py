@@ -19,7 +19,7 @@ from transformers import AutoConfig, Qwen3ForCausalLM, Qwen3VLForConditionalGene
 
 from benchmarks.nano.ladder import LADDERS
 from dopd_vl.commands.plan import main as plan
-from dopd_vl.commands.quickstart import QuickstartConfig
+from dopd_vl.commands.quickstart import QuickstartConfig, as_study
 from dopd_vl.common.configuration import as_yaml, read_config
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.config import EvaluateConfig
@@ -27,6 +27,7 @@ from dopd_vl.nano.source import NanoSource
 from dopd_vl.planning.catalogue import known_models, published
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.studies.config import StudyConfig
+from dopd_vl.studies.config import check as check_study
 from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.checks import check
 from privileged.prepare.config import PrepareConfig
@@ -188,9 +189,12 @@ def test_preparation_config_parses(file: Path) -> None:
     assert settings.kind in {*SOURCES, "nano"}
 
 
-def test_quickstart_config_parses() -> None:
+def test_the_quickstart_is_a_study_of_equal_budgets() -> None:
     config = read_config(QuickstartConfig, ["--config", "configs/quickstart.yaml"], "test")
-    assert read_config(TrainConfig, ["--config", config.train_config], "test").model.student == "nano:vision-student"
+    runs = check_study(as_study(config))
+    assert {run.stages[0][1].training.max_steps for run in runs} == {100}
+    assert {run.stages[0][1].model.student for run in runs} == {"nano:vision-learner"}
+    assert [run.cell.name for run in runs][:3] == ["vanilla OPD", "privileged OPD", "DOPD-anchored"]
 
 
 def test_a_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:

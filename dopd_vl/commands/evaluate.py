@@ -71,6 +71,10 @@ def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, conso
     unscored = f", {scores.unscored} without a verdict" if scores.unscored else ""
     summary = f"{scores.count - scores.unscored} responses scored, {scores.refused} questions passed over{unscored}"
     console.print(f"{summary}: {folder}", highlight=False, soft_wrap=True)
+    if undecided := [prediction for prediction in evaluation.predictions if prediction.undecided]:
+        told = f"{len(undecided)} responses count as wrong, as their verifier came to no verdict; the first: "
+        told += f"{undecided[0].id}: {undecided[0].undecided}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(estimate: "Estimate") -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """`dopd-vl report`: one or more runs as a page to read, and their curves as figures for a paper."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,12 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.reporting.runs import curve, read_runs
 
     runs = read_runs(arguments.runs, arguments.group)
-    page = report_page(runs, [read_rollouts(run.folder, arguments.steps or None) for run in runs])
+    rollouts = [read_rollouts(run.folder, arguments.steps or None) for run in runs]
+    for run, some in zip(runs, rollouts, strict=True):
+        if some.missing:
+            files = ", ".join(some.missing)
+            print(f"{run.folder}: gone or damaged, and not on the page: {files}", file=sys.stderr)
+    page = report_page(runs, rollouts)
     with writing_to(arguments.output, "--output"):
         write_atomically(arguments.output, page)
     print(f"report: {arguments.output}")

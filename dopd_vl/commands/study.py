@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> int:
 
     quiet_libraries()
     console = Console()
-    failures = run_study(config, console)
-    result = gather(config)
+    failures, scored = run_study(config, console)
+    result = gather(config, scored)
     files = [*write(config, result), *draw(config, result)]
     console.print(as_markdown(config, result), highlight=False, markup=False, soft_wrap=True)
     for file in files:

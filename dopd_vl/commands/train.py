@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from dopd_vl.common.configuration import read_config
+from dopd_vl.common.processes import is_first_process
 from dopd_vl.train_config import TrainConfig
 
 
@@ -15,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.training.run import run_training  # torch and TRL: only once the configuration is sound
 
     quiet_libraries()
-    console = Console()
+    console = Console(quiet=not is_first_process())
     result = run_training(config, console=console)
     scores = [row["eval_accuracy"] for row in result.metrics if "eval_accuracy" in row]
     if scores:

@@ -2,13 +2,20 @@
 
 config = read_config(TrainConfig, ["--config", "run.yaml", "--training.max_steps", "20"], "dopd-vl train")
 
+An option below a mapping (`--objective.settings.regimes.LL.enabled false`) changes what it names, at any depth, and
+nothing else of it. A dataclass whose mappings have dotted keys says so in a class attribute `DOTTED`: name -> how many
+other keys come before those, e.g. `{"settings": 0, "cells": 1}` for `{settings: {training.seed: 1}, cells: {a: {seed:
+1}}}`. Mappings that have nothing but dotted keys add up, key by key, over files and options.
+
 A key that was renamed or removed is refused with what became of it, which its dataclass says in a class attribute
 `RENAMED`: old key -> what is told of it, e.g. `{"learner_variant": "is called student_variant now"}`.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +24,7 @@ from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_settings
 
 from dopd_vl.common.errors import ConfigurationError, nearest, one_line
 from dopd_vl.common.resources import find_config
@@ -40,11 +47,20 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
         _check_file_keys(cls, given)
     file = files[-1] if files else None
     _check_option_keys(cls, arguments)
+    arguments, inner = _options_in_mappings(cls, arguments)
     parser = _parser(cls, prog)  # type: ignore[arg-type]  # a class is hashable
-    try:
-        namespace = parser.parse_args(arguments)
-    except Exception as error:
-        raise ConfigurationError(_one_line(str(error), file)) from error
+
+    def parse(words: list[str]) -> Namespace:
+        try:
+            return parser.parse_args(words)
+        except Exception as error:
+            raise ConfigurationError(_one_line(str(error), file)) from error
+
+    inner = [*_settings_of_files(cls, files), *inner]
+    if inner:
+        before = parse([word for word in arguments if not word.startswith(("--print_config", "--help", "-h"))])
+        arguments += _merged(cls, before, inner)
+    namespace = parse(arguments)
     for misfit in _misfits(cls, namespace):
         raise ConfigurationError(_one_line(misfit, file))
     try:
@@ -263,6 +279,111 @@ def _check_option_keys(cls: type, arguments: list[str]) -> None:
                 told = _unknown(f"option --{'.'.join(path)}", name, fields, _renamed(inner), prefix)
                 raise ConfigurationError(told)
             inner = _dataclass_in(fields[name])
+
+
+Inner = tuple[str, list[str], Any]
+"""The dotted key of a mapping, the keys below it, and a value for what they name"""
+
+
+def _options_in_mappings(cls: type, arguments: list[str]) -> tuple[list[str], list[Inner]]:
+    """The options that are for jsonargparse, and those that lead into a mapping of free keys."""
+    others: list[str] = []
+    found: list[Inner] = []
+    words = iter(enumerate(arguments))
+    for place, argument in words:
+        option, equals, value = argument.partition("=")
+        path = option[2:].split(".")
+        at, kind = _mapping_on(cls, path) if option.startswith("--") else (0, None)
+        whole = at == len(path)
+        if kind is None or (whole and _dotted(cls, path) != 0):
+            if whole:  # takes the place of what stood before
+                found = [one for one in found if one[0] != ".".join(path)]
+            others.append(argument)
+            continue
+        if not equals:
+            if place + 1 >= len(arguments) or arguments[place + 1].startswith("--"):
+                raise ConfigurationError(f"{option}: a value is missing")
+            value = next(words)[1]
+        key, below = ".".join(path[:at]), path[at:]
+        loaded = value if _leaf(kind, len(below)) is str else _loaded(value)
+        if whole and not isinstance(loaded, dict):
+            others += [option, value]  # whose refusal is jsonargparse's
+        else:
+            found.append((key, below, loaded))
+    return others, found
+
+
+def _mapping_on(cls: type, path: list[str]) -> tuple[int, Any]:
+    """How many keys of a path lead to a mapping of free keys, and its annotation; None where none is on the way."""
+    inner: type | None = cls
+    for depth, name in enumerate(path, 1):
+        annotation = _field_types(inner).get(name) if inner is not None else None
+        if get_origin(annotation) is dict:
+            return depth, annotation
+        inner = _dataclass_in(annotation)
+    return 0, None
+
+
+def _leaf(annotation: Any, depth: int) -> Any:
+    for _ in range(depth):
+        annotation = get_args(annotation)[1] if get_origin(annotation) is dict else Any
+    return annotation
+
+
+def _loaded(text: str) -> Any:
+    """A value as jsonargparse would have read it; what is no YAML is a text."""
+    try:
+        return get_loader("yaml")(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def _dotted(cls: type, path: list[str]) -> int | None:
+    return getattr(cls, "DOTTED", {}).get(path[0]) if len(path) == 1 else None
+
+
+def _settings_of_files(cls: type, files: list[Path]) -> Iterator[Inner]:
+    """Mappings of dotted keys alone, file after file."""
+    for name in (name for name, above in getattr(cls, "DOTTED", {}).items() if above == 0 and len(files) > 1):
+        for file in files:
+            found = _loaded(file.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and isinstance(found.get(name), dict):
+                yield name, [], found[name]
+
+
+def _merged(cls: type, before: Namespace, inner: list[Inner]) -> Iterator[str]:
+    """The mappings that options lead into, each whole and as one option."""
+    mappings: dict[str, dict[str, Any]] = {}
+    for key, below, value in inner:
+        if key not in mappings:
+            mappings[key] = copy.deepcopy(before.get(key) or {})
+        names = _dotted(cls, key.split("."))
+        for path, one in [([name], one) for name, one in value.items()] if not below else [(below, value)]:
+            _put(mappings[key], path, one, names)
+    for key, mapping in mappings.items():
+        try:
+            yield f"--{key}={json.dumps(mapping, allow_nan=False)}"
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigurationError(f"{key}: a value cannot be used ({one_line(error)})") from error
+
+
+def _put(mapping: dict[str, Any], path: list[str], value: Any, names: int | None) -> None:
+    """Change what the path names; `names` as in `DOTTED`, None for keys without dots."""
+    if names == 0:
+        key = ".".join(path)
+        mapping.pop(key, None)  # later ones win, and come last
+        mapping[key] = value
+        return
+    # The longest key that is there, since a cell's name may have dots.
+    known = [end for end in range(len(path), 0, -1) if ".".join(path[:end]) in mapping]
+    end = known[0] if known else 1
+    key, rest = ".".join(path[:end]), path[end:]
+    if not rest:
+        mapping[key] = value
+        return
+    if not isinstance(mapping.get(key), dict):
+        mapping[key] = {}
+    _put(mapping[key], rest, value, None if names is None else names - 1)
 
 
 def _misfits(cls: type, namespace: Namespace, prefix: str = "") -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +74,37 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def digest_questions(dataset: "Dataset") -> str:
-    """Of the ids, questions, answers and tasks, in their order. Images are not read."""
-    digest = hashlib.sha256()
-    for rows in dataset.select_columns(["id", "prompt", "answer", "task"]).with_format(None).iter(batch_size=10_000):
-        digest.update(json.dumps(rows).encode())
-    return digest.hexdigest()
+def sha256_of(file: Path) -> str:
+    """Of every byte of a file, as `sha256sum` prints it."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+CHECKSUM = "checksum"
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for a JSON file or a line of one, with a checksum of the rest of it as its last key.
+
+    >>> sealed({"step": 1})
+    {'step': 1, 'checksum': '345e8505b47623e3'}
+    """
+    return {**value, CHECKSUM: _checksum(value)}
+
+
+def unsealed(value: Any) -> dict[str, Any] | None:
+    """What was sealed; None where it is no longer that. An object that never had a checksum is taken as it is.
+
+    >>> unsealed({"step": 2, "checksum": "345e8505b47623e3"})
+    """
+    if not isinstance(value, dict):
+        return None
+    rest = {key: part for key, part in value.items() if key != CHECKSUM}
+    return rest if value.get(CHECKSUM) in (None, _checksum(rest)) else None
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def dataset_parts(dataset: "Dataset") -> dict[str, Any]:

@@ -50,9 +50,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     >>> nearest("box_lable", ["box_label", "caption"])
     "did you mean 'box_label'?"
+    >>> nearest("dpod", ["sdpo", "dopd"])
+    "did you mean 'dopd'?"
     >>> nearest("zzz", ["b", "a"])
     'known: a, b'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
+    close = difflib.get_close_matches(word, names, n=len(names) or 1)
+    close.sort(key=lambda name: sorted(name) != sorted(word))  # letters that changed places are the likeliest slip
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

@@ -6,7 +6,7 @@ import math
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,21 @@ from dopd_vl.common.errors import UserError
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """What the system says when it is the disk that cannot be written, and not the file."""
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+"""What it says of a path that cannot be used, whatever is done with it."""
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Replace a file: readers see the old content or the new, even after a power cut."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
-    commit_file(temporary, path)
+    try:
+        with naming(path), temporary.open("wb") as file:
+            file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
+        commit_file(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()  # on a full disk it takes room
+        raise
 
 
 def commit_file(temporary: Path, final: Path) -> None:
@@ -66,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None when there is no such file, or no object in it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -90,17 +97,34 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """`read_jsonl` of a file of a run folder: each row is an object with the step that it was written at.
+def iterate_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file of a run folder, one at a time, each with the byte at which it starts.
+
+    Each is an object with the step that it was written at. A last line cut short by a crash is left out.
 
     Raises:
         UserError: a row is something else.
     """
-    rows = read_jsonl(path)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(f"{path}: line {number} is no object with a step")
-    return rows
+    if not path.exists():
+        return
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is damaged: it is no JSON") from error
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise UserError(f"{path}: line {number} is no object with a step")
+            yield start, row
+            start += len(line)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All of `iterate_rows`, for the files that hold numbers alone."""
+    return [row for _, row in iterate_rows(path)]
 
 
 def is_number(value: Any) -> bool:
@@ -114,18 +138,29 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows, each a line, and see them on disk."""
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append rows, each a line, and see them on disk; where there is no room for all, there is none of them."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with naming(path), path.open("ab", buffering=0) as file:
+        whole = file.tell()
+        try:
+            left = memoryview(text.encode("utf-8"))
+            while left:  # a full disk may take a part, and refuse the rest only then
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(whole)
+            raise
 
 
 def keep_up_to(path: Path, step: int) -> None:
     """Drop what was logged after the checkpoint that a run goes on from."""
     if path.exists():
-        write_jsonl(path, [row for row in read_rows(path) if row["step"] <= step])
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            for _, row in iterate_rows(path):
+                if row["step"] <= step:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        commit_file(temporary, path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -136,6 +171,17 @@ def sync_folder(folder: Path) -> None:
             os.fsync(opened)
         finally:
             os.close(opened)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that names no file, as those of a write and a sync do not, gets this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -174,27 +220,45 @@ def disk_told_of(folder: Path, what_stays: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _disk_trouble(error, folder)
+        path, reason = _named(error), disk_trouble(error)
+        ours = path is not None and path.is_relative_to(folder)
+        if reason is None and ours and isinstance(error, OSError):
+            reason = error.strerror
         if reason is None:
             raise
-        raise UserError(f"{folder}: cannot be written ({reason}); {what_stays}") from error
+        where = folder if path is None or ours else path
+        if reason == _TORCH:
+            reason = f"{reason}; {_room(folder)}"
+        raise UserError(f"{where}: cannot be written ({reason}); {what_stays}") from error
 
 
-def _disk_trouble(error: Exception, folder: Path) -> str | None:
-    """Why nothing could be written; None where the error is of another kind."""
+def told_of_disk(error: BaseException) -> str | None:
+    """For people: the path that cannot be used, and why; None where it is no fault of a disk or a permission."""
+    reason = disk_trouble(error)
+    if isinstance(error, OSError) and error.errno in NO_ACCESS:
+        reason = os.strerror(error.errno)
+    return None if reason is None else f"{_named(error) or 'a file'}: cannot be used ({reason})"
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """Why something could not be written; None where the error is of another kind."""
     if isinstance(error, OSError):
-        ours = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(folder)
-        return error.strerror if ours or error.errno in DISK_TROUBLE else None
+        return os.strerror(error.errno) if error.errno in DISK_TROUBLE else None
     if isinstance(error, sqlite3.OperationalError):
-        return str(error) if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) else None
+        return str(error) if error.sqlite_errorcode & 0xFF in _SQLITE_DISK_TROUBLE else None
     # safetensors and torch's file writer name the cause, where they do, in their text alone.
     text = str(error)
     for number in DISK_TROUBLE:
         if f"os error {number})" in text:
             return os.strerror(number)
     if isinstance(error, RuntimeError) and ("inline_container.cc" in text or "PytorchStreamWriter" in text):
-        return f"torch could not write a whole file; {_room(folder)}"
+        return _TORCH
     return None
+
+
+def _named(error: BaseException) -> Path | None:
+    named = error.filename if isinstance(error, OSError) else None
+    return None if named is None or isinstance(named, int) else Path(os.fsdecode(named))
 
 
 def _room(folder: Path) -> str:
@@ -203,3 +267,7 @@ def _room(folder: Path) -> str:
     except OSError as error:
         return str(error.strerror)
     return f"{space.f_bavail * space.f_frsize / 1e9:.2f} GB free"
+
+
+_TORCH = "torch could not write a whole file"
+_SQLITE_DISK_TROUBLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)

@@ -17,3 +17,8 @@ def end_group(process: "subprocess.Popen[bytes]", seconds: float) -> None:
             return
         except subprocess.TimeoutExpired:
             continue
+
+
+def is_first_process() -> bool:
+    """Of those that a launcher started for one piece of work: the one that speaks, and writes what all share."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,31 +1,72 @@
 """How far a piece of work has come: a live bar on a terminal, a plain line now and then elsewhere."""
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.measure import Measurement
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
+"""at first; a long piece of work says something less often"""
+MOST_SECONDS_BETWEEN_LINES = 300.0
+LINES_SO_FAR = 30
+"""that a piece of work has printed before they come less often"""
 
 
 def live_bar(console: Console) -> Bar:
-    """The bar of every command; each of its tasks has a field `facts`, what else there is to say. Off a terminal, none.
+    """The bar of every command. Use it as a context, or start and stop it; off a terminal it shows nothing.
 
-    Use it as a context, or start and stop it.
+    Each of its tasks has a field `facts`: what else there is to say, parted by commas, what matters most last. Where a
+    terminal is narrow, what matters least is left out.
     """
-    return Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}", markup=False),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    return _FittingBar(console=console, disable=not console.is_terminal)
+
+
+class _Facts(ProgressColumn):
+    def __init__(self, most: int):
+        super().__init__()
+        self._most = most
+
+    def render(self, task: Task) -> Text:
+        return Text(", ".join(task.fields["facts"].split(", ")[-self._most :]), no_wrap=True)
+
+
+class _FittingBar(Bar):
+    """Draws the longest line that fits."""
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        tasks = list(tasks)
+        if not tasks:
+            return Table.grid()
+        title, count = TextColumn("{task.description}", markup=False), MofNCompleteColumn()
+        left = (TextColumn("left"), TimeRemainingColumn())
+        lines: list[tuple[ProgressColumn, ...]] = [
+            (title, BarColumn(bar_width=24), count, _Facts(99), TimeElapsedColumn(), *left),
+            (title, BarColumn(bar_width=10), count, _Facts(99), *left),
+            *((title, count, _Facts(most), *left) for most in (99, 3, 2, 1)),
+            (title, count, _Facts(1)),
+            (title, count),
+        ]
+        for columns in lines:
+            self.columns = columns
+            table = super().make_tasks_table(tasks)
+            unbounded = self.console.options.update(width=10_000)
+            if Measurement.get(self.console, unbounded, table).maximum <= self.console.width:
+                break
+        return table
 
 
 class Progress:
@@ -46,6 +87,9 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._bar.start()
+        if not self._console.is_terminal:
+            begun = f", {self._done} done" if self._done else ""
+            self._print(f"{self._title}: begins, {self._total} {self._unit}{begun}")
         return self
 
     def __exit__(
@@ -70,8 +114,11 @@ class Progress:
         pace = f"{rate:.3g} {self._unit}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s/{self._unit[:-1]}"
         told = ", ".join(text for text in (pace, facts) if text)
         self._bar.update(self._task, completed=done, facts=told)
-        if not self._console.is_terminal and (say or now - self._last_line >= SECONDS_BETWEEN_LINES):
+        pause = min(max(SECONDS_BETWEEN_LINES, (now - self._start) / LINES_SO_FAR), MOST_SECONDS_BETWEEN_LINES)
+        if not self._console.is_terminal and (say or now - self._last_line >= pause):
             self._last_line = now
             left = f", {(self._total - done) / rate:.0f} s left" if rate else ""
-            line = f"{self._title}: {done}/{self._total} {self._unit}, {told}{left}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._print(f"{self._title}: {done}/{self._total} {self._unit}, {told}{left}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

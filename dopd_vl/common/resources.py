@@ -28,7 +28,7 @@ def find_config(name: str) -> Path:
                 return path
     except (OSError, ValueError) as error:  # longer than a name may be, a null byte in it, or not ours to look at
         raise UserError(f"--config: {reprlib.repr(name)} cannot be the name of a file ({error.args[-1]})") from error
-    raise UserError(f"--config: no file {name!r} here or among the shipped configs in {shipped('configs')}")
+    raise UserError(f"--config: no file {name!r} here or among those that ship; `dopd-vl configs` lists them")
 
 
 def find_model(name: str) -> str:

@@ -103,30 +103,54 @@ def coarsen(logp: Tensor, support: Tensor | None, tail: TailName) -> Tensor:
 
 def kl(p_logp: Tensor, q_logp: Tensor) -> Tensor:
     """`sum_v p(v) (log p(v) - log q(v))` over the last dimension, with 0 log 0 = 0 and finite where q is zero."""
-    return (p_logp.exp() * (_floor(p_logp) - _floor(q_logp))).sum(-1)
+    return _kl_entries(p_logp, q_logp).sum(-1)
 
 
 def js(p_logp: Tensor, q_logp: Tensor) -> Tensor:
     """Jensen-Shannon divergence with the even mixture, over the last dimension. At most log 2."""
-    p_logp, q_logp = _floor(p_logp), _floor(q_logp)
-    mixture_logp = torch.logaddexp(p_logp, q_logp) - math.log(2.0)
-    return 0.5 * kl(q_logp, mixture_logp) + 0.5 * kl(p_logp, mixture_logp)
+    return _js_entries(p_logp, q_logp).sum(-1)
 
 
-def divergence(name: DivergenceName, student_logp: Tensor, target_logp: Tensor) -> Tensor:
-    """The named divergence of the student from the policy that supervises it: `[..., V] x [..., V] -> [...]`."""
-    if name == "reverse_kl":
-        return kl(student_logp, target_logp)
-    if name == "forward_kl":
-        return kl(target_logp, student_logp)
+def divergence(
+    name: DivergenceName,
+    student_logp: Tensor,
+    target_logp: Tensor,
+    entry_clip: float = math.inf,
+    corrected: bool = False,
+) -> Tensor:
+    """The named divergence of the student from the policy that supervises it: `[..., V] x [..., V] -> [...]`.
+
+    Args:
+        entry_clip: each vocabulary entry's summand counts for this much at most; one above it has no gradient. The sum
+            may then be negative.
+        corrected: KL(P||Q) of measures that need not sum to one, `sum_v p log(p/q) - p + q`: no summand is negative,
+            and at p = q none has a gradient (arXiv 2607.24447). JS needs no correction.
+    """
     if name == "js":
-        return js(student_logp, target_logp)
-    raise ValueError(f"unknown divergence {name!r}, expected one of {', '.join(DIVERGENCES)}")
+        entries = _js_entries(student_logp, target_logp)
+    elif name in ("reverse_kl", "forward_kl"):
+        p_logp, q_logp = (student_logp, target_logp) if name == "reverse_kl" else (target_logp, student_logp)
+        entries = _kl_entries(p_logp, q_logp)
+        if corrected:
+            entries = entries - p_logp.exp() + q_logp.exp()
+    else:
+        raise ValueError(f"unknown divergence {name!r}, expected one of {', '.join(DIVERGENCES)}")
+    return entries.clamp(max=entry_clip).sum(-1)
 
 
 def entropy(logp: Tensor) -> Tensor:
     """Shannon entropy in nats over the last dimension."""
     return -(logp.exp() * _floor(logp)).sum(-1)
+
+
+def _kl_entries(p_logp: Tensor, q_logp: Tensor) -> Tensor:
+    return p_logp.exp() * (_floor(p_logp) - _floor(q_logp))
+
+
+def _js_entries(p_logp: Tensor, q_logp: Tensor) -> Tensor:
+    p_logp, q_logp = _floor(p_logp), _floor(q_logp)
+    mixture_logp = torch.logaddexp(p_logp, q_logp) - math.log(2.0)
+    return 0.5 * _kl_entries(q_logp, mixture_logp) + 0.5 * _kl_entries(p_logp, mixture_logp)
 
 
 def _floor(logp: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ divergence D of the student from it has the gradient, in the student's logits z,
     forward KL   a_v = -t_v / s_v
     JS           a_v = (log s_v - log m_v) / 2,   m = (s + t) / 2
 
+An entry above a term's `entry_clip` has dD/ds_v = 0: with a reverse KL, where a_v leaves out the 1 that all entries
+have and that cancels, a_v = -1.
+
 With a Top-K or sampled support, a_v is the same for all v of the tail: the gradient is the student's distribution times
 a number per row, corrected at K entries. What such a term needs of its policy has been kept by `score_tokens`, so only
 a term of full support projects its policy once more.
@@ -293,7 +296,8 @@ class Supervisors(NamedTuple):
             mine = z if last else z.clone()
             place = piece.gradient if len(terms) == 1 else mine
             scale = (weight * piece.factor.to(z.dtype)).unsqueeze(-1)
-            value = dense_divergence(term.divergence, mine, log_z, target, mass_of(target).log(), scale, place)
+            target_log_z = mass_of(target).log()
+            value = dense_divergence(term.divergence, mine, log_z, target, target_log_z, scale, place, term.entry_clip)
             values += weight * value.squeeze(-1)
             gradient = place if gradient is None else gradient.add_(place)
 
@@ -329,7 +333,8 @@ class Supervisors(NamedTuple):
             ones = torch.ones_like(item.weight)
             return SparseResult(-ones, ones, logp.exp() - 1.0)
         tail = torch.full_like(item.weight, -torch.inf) if tail is None else tail
-        return sparse_divergence(item.term.divergence, item.term.tail, Support(logp, tail), item.target)
+        term = item.term
+        return sparse_divergence(term.divergence, term.tail, Support(logp, tail), item.target, term.entry_clip)
 
     def _sparse_term(self, term: Term | PolicyGradient, weight: Tensor, piece: Piece) -> SparseTerm:
         z, counts = piece.logits, None

@@ -4,6 +4,8 @@ Logits and sums are fp32. A program goes through a row; sums are kept lane by la
 no lane waits for another while the row is read.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +30,28 @@ def _at_least(x, bound):
 def _js_slope(further):
     """`log s - log m` of `log t - log s`: log 2 - softplus."""
     return 0.6931471805599453 - (_at_least(further, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(further))))
+
+
+@triton.jit
+def _at_most(x, bound):
+    """A NaN stays one."""
+    return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _entry(s, t, p, q, alive, NAME: tl.constexpr):
+    """One entry of a divergence, and what its gradient needs of the target: as `passes._clipped`, before the clip."""
+    further = t - s
+    if NAME == 0:
+        left = -further
+        entries = p * left
+    elif NAME == 1:
+        left = tl.where(alive, q, 0.0)
+        entries = q * further
+    else:
+        left = _js_slope(further)
+        entries = 0.5 * (q * (further + left) + p * left)
+    return entries, left
 
 
 @triton.jit
@@ -72,7 +96,8 @@ def _softmax_gradient(logits, row_stride, vocabulary, log_z, factor, out, out_st
 @triton.jit
 def _dense_divergence(
     logits, row_stride, log_z, target_logits, target_stride, target_log_z, vocabulary, value, factor, out, out_stride,
-    NAME: tl.constexpr, GRADIENT: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
+    clip,
+    NAME: tl.constexpr, GRADIENT: tl.constexpr, CLIPS: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
@@ -83,6 +108,8 @@ def _dense_divergence(
     of_student = tl.zeros([BLOCK], tl.float32)
     of_target = tl.zeros([BLOCK], tl.float32)
     kept = tl.zeros([BLOCK], tl.float32)
+    # Of clipped entries, the value.
+    of_entries = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocabulary, BLOCK):
         inside = start + offsets < vocabulary
         s = tl.load(logits + start + offsets, mask=inside, other=float("-inf")) - s_z
@@ -90,7 +117,16 @@ def _dense_divergence(
         p, q = tl.where(inside, tl.exp(_at_least(s, FLOOR)), 0.0), tl.exp(t)
         alive = s > FLOOR
         s, t = _at_least(s, FLOOR), _at_least(t, FLOOR)
-        if NAME == 0:
+        if CLIPS:
+            q = tl.where(inside, q, 0.0)
+            entries, left = _entry(s, t, p, q, alive, NAME)
+            left = tl.where(entries > clip, -1.0 if NAME == 0 else 0.0, left)
+            of_entries += _at_most(entries, clip)
+            if NAME == 1:
+                kept += left
+            else:
+                of_student += p * left
+        elif NAME == 0:
             of_student += p * (s - t)
         elif NAME == 1:
             of_target += q * (t - s)
@@ -101,7 +137,9 @@ def _dense_divergence(
             of_student += p * slope
             of_target += tl.where(inside, tl.exp(t), 0.0) * (further + slope)
     centre = tl.sum(of_student, axis=0)
-    if NAME == 0:
+    if CLIPS:
+        tl.store(value + row, tl.sum(of_entries, axis=0))
+    elif NAME == 0:
         tl.store(value + row, centre)
     elif NAME == 1:
         tl.store(value + row, tl.sum(of_target, axis=0))
@@ -118,7 +156,17 @@ def _dense_divergence(
             alive = s > FLOOR
             s = _at_least(s, FLOOR)
             p = tl.exp(s)
-            if NAME == 1:
+            if CLIPS:
+                q = tl.exp(t)
+                entries, left = _entry(s, _at_least(t, FLOOR), p, q, alive, NAME)
+                left = tl.where(entries > clip, -1.0 if NAME == 0 else 0.0, left)
+                if NAME == 1:
+                    gradient = (p * mass - left) * scale
+                elif NAME == 0:
+                    gradient = p * (left - centre) * scale
+                else:
+                    gradient = p * (left - centre) * 0.5 * scale
+            elif NAME == 1:
                 gradient = (p * mass - tl.where(alive, tl.exp(t), 0.0)) * scale
             elif NAME == 0:
                 gradient = p * (s - _at_least(t, FLOOR) - centre) * scale
@@ -154,12 +202,13 @@ def dense_divergence(
     target_log_z: Tensor,
     factor: Tensor | None = None,
     out: Tensor | None = None,
+    entry_clip: float = math.inf,
 ) -> Tensor:
     rows, vocabulary = logits.shape
     value = torch.empty_like(log_z)
     _dense_divergence[(rows,)](
         logits, logits.stride(0), log_z, target_logits, target_logits.stride(0), target_log_z, vocabulary, value,
         value if factor is None else factor, value if out is None else out, 0 if out is None else out.stride(0),
-        NUMBERS[name], out is not None, LOG_PROB_FLOOR, BLOCK, num_warps=WARPS,
+        entry_clip, NUMBERS[name], out is not None, entry_clip < math.inf, LOG_PROB_FLOOR, BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return value

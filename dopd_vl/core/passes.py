@@ -109,6 +109,7 @@ def dense_divergence(
     target_log_z: Tensor,
     factor: Tensor | None = None,
     out: Tensor | None = None,
+    entry_clip: float = math.inf,
 ) -> Tensor:
     """A divergence over the whole vocabulary, `[R, 1]`, from logits `[R, V]` of the student and of its target.
 
@@ -116,12 +117,20 @@ def dense_divergence(
         log_z, target_log_z: `[R, 1]`, logsumexp of the logits.
         factor: `[R, 1]`, of the gradient.
         out: `[R, V]`, for the gradient in the student's logits; may be these. Both logits may be overwritten.
+        entry_clip: what one entry counts for at most.
     """
     value, kept, centre = (torch.zeros_like(log_z) for _ in range(3))
+    clips = entry_clip < math.inf
     for s_block, t_block in _blocks(logits, target_logits):
         s = s_block.sub_(log_z).clamp_(min=LOG_PROB_FLOOR)
         t = t_block.sub_(target_log_z)
         # What the gradient needs of the target beyond sums is left in its place.
+        if clips:
+            entries, left = _clipped(name, s, t, entry_clip)
+            value += entries.sum(-1, keepdim=True)
+            kept += left.sum(-1, keepdim=True)
+            centre += dot(s.exp(), t.copy_(left))
+            continue
         if name == "forward_kl":
             q = t.exp()
             value += dot(q, t.clamp_(min=LOG_PROB_FLOOR).sub_(s))
@@ -146,9 +155,25 @@ def dense_divergence(
                 _into(there, p.mul_(kept).sub_(t).mul_(factor))
             else:
                 _into(there, t.sub_(centre).mul_(p).mul_(factor if name == "reverse_kl" else 0.5 * factor))
-    if name == "reverse_kl":
-        return centre
-    return value if name == "forward_kl" else 0.5 * (value + centre)
+    if name == "forward_kl" or clips:
+        return value
+    return centre if name == "reverse_kl" else 0.5 * (value + centre)
+
+
+def _clipped(name: DivergenceName, s: Tensor, t: Tensor, entry_clip: float) -> tuple[Tensor, Tensor]:
+    """The entries of a divergence, none above the clip, and what its gradient needs of the target: t itself with a
+    forward KL, else the slope, which a clipped entry has none of."""
+    q, alive = t.exp(), s > LOG_PROB_FLOOR
+    further = t.clamp(min=LOG_PROB_FLOOR) - s
+    if name == "forward_kl":
+        entries, left = q * further, q * alive
+    elif name == "reverse_kl":
+        entries, left = -s.exp() * further, -further
+    else:
+        left = math.log(2.0) - torch.nn.functional.softplus(further)
+        entries = 0.5 * (q * (further + left) + s.exp() * left)
+    above = entries > entry_clip
+    return entries.clamp_(max=entry_clip), left.masked_fill_(above, -1.0 if name == "reverse_kl" else 0.0)
 
 
 def top_k_of(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

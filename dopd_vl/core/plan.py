@@ -4,6 +4,7 @@ Every method is a small pure function from scores to a plan. `execute_plan` belo
 logits; `dopd_vl.core.fused_loss` executes the same plan from hidden states.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -28,9 +29,10 @@ from dopd_vl.core.divergences import (
 )
 
 Reduction = Literal["sequence", "token"]
-TermTail = Literal["bucket", "renormalize", "drop", "renormalize_target"]
+TermTail = Literal["bucket", "renormalize", "drop", "renormalize_target", "corrected"]
 """What becomes of the mass outside the support, see `coarsen`; "renormalize_target" renormalizes the supervising policy
-alone and leaves the student's kept mass as it is (arXiv 2603.07079)."""
+alone and leaves the student's kept mass as it is (arXiv 2603.07079); "corrected" drops it and keeps the rest a
+divergence, see `divergence` (arXiv 2607.24447)."""
 TERM_TAILS: tuple[str, ...] = get_args(TermTail)
 
 
@@ -49,16 +51,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Term:
-    """`weight[b, n] * divergence(S(.|x, y_<n), source(.|its view, y_<n))` at every token with a weight above zero."""
+    """`weight[b, n] * divergence(S(.|x, y_<n), source(.|its view, y_<n))` at every token with a weight."""
 
     source: Source
     divergence: DivergenceName
     support: SupportName
     weight: Tensor
-    """`[B, N]`, no gradient; zero where the term does not apply"""
+    """`[B, N]`, no gradient, of either sign; zero where the term does not apply"""
     top_k: int = 128
     top_k_source: TopKSource = "target"
     tail: TermTail = "bucket"
+    entry_clip: float = math.inf
+    """nats that one vocabulary entry (or the bucket) counts for at most; what is above has no gradient"""
 
     def __post_init__(self) -> None:
         choices = (
@@ -72,6 +76,8 @@ class Term:
                 raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(allowed)}")
         if self.support == "top_k" and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} must be at least 1")
+        if not self.entry_clip > 0.0:
+            raise ValueError(f"entry_clip={self.entry_clip} must be above 0")
         if self.support == "sampled" and self.tail == "renormalize":
             raise ValueError('support="sampled" with tail="renormalize" is zero everywhere: use "bucket" or "drop"')
 
@@ -140,11 +146,24 @@ def _token_loss(
 def term_divergence(term: Term, student_logp: Tensor, target_logp: Tensor, ids: Tensor) -> Tensor:
     """The term's unweighted divergence, `[..., V] x [..., V] -> [...]`, from log-probabilities."""
     chosen = support_mask(term.support, student_logp, target_logp, ids, term.top_k, term.top_k_source)
-    student_tail: TailName = "drop" if term.tail == "renormalize_target" else term.tail
-    target_tail: TailName = "renormalize" if term.tail == "renormalize_target" else term.tail
+    student_tail, target_tail = _TAILS[term.tail]
     return divergence(
-        term.divergence, coarsen(student_logp, chosen, student_tail), coarsen(target_logp, chosen, target_tail)
+        term.divergence,
+        coarsen(student_logp, chosen, student_tail),
+        coarsen(target_logp, chosen, target_tail),
+        term.entry_clip,
+        term.tail == "corrected",
     )
+
+
+_TAILS: dict[TermTail, tuple[TailName, TailName]] = {
+    "bucket": ("bucket", "bucket"),
+    "renormalize": ("renormalize", "renormalize"),
+    "drop": ("drop", "drop"),
+    "renormalize_target": ("drop", "renormalize"),
+    "corrected": ("drop", "drop"),
+}
+"""The student's and the supervising policy's."""
 
 
 def token_scale(response_mask: Tensor, reduction: Reduction, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -115,6 +115,8 @@ def trimmed_means(values: Tensor, trim_fraction: float) -> Tensor:
     if trim_fraction > 0.0:
         gap = values[:, 0]
         values = values[gap <= _quantile(gap, 1.0 - trim_fraction)]
+        if values.shape[0] == 0:  # of a policy that diverged: its gaps are NaN
+            return values.new_full((3,), torch.nan)
     # The mean of equal values is that value: clamped, since rounding may put it an ulp above, and turn all ties round.
     return values.mean(dim=0).clamp(values.amin(dim=0), values.amax(dim=0))
 

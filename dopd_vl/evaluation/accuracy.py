@@ -12,7 +12,7 @@ from dopd_vl.core import Projection, score_tokens
 from dopd_vl.evaluation.calibration import calibration_error
 from dopd_vl.evaluation.generation import PresencePenalty, bare_policy, seeded
 from dopd_vl.evaluation.sampling import GREEDY, Sampling
-from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, verifier_for
+from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, judge, verifier_for
 from dopd_vl.models import (
     autocast_dtype,
     backbone_of,
@@ -45,6 +45,8 @@ class Prediction:
     """position of its question in the data"""
     sample: int = 0
     """which of the responses to its question, from 0"""
+    undecided: str = ""
+    """why its verifier came to no verdict, where it counts as wrong for that alone"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Accuracy:
     """expected calibration error, 0 to 1; see `dopd_vl.evaluation.calibration`"""
     unscored: int = 0
     """responses without a verdict; they count as neither right nor wrong"""
+    undecided: int = 0
+    """responses that a verifier failed on or did not come to an end with; they count as wrong"""
 
 
 def summarise(predictions: Sequence[Prediction], refused: int = 0) -> Accuracy:
@@ -96,17 +100,20 @@ def summarise(predictions: Sequence[Prediction], refused: int = 0) -> Accuracy:
         return sum(values) / len(values) if values else 0.0
 
     judged = [p for p in predictions if p.correct is not None]
-    sources = sorted({p.source for p in judged})
+    verdicts: dict[str, list[bool]] = {}
+    for prediction in judged:
+        verdicts.setdefault(prediction.source, []).append(bool(prediction.correct))
     return Accuracy(
         accuracy=mean([bool(p.correct) for p in judged]),
         entropy=mean([p.entropy for p in predictions]),
         mean_tokens=mean([p.tokens for p in predictions]),
         clipped=mean([p.clipped for p in predictions]),
-        by_source={source: mean([bool(p.correct) for p in judged if p.source == source]) for source in sources},
+        by_source={source: mean(verdicts[source]) for source in sorted(verdicts)},
         count=len(predictions),
         refused=refused,
         calibration_error=calibration_error([(p.confidence, bool(p.correct)) for p in judged]),
         unscored=len(predictions) - len(judged),
+        undecided=sum(bool(p.undecided) for p in predictions),
     )
 
 
@@ -201,19 +208,21 @@ def _predict_batch(
     for (index, sample, _), ids, entropy, log_prob in zip(shown, responses, entropies, log_probs, strict=True):
         example = questions[index]
         text = str(views.tokenizer.decode(ids, skip_special_tokens=True))
+        verdict = judge(verifier_for(example["task"], asking.verifiers), text, example["answer"])
         predictions.append(
             Prediction(
                 id=str(example["id"]),
                 source=str(example.get("source") or ""),
                 response=text,
                 answer=example["answer"],
-                correct=verifier_for(example["task"], asking.verifiers)(text, example["answer"]),
+                correct=verdict.right,
                 tokens=len(ids),
                 clipped=not ids or ids[-1] not in end_ids,
                 entropy=entropy,
                 confidence=math.exp(log_prob),
                 index=index,
                 sample=sample,
+                undecided=verdict.undecided,
             )
         )
     return Batch(number, predictions, refused)
@@ -243,6 +252,7 @@ def generate(
                 pad_token_id=pad_id,
                 eos_token_id=end_ids,
                 suppress_tokens=image_token_ids(model.config) or None,
+                remove_invalid_values=True,  # a model that diverged is scored, as everything else is
                 **sampling.generation_settings(),
             ),
             logits_processor=processors,

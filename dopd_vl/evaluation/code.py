@@ -158,11 +158,14 @@ def _same_value(one: object, other: object) -> bool:
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, float) or isinstance(other, float):
-        return isinstance(one, int | float) and isinstance(other, int | float) and _close(float(one), float(other))
+        return isinstance(one, int | float) and isinstance(other, int | float) and _close(one, other)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_same_value, one, other))
     return one == other
 
 
 def _close(one: float, other: float) -> bool:
-    return abs(one - other) <= TOLERANCE * max(1.0, abs(other))
+    try:
+        return abs(one - other) <= TOLERANCE * max(1.0, abs(other))
+    except OverflowError:  # a whole number beyond all floats
+        return False

@@ -1,38 +1,29 @@
 """Runs a small program with limits on its time, memory, output and processes. THIS IS NO SECURITY BOUNDARY.
 
 The limits keep a clumsy program from harming a training run: an endless loop, a full memory, a flood of output, a fork
-bomb. A program that means harm can still read what this user can read. Run untrusted models' code in a container or a
-virtual machine of its own.
+bomb. `dopd_vl.evaluation.keeper` lays them down, and takes away what this kernel lets us take away: the network, other
+processes, files outside the program's folder. SECURITY.md says what is left. Run untrusted models' code in a container
+or a virtual machine of its own.
 """
 
-import os
+import json
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-# Sets limits on itself, then becomes the program; a function run between fork and exec of a process with threads
-# (torch's) could deadlock. Root is exempt from the limit on processes, unless its real user is another one and it holds
-# no capabilities: so root lays both down. Files stay readable, as the interpreter may be root's own.
-_LAUNCHER = """
-import ctypes, os, resource, sys
-cpu, memory, output, program = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-for name, value in (("CPU", cpu), ("AS", memory), ("FSIZE", output), ("NOFILE", 64), ("CORE", 0)):
-    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
-libc = ctypes.CDLL(None)
-libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-if os.geteuid() == 0:
-    capability = 0
-    while libc.prctl(24, capability, 0, 0, 0) == 0:  # PR_CAPBSET_DROP
-        capability += 1
-    os.setresuid(65534, 0, 0)
-resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))  # after the change of user, which would count its processes
-os.execv(sys.executable, [sys.executable, "-I", "-S", program])
-"""
+from dopd_vl.common.errors import UserError
+from dopd_vl.evaluation import keeper
+
+GRACE = 20.0
+"""Seconds for a busy machine to start a program, and to end it, beyond its own."""
+
+_TRIAL = "import bisect, collections, datetime, decimal, heapq, json, math, random, re, statistics; print(1)"
 
 
 @dataclass(frozen=True)
@@ -66,44 +57,66 @@ def run_program(
     Args:
         files: More files of its folder, {name: content}.
     """
-    limits = limits or Limits()
-    with tempfile.TemporaryDirectory(prefix="dopd-vl-program-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        for file_name, content in {"program.py": source, "stdin": stdin, **(files or {})}.items():
-            (folder / file_name).write_text(content, encoding="utf-8", errors="replace")
-        command = [
-            *_without_network(),
-            *(sys.executable, "-I", "-S", "-c", _LAUNCHER),
-            *(str(int(limits.seconds) + 1), str(limits.memory), str(limits.output), "program.py"),
-        ]
-        with (folder / "stdin").open("rb") as given, (folder / "stdout").open("wb") as printed:
-            process = subprocess.Popen(
-                command,
-                stdin=given,
-                stdout=printed,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
-            try:
-                code: int | None = process.wait(limits.seconds)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                _end_group(process)
-        printed_text = _text(folder / "stdout", limits.output) or ""
-        return Finished(code, printed_text, _text(folder / "result.json", limits.output))
+    return _run(source, stdin, limits or Limits(), files or {}, _confinement())
 
 
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """End the program and whatever it started: its group outlives it when something in it still runs."""
+def _run(
+    source: str, stdin: str, limits: Limits, files: Mapping[str, str], confinement: Mapping[str, bool]
+) -> Finished:
+    with _folder() as folder:
+        for name, content in {keeper.PROGRAM: source, keeper.GIVEN: stdin, keeper.PRINTED: "", **files}.items():
+            (folder / name).write_text(content, encoding="utf-8", errors="replace")
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", keeper.__file__, json.dumps({**asdict(limits), **confinement})],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={},
+            start_new_session=True,
+        )
+        try:
+            told, _ = process.communicate(timeout=limits.seconds + GRACE)
+        except BaseException as error:
+            process.terminate()  # it ends the program first
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            process.kill()
+            process.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            told = b""
+        code: int | None = json.loads(told) if told else None
+        printed = _text(folder / keeper.PRINTED, limits.output) or ""
+        return Finished(code, printed, _text(folder / "result.json", limits.output))
+
+
+@cache
+def _confinement() -> dict[str, bool]:
+    """What programs can be confined by here and still run.
+
+    Raises:
+        UserError: none runs at all.
+    """
+    for namespaces, landlock in ((True, True), (True, False), (False, False)):
+        confinement = {"namespaces": namespaces, "landlock": landlock}
+        if _run(_TRIAL, "", Limits(), {}, confinement).output == "1\n":
+            return confinement
+    raise UserError("allow_code: programs cannot be run on this machine, not even one that prints a number")
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """An empty one that is gone afterwards, whatever a program left in it."""
+    folder = tempfile.mkdtemp(prefix="dopd-vl-program-")
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # all of it has ended
+        yield Path(folder)
     finally:
-        process.wait()
+        try:
+            shutil.rmtree(folder)
+        except (OSError, RecursionError):  # nested deeper than Python goes down, or without rights
+            for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
+                subprocess.run([*command, "--", folder], capture_output=True, check=False)
 
 
 def _text(path: Path, limit: int) -> str | None:
@@ -112,16 +125,3 @@ def _text(path: Path, limit: int) -> str | None:
         return None
     with path.open("rb") as file:
         return file.read(limit).decode("utf-8", errors="replace")
-
-
-@cache
-def _without_network() -> tuple[str, ...]:
-    """The command in front of a program that takes its network away; empty where the kernel does not let us."""
-    tool = shutil.which("unshare")
-    if tool is None:
-        return ()
-    for flags in (("--net",), ("--user", "--map-current-user", "--net")):
-        tried = subprocess.run([tool, *flags, "true"], capture_output=True, check=False)
-        if tried.returncode == 0:
-            return (tool, *flags, "--")
-    return ()

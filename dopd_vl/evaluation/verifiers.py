@@ -4,9 +4,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
+from dopd_vl.common.errors import RecordError, UserError, one_line
 from dopd_vl.evaluation.boxes import verify_boxes
 from dopd_vl.evaluation.code import code_allowed, verify_code
+from dopd_vl.evaluation.mathematics import Undecided, verify_math
 
 _ANSWER = re.compile(r"answer\s*(?:is)?\s*[:=]?\s*", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
@@ -62,14 +65,6 @@ def verify_choice(response: str, answer: str) -> bool:
     return letter is not None and letter.group(1).lower() == _normalise(answer).strip("()")
 
 
-def verify_math(response: str, answer: str) -> bool:
-    """Mathematically equal, judged by math-verify. Its time limits need the main thread's signals, so they are off."""
-    from math_verify import parse, verify  # brings in sympy: only where mathematics is scored
-
-    gold = parse(f"${answer}$", parsing_timeout=None)
-    return bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None))
-
-
 def verify_open(response: str, answer: str) -> None:
     """Free text is not scored."""
     return None
@@ -87,6 +82,32 @@ VERIFIERS: dict[str, Verifier] = {
     "open": verify_open,
 }
 """task name -> function of (response, reference answer); None where a response is not scored"""
+
+
+class Verdict(NamedTuple):
+    """What a verifier came to."""
+
+    right: bool | None
+    """None: not scored"""
+    undecided: str = ""
+    """why no verdict was come to, where the response counts as wrong for that alone"""
+
+
+def judge(verifier: Verifier, response: str, answer: str) -> Verdict:
+    """The verdict on a response, whatever it holds: one that a verifier fails on, or does not come to an end with, is
+    wrong, and the verdict says so.
+
+    Raises:
+        UserError: no response of this task could be judged on this machine.
+    """
+    try:
+        return Verdict(verifier(response, answer))
+    except (Undecided, RecordError) as reason:
+        return Verdict(False, one_line(reason)[:200])
+    except UserError:
+        raise
+    except Exception as error:
+        return Verdict(False, f"{type(error).__name__}: {one_line(error)}"[:200])
 
 
 def unscored_tasks() -> dict[str, str]:

@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
+from dopd_vl.common.digests import sealed, unsealed
 from dopd_vl.common.files import exclusive, make_folder, read_json, write_atomically, write_json, writing_to
 from dopd_vl.common.processes import end_group
 from dopd_vl.evaluation.config import EvaluateConfig
@@ -41,13 +42,13 @@ def run_suite(config: EvaluateConfig, folder: Path, console: Console) -> int:
     base, teacher = reference(paper, BASE, settings.base), reference(paper, TEACHER, settings.teacher)
     planned = plan_suite(config, names, folder)
     make_folder(folder)
-    with writing_to(folder):
-        write_atomically(folder / "commands.sh", script_of(planned))
-    _say_obstacles(planned, console)
-    console.print(f"commands: {folder / 'commands.sh'}", highlight=False, soft_wrap=True)
-    if config.dry_run:
-        return 0
     with exclusive(folder, "evaluation"):
+        with writing_to(folder):
+            write_atomically(folder / "commands.sh", script_of(planned))
+        _say_obstacles(planned, console)
+        console.print(f"commands: {folder / 'commands.sh'}", highlight=False, soft_wrap=True)
+        if config.dry_run:
+            return 0
         results, failed = _run_all(planned, config.overwrite, console)
         table = as_markdown(planned[0].job.label, results, names, paper, base, teacher)
         whole = {name: result["score"] for name, result in results.items() if result["limit"] is None}
@@ -108,31 +109,43 @@ def _run_all(planned: Sequence[Planned], overwrite: bool, console: Console) -> t
 
 
 def _finished(one: Planned, overwrite: bool) -> dict[str, Any] | None:
-    """The result of an earlier run of the same; what another run left is an error, or discarded."""
-    folder = one.job.folder
-    begun = read_json(folder / JOB_FILE)
-    if begun is None:
-        return None
-    identity = one.identity()
+    """The result of an earlier run of the same; what another run left is an error, or to be discarded."""
+    folder, identity = one.job.folder, one.identity()
+    begun = unsealed(read_json(folder / JOB_FILE))
     if begun == identity:
-        return read_json(folder / RESULT_FILE)
-    if not overwrite:
-        key = next(key for key in sorted({*begun, *identity}) if begun.get(key) != identity.get(key))
-        raise ResultError(
-            f"{folder} holds a run with another {key}; choose another output_dir, or give --overwrite true"
-        )
-    (folder / JOB_FILE).unlink()  # last of all to vanish would leave a half-emptied folder that looks begun
-    shutil.rmtree(folder)
-    return None
+        return unsealed(read_json(folder / RESULT_FILE))
+    if overwrite or not any((folder / name).exists() for name in (JOB_FILE, RESULT_FILE)):
+        return None
+    if begun is None:
+        raise ResultError(f"{folder / JOB_FILE} is missing or damaged; run it anew with --overwrite true")
+    key = next(key for key in sorted({*begun, *identity}) if begun.get(key) != identity.get(key))
+    raise ResultError(f"{folder} holds a run with another {key}; choose another output_dir, or give --overwrite true")
 
 
 def _run(one: Planned, console: Console) -> dict[str, Any]:
+    """Raises: UserError: the harness of a run that was killed still writes here."""
+    one.job.folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(one.job.folder, "harness") as lock:
+        if unsealed(read_json(one.job.folder / JOB_FILE)) != one.identity():
+            _empty(one.job.folder)
+        return _run_locked(one, lock, console)
+
+
+def _empty(folder: Path) -> None:
+    """Not the folder itself: the lock is on it."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _run_locked(one: Planned, lock: int, console: Console) -> dict[str, Any]:
     job, started = one.job, time.monotonic()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_json(job.folder / JOB_FILE, one.identity())
+    write_json(job.folder / JOB_FILE, sealed(one.identity()))
     # Some harnesses end with 0 when they failed: what an earlier run left must not be taken for this one's.
     shutil.rmtree(job.folder / "results", ignore_errors=True)
-    with exclusive(job.folder, "harness") as lock, console.status(job.benchmark.name) as status:
+    with console.status(job.benchmark.name) as status:
         for step in one.steps():
             _run_step(job, step, lock, lambda: status.update(_under_way(job, started)))
     try:
@@ -152,7 +165,7 @@ def _run(one: Planned, console: Console) -> dict[str, Any]:
         "sampling": {} if job.route.likelihood else job.sampling(),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_json(job.folder / RESULT_FILE, result)
+    write_json(job.folder / RESULT_FILE, sealed(result))
     return result
 
 

@@ -1,6 +1,6 @@
 """Whether a run is going wrong, from the rows that it logs anyway: what happened, the likely cause, what to change.
 
-`alarms_at(rows, facts, settings)` judges the last row by those before it and keeps no state, so a run that is taken up
+`alarms_at(rows, facts, settings)` judges the last row by those before it and by nothing else, so a run that is taken up
 again says what an uninterrupted one says, and any metrics.jsonl can be judged afterwards (`replay`).
 
     non_finite   loss or gradient norm is NaN or infinite
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from dopd_vl.common.files import is_number
 from dopd_vl.health.collapse import cause, collapse, teacher_is_lost
-from dopd_vl.health.rows import Row, RunFacts, mean, per_cent, rows_of_training, values
+from dopd_vl.health.rows import History, Row, RunFacts, mean, per_cent, values
 from dopd_vl.objectives.base import Advice
 from dopd_vl.train_config import HealthSettings
 
@@ -38,8 +38,11 @@ class Alarm(NamedTuple):
 
 
 def alarms_at(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> list[Alarm]:
-    """What is wrong at the last of the rows of metrics.jsonl, judged by all of them."""
-    logged = rows_of_training(rows)
+    """What is wrong at the last of the rows of metrics.jsonl, judged by all of them.
+
+    One `History` to which a run adds its rows costs no more at its end than at its start.
+    """
+    logged = rows if isinstance(rows, History) else History(rows)
     if not logged:
         return []
     step = int(logged[-1]["step"])
@@ -49,10 +52,10 @@ def alarms_at(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) ->
 
 def replay(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> list[Alarm]:
     """The alarms of a whole run: each kind at the first step that it holds at."""
-    logged = rows_of_training(rows)
+    so_far = History()
     first: dict[str, Alarm] = {}
-    for end in range(1, len(logged) + 1):
-        for alarm in alarms_at(logged[:end], facts, settings):
+    for row in rows:
+        for alarm in alarms_at(so_far, facts, settings) if so_far.add(row) else ():
             first.setdefault(alarm.kind, alarm)
     return list(first.values())
 
@@ -74,10 +77,10 @@ def non_finite(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -
     )
 
 
-def entropy(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> str | None:
+def entropy(rows: History, facts: RunFacts, settings: HealthSettings) -> str | None:
     """Sure and wrong: entropy under `entropy_share` of its start, and most rollouts wrong (or the teacher lost)."""
     window = facts.rows(settings.window)
-    series = values(rows, "entropy")
+    series = rows.column("entropy")
     if len(series) < 2 * window:
         return None
     start, now = mean(series[:window]), mean(series[-window:])
@@ -98,7 +101,7 @@ def entropy(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> s
     )
 
 
-def regime(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> str | None:
+def regime(rows: History, facts: RunFacts, settings: HealthSettings) -> str | None:
     """A part of the tokens that an objective tells apart by their scores stands at 0 or 1."""
     patience = facts.rows(settings.patience)
     if len(rows) < patience:
@@ -109,7 +112,7 @@ def regime(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> st
             continue
         steps = patience * facts.logging_steps
         if max(shares) <= STUCK:
-            before = mean(values(rows, f"token_share/{part}")[:patience])
+            before = mean(rows.column(f"token_share/{part}")[:patience])
             if before > 10 * STUCK:
                 return f"no token was {part} in {steps} steps, {per_cent(before)} were at the start. {cause(facts, [])}"
             return f"no token was {part} in {steps} steps: {stuck.at_none}"
@@ -118,10 +121,10 @@ def regime(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> st
     return None
 
 
-def length(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> str | None:
+def length(rows: History, facts: RunFacts, settings: HealthSettings) -> str | None:
     """Nearly every response was cut at the limit, over a whole window."""
     window = facts.rows(settings.window)
-    clipped = values(rows, "completions/clipped_ratio")
+    clipped = rows.column("completions/clipped_ratio")
     if len(clipped) < window or mean(clipped[-window:]) < settings.clipped_share:
         return None
     now, limit = per_cent(mean(clipped[-window:])), facts.max_completion_length
@@ -137,14 +140,15 @@ def length(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> st
     )
 
 
-def no_correct(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> str | None:
+def no_correct(rows: History, facts: RunFacts, settings: HealthSettings) -> str | None:
     """Not one right rollout, in many steps and many rollouts."""
     rows_needed = max(facts.rows(settings.patience), math.ceil(FEWEST_ROLLOUTS / facts.rollouts_per_row))
-    accuracy = values(rows, "rollout_accuracy")
+    accuracy = rows.column("rollout_accuracy")
     if len(accuracy) < rows_needed or any(accuracy[-rows_needed:]):
         return None
     steps = rows_needed * facts.logging_steps
-    if any(accuracy):
+    right_before = accuracy.extreme_before_last(1, largest=True)
+    if right_before is not None and right_before[0] > 0:
         return (
             f"no rollout was right in {steps} steps, though some were before: go back to best/ with a lower "
             f"training.learning_rate (now {facts.learning_rate:g})"
@@ -156,7 +160,7 @@ def no_correct(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -
     )
 
 
-Rule = Callable[[Sequence[Row], RunFacts, HealthSettings], str | None]
+Rule = Callable[[History, RunFacts, HealthSettings], str | None]
 
 RULES: dict[str, Rule] = {
     "non_finite": non_finite,

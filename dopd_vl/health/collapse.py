@@ -21,7 +21,7 @@ from itertools import pairwise
 from statistics import NormalDist, variance
 from typing import NamedTuple
 
-from dopd_vl.health.rows import Row, RunFacts, mean, moving_means, per_cent, values
+from dopd_vl.health.rows import Column, History, Row, RunFacts, mean, per_cent, values
 from dopd_vl.objectives.base import Advice
 from dopd_vl.train_config import HealthSettings
 
@@ -49,10 +49,10 @@ class Sign(NamedTuple):
     """with both values"""
 
 
-def collapse(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> str | None:
+def collapse(rows: History, facts: RunFacts, settings: HealthSettings) -> str | None:
     """What was lost, the signs that go with it, its likely cause and the setting to change."""
     window = max(2, facts.rows(settings.window))
-    if values(rows, "rollout_accuracy"):
+    if len(rows.column("rollout_accuracy")):
         return _fallen(rows, facts, settings, window)
     if len(rows) < 2 * window:
         return None
@@ -66,9 +66,10 @@ def collapse(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings) -> 
     return f"the student drifts away from its teacher: {', '.join(shown)}. {cause(facts, signs)}"
 
 
-def _fallen(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings, window: int) -> str | None:
-    judged = [row for row in rows if values([row], "rollout_accuracy")]
-    fall = largest_fall(values(judged, "rollout_accuracy"), window, facts.rollouts_per_row, settings.significance)
+def _fallen(rows: History, facts: RunFacts, settings: HealthSettings, window: int) -> str | None:
+    accuracy = rows.column("rollout_accuracy")
+    judged = accuracy.rows
+    fall = largest_fall(accuracy, window, facts.rollouts_per_row, settings.significance)
     if fall is None:
         return None
     best, last = judged[fall.best_start : fall.best_start + window], judged[-window:]
@@ -89,14 +90,12 @@ def _fallen(rows: Sequence[Row], facts: RunFacts, settings: HealthSettings, wind
     )
 
 
-def largest_fall(accuracy: Sequence[float], window: int, rollouts_per_row: int, significance: float) -> Fall | None:
+def largest_fall(accuracy: Column, window: int, rollouts_per_row: int, significance: float) -> Fall | None:
     """The best earlier window against the last one; None while there are not two, or nothing was ever right."""
-    means = moving_means(accuracy, window)
-    earlier = means[: max(0, len(means) - window)]  # windows that share no row with the last one
-    if not earlier or max(earlier) == 0:
+    earlier = accuracy.extreme_before_last(window, largest=True)
+    if earlier is None or earlier[0] == 0:
         return None
-    best, now = max(earlier), means[-1]
-    start = earlier.index(best)
+    (best, start), now = earlier, mean(accuracy[-window:])
     p = (best + now) / 2
     binomial = p * (1 - p) / rollouts_per_row
     if binomial == 0:  # all right, then as now
@@ -141,44 +140,42 @@ def signs_between(before: Sequence[Row], now: Sequence[Row], copy_part: str | No
     return signs
 
 
-def gap_has_grown(rows: Sequence[Row], window: int, growth: float) -> Sign | None:
+def gap_has_grown(rows: History, window: int, growth: float) -> Sign | None:
     """The mean gap of teacher and copy is `growth` times its lowest earlier window, above its start, and no noise.
 
     As a student learns, the two agree more and more about what it samples. That they part again is the earliest sign
     that what it samples is no longer what the teacher knows.
     """
-    gaps = values(rows, "gap/mean")
-    means = moving_means(gaps, window)
-    earlier = means[: max(0, len(means) - window)]
-    if not earlier:
+    gaps = rows.column("gap/mean")
+    earlier = gaps.extreme_before_last(window, largest=False)
+    if earlier is None:
         return None
-    lowest, now = min(earlier), means[-1]
-    start = earlier.index(lowest)
+    (lowest, start), now = earlier, mean(gaps[-window:])
     error = math.sqrt((variance(gaps[start : start + window]) + variance(gaps[-window:])) / window)
-    if now < growth * lowest or now < 1.2 * means[0] or now - lowest < GAP_ERRORS * error:
+    if now < growth * lowest or now < 1.2 * mean(gaps[:window]) or now - lowest < GAP_ERRORS * error:
         return None
     return Sign("gap", f"mean gap between teacher and copy {lowest:.2f} -> {now:.2f} nats")
 
 
-def teacher_is_lost(rows: Sequence[Row], window: int) -> bool:
+def teacher_is_lost(rows: History, window: int) -> bool:
     """Whether the teacher's entropy over what the student writes is twice what it was at the start."""
     names = [name for name in rows[-1] if name.startswith("entropy/teacher/")]
-    series = [moving_means(values(rows, name), window) for name in names]
-    return any(means[-1] >= 2 * means[0] for means in series if means)
+    series = [column for column in map(rows.column, names) if len(column) >= window]
+    return any(mean(column[-window:]) >= 2 * mean(column[:window]) for column in series)
 
 
 def cause(facts: RunFacts, signs: Sequence[Sign]) -> str:
     """One sentence with the setting to change."""
     learning_rate = f"training.learning_rate (now {facts.learning_rate:g})"
-    if any(source.policy == "student" and source.view != "plain" for source in facts.objective.sources()):
-        remedy = Advice.of(facts.objective).live_copy_remedy
+    remedy = Advice.of(facts.objective).live_copy_remedy
+    if remedy and any(s.policy == "student" and s.view != "plain" for s in facts.objective.sources()):
         return f"Likely cause: the student's live copy teaches its own decay; {remedy}"
     if any(sign.name in ("length", "clipped") for sign in signs):
         return f"Likely cause: steps too large, responses come apart; lower {learning_rate}"
     return f"Likely cause: steps too large; lower {learning_rate} or raise training.warmup_steps"
 
 
-def _strong_signs(rows: Sequence[Row], window: int, settings: HealthSettings) -> list[Sign]:
+def _strong_signs(rows: History, window: int, settings: HealthSettings) -> list[Sign]:
     """Signs that no healthy run shows two of: nearly no entropy, a teacher at a loss, responses of another length."""
     start, now = rows[:window], rows[-window:]
     strong = []

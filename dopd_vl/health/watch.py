@@ -7,10 +7,10 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dopd_vl.common.files import append_jsonl, keep_up_to, read_rows, write_json
+from dopd_vl.common.files import append_jsonl, iterate_rows, read_rows, write_json
 from dopd_vl.common.run_layout import ALARMS_FILE, METRICS_FILE, STOPPED_FILE
 from dopd_vl.health.alarms import Alarm, alarms_at
-from dopd_vl.health.rows import Row, RunFacts, rows_of_training
+from dopd_vl.health.rows import History, RunFacts
 from dopd_vl.train_config import HealthSettings
 
 
@@ -26,7 +26,7 @@ class Watch(TrainerCallback):
         self.folder, self.facts, self.settings, self.console = folder, facts, settings, console
         self.stopped: Alarm | None = None
         """what ended the run, the same on every rank"""
-        self._rows: list[Row] = []
+        self._rows = History()
         self._told: set[str] = set()
 
     def on_train_begin(
@@ -34,11 +34,9 @@ class Watch(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        keep_up_to(self.folder / ALARMS_FILE, state.global_step)
         (self.folder / STOPPED_FILE).unlink(missing_ok=True)
         self._told = {row["kind"] for row in read_rows(self.folder / ALARMS_FILE)}
-        rows = read_rows(self.folder / METRICS_FILE)
-        self._rows = rows_of_training([row for row in rows if row["step"] <= state.global_step])
+        self._rows = History(row for _, row in iterate_rows(self.folder / METRICS_FILE))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, Any] = kwargs["logs"]
@@ -65,7 +63,8 @@ class Watch(TrainerCallback):
 
     def _tell(self, step: int, logs: dict[str, Any]) -> Alarm | None:
         """Say what is new at this step; the first of it."""
-        self._rows.append({"step": step, **logs})
+        if not self._rows.add({"step": step, **logs}):
+            return None
         new = [alarm for alarm in alarms_at(self._rows, self.facts, self.settings) if alarm.kind not in self._told]
         for alarm in new:
             self._told.add(alarm.kind)

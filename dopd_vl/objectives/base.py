@@ -61,9 +61,11 @@ class Decision:
 class Objective(Protocol):
     """A frozen dataclass whose fields are the method's settings.
 
-    `Source.policy` is one of `POLICIES`. `Source.view` is "plain" (what the deployed student sees), "privileged" (the
-    configured variant of the privileged input), "sibling" (the prompt with a right rollout of the same prompt in it),
-    or the name of a variant in `privileged.VARIANTS`.
+    `Source.policy` is one of `POLICIES`. `Source.view` is "plain" (what the deployed student sees; of the student
+    itself what it rolls out and learns on, see `Requirements.student_variant`), "privileged" (the configured variant of
+    the privileged input), "sibling" (the prompt with a right rollout of the same prompt in it), "own" (the prompt with
+    the rollout itself in it), or the name of a variant in `privileged.VARIANTS`. One that is published has its
+    arXiv number as `paper`, which the card of a student cites.
     """
 
     name: ClassVar[str]
@@ -90,6 +92,8 @@ class Requirements(NamedTuple):
     """whether every example's task needs a verifier"""
     needs_images: bool = False
     """whether it makes sense with a vision-language student alone"""
+    student_variant: str = "none"
+    """what the student sees when it rolls out and learns, where the deployed one sees less or more ("none")"""
     needs_scores: bool = True
     """whether `decide` reads its policies' scores; else only the kept rollouts have them"""
 
@@ -114,7 +118,7 @@ class Advice(NamedTuple):
     copy_part: str | None = None
     """the part of the tokens that a copy of the student teaches, because it is surer than the teacher"""
     live_copy_remedy: str = "let its copy have the weights of the start (policy 'start' in the objective's sources)"
-    """what to set where the student's current weights teach, shown more than the student sees"""
+    """what to set where the student's current weights teach, shown more than the student sees; "" where they do not"""
     stuck_parts: Mapping[str, Stuck] = MappingProxyType({})
     """of the parts that should hold some tokens, and not all"""
 

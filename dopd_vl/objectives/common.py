@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from dopd_vl.core import Source
@@ -37,6 +38,30 @@ def count_of(share: float, size: int) -> int:
     return max(1, math.ceil(share * size - 1e-9))
 
 
+def over_the_kept(kept: Tensor, among: Tensor) -> Tensor:
+    """Weights, of the shape of `kept`, by which a mean over all `among` becomes one over the kept; zero elsewhere."""
+    count = kept.sum()
+    return kept.float() * (among.sum() / count if count > 0 else 0.0)
+
+
+def z_scored_by_group(values: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    """Values less their mean over their standard deviation, among the unmasked ones of each group.
+
+    The standard deviation is the unbiased one and at least 1e-6; a value alone in its group becomes zero.
+
+    Args:
+        values, mask: `[B, ...]`, zero where masked.
+        group: `[B]`.
+    """
+    scored = torch.zeros_like(values)
+    for number in group.unique():
+        members = mask & (group == number).reshape(-1, *[1] * (values.dim() - 1))
+        among = values[members]
+        if len(among) > 1:
+            scored[members] = (among - among.mean()) / among.std().clamp(min=1e-6)
+    return scored
+
+
 class Bound(NamedTuple):
     """What a setting's value must be beside its type; it stands in the type itself."""
 
@@ -51,8 +76,10 @@ AtLeastOne = Annotated[int, Bound(lambda value: value >= 1, "at least 1")]
 NotNegative = Annotated[float, Bound(lambda value: 0.0 <= value < math.inf, "a finite number, not negative")]
 Positive = Annotated[float, Bound(lambda value: value > 0.0, "above 0")]
 Share = Annotated[float, Bound(lambda value: 0.0 < value <= 1.0, "above 0 and at most 1")]
+OpenShare = Annotated[float, Bound(lambda value: 0.0 < value < 1.0, "above 0 and below 1")]
 ShareLeftOut = Annotated[float, Bound(lambda value: 0.0 <= value < 1.0, "at least 0 and below 1")]
 Percentile = Annotated[float, Bound(lambda value: 0.0 < value <= 100.0, "above 0 and at most 100")]
+VariantName = Annotated[str, Bound(lambda value: isinstance(value, str) and value != "", "the name of a variant")]
 ViewName = Annotated[str, Bound(lambda value: isinstance(value, str) and value != "", _A_VIEW)]
 
 

@@ -27,6 +27,7 @@ class Negative(CheckedSettings):
     """A fixed negative advantage on tokens of low probability."""
 
     name: ClassVar[str] = "negative"
+    paper: ClassVar[str] = "2608.31046"
 
     penalty: NotNegative = 1.0
     """minus the advantage of an unlikely token"""
@@ -51,6 +52,7 @@ class SelfPlain(CheckedSettings):
     """A self-teacher that sees what the student sees."""
 
     name: ClassVar[str] = "self-plain"
+    paper: ClassVar[str] = "2609.20612"
 
     teacher_policy: Literal["average", "start"] = "average"
     """"average": the student's slow average; "start": the student before its first step"""

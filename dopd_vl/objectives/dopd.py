@@ -141,6 +141,7 @@ class Dopd(DopdSettings):
     """Dual on-policy distillation: as published by default, its ablations by settings."""
 
     name: ClassVar[str] = "dopd"
+    paper: ClassVar[str] = "2606.30626"
     copy_part: ClassVar[str] = "HS"
     live_copy_remedy: ClassVar[str] = "set objective.settings.student_policy: start, or objective.name: dopd-anchored"
 

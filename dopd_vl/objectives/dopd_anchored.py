@@ -33,6 +33,7 @@ class DopdAnchored(CheckedSettings):
     """Dual on-policy distillation with a copy that stays where the student began."""
 
     name: ClassVar[str] = "dopd-anchored"
+    paper: ClassVar[str] = "2606.30626"
     copy_part: ClassVar[str] = "copy"
     live_copy_remedy: ClassVar[str] = "set objective.settings.student_policy: start"
 

@@ -31,6 +31,7 @@ class Eopd(CheckedSettings):
     """Sampled reverse KL, and a forward KL where the teacher is unsure."""
 
     name: ClassVar[str] = "eopd"
+    paper: ClassVar[str] = "2603.07079"
 
     tau: NotNegative = 0.8
     """nats of the teacher's entropy above which the forward KL is added"""

@@ -27,6 +27,7 @@ class ExOpd(CheckedSettings):
     """Policy gradient along an extrapolated log-ratio."""
 
     name: ClassVar[str] = "exopd"
+    paper: ClassVar[str] = "2602.12125"
 
     lam: NotNegative = 1.25
     """how many times the reward q - r counts; 1 is OPD"""

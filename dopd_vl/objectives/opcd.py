@@ -24,6 +24,7 @@ class Opcd(CheckedSettings):
     """Distillation of a context by a truncated reverse KL."""
 
     name: ClassVar[str] = "opcd"
+    paper: ClassVar[str] = "2602.12275"
 
     teacher_policy: Literal["teacher", "start"] = "teacher"
     """"teacher": the larger, frozen model; "start": the student before its first step"""

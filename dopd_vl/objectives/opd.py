@@ -17,6 +17,7 @@ Where the evidence raises the sampled token, the teacher speaks from it; elsewhe
     g_n = clamp(q_with - q_without, 0, limit)        w_n = g_n / mean(g) over the batch's response tokens
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 
 from dopd_vl.core import Plan, PolicyGradient, Source, Term
-from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, SupportName, TailName, TopKSource
+from dopd_vl.core.divergences import LOG_PROB_FLOOR, DivergenceName, SupportName, TopKSource
+from dopd_vl.core.plan import TermTail
 from dopd_vl.objectives.base import Decision, Scores
 from dopd_vl.objectives.common import PLAIN_STUDENT, CheckedSettings, Positive, ViewName, log_ratio, mean_of
 
@@ -34,10 +36,11 @@ class Opd(CheckedSettings):
     """Uniform distillation of every response token from one teacher."""
 
     name: ClassVar[str] = "opd"
+    paper: ClassVar[str] = "2306.13649"
 
     form: Literal["divergence", "policy_gradient"] = "divergence"
     """"divergence", or "policy_gradient": the sampled token's q - p as advantage; the settings from `divergence` to
-    `tail` then say nothing"""
+    `entry_clip` then say nothing"""
     teacher_view: ViewName = "plain"
     """what the teacher sees: "plain", "privileged", or a variant, e.g. "wrong_hint" """
     divergence: DivergenceName = "reverse_kl"
@@ -48,8 +51,11 @@ class Opd(CheckedSettings):
     """K, with support "top_k" """
     top_k_source: TopKSource = "target"
     """whose K tokens: "target" (the teacher's), "student" or "union" """
-    tail: TailName = "bucket"
-    """what becomes of the rest: "bucket", "renormalize" or "drop" """
+    tail: TermTail = "bucket"
+    """what becomes of the rest: "bucket", "renormalize", "drop", "corrected" (dropped, and the sum of the others kept a
+    divergence) or "renormalize_target" """
+    entry_clip: Positive = math.inf
+    """nats that one vocabulary entry counts for at most, see `opsd` """
     evidence_gate: ViewName = "none"
     """"none": no gate; else the view in which the teacher lacks the evidence, e.g. "degraded" (images), or "plain" with
     `teacher_view: privileged`"""
@@ -79,7 +85,8 @@ class Opd(CheckedSettings):
         return () if self.evidence_gate == "none" else (Source("teacher", self.evidence_gate),)
 
     def _term(self, weight: Tensor) -> Term:
-        return Term(self._teacher, self.divergence, self.support, weight, self.top_k, self.top_k_source, self.tail)
+        support = (self.support, weight, self.top_k, self.top_k_source, self.tail)
+        return Term(self._teacher, self.divergence, *support, self.entry_clip)
 
     def sources(self) -> tuple[Source, ...]:
         student = (PLAIN_STUDENT,) if self.form == "policy_gradient" else ()

@@ -23,6 +23,7 @@ class Sdft(CheckedSettings):
     """Distillation of the demonstrated behaviour from the student's own average."""
 
     name: ClassVar[str] = "sdft"
+    paper: ClassVar[str] = "2601.19897"
 
     divergence: Literal["reverse_kl", "forward_kl"] = "reverse_kl"
     """"reverse_kl" (the paper) or "forward_kl" (its code)"""

@@ -25,6 +25,7 @@ class Sdpo(CheckedSettings):
     """Distillation of a right sibling from the student's own average."""
 
     name: ClassVar[str] = "sdpo"
+    paper: ClassVar[str] = "2601.20802"
     needs_siblings: ClassVar[int] = 2
     needs_verifier: ClassVar[bool] = True
 

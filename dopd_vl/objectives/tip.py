@@ -39,6 +39,7 @@ class Tip(CheckedSettings):
     """Reverse KL on the tokens that matter."""
 
     name: ClassVar[str] = "tip"
+    paper: ClassVar[str] = "2604.14084"
     pairs: ClassVar[tuple[Pair, ...]] = (DISAGREEMENT,)
 
     keep: Share = 0.5

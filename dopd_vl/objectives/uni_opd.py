@@ -39,6 +39,7 @@ class UniOpd(CheckedSettings):
     """Policy gradient with margins between right and wrong rollouts."""
 
     name: ClassVar[str] = "uni-opd"
+    paper: ClassVar[str] = "2605.03677"
     needs_siblings: ClassVar[int] = 2
     needs_verifier: ClassVar[bool] = True
 

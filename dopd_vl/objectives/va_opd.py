@@ -30,6 +30,7 @@ class VaOpd(CheckedSettings):
     """Reverse KL, weighted by what the image is worth to the teacher."""
 
     name: ClassVar[str] = "va-opd"
+    paper: ClassVar[str] = "2605.21924"
     needs_images: ClassVar[bool] = True
     needs_siblings: ClassVar[int] = 2
 

@@ -21,6 +21,7 @@ class VisionOpd(CheckedSettings):
     """Distillation of a look at the evidence from the student's own average."""
 
     name: ClassVar[str] = "vision-opd"
+    paper: ClassVar[str] = "2605.18740"
     needs_images: ClassVar[bool] = True
 
     top_k: AtLeastOne = 100

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from dopd_vl.common.errors import UserError, nearest, one_line
 from dopd_vl.common.resources import find_model, shipped
+from dopd_vl.models import reading
 from dopd_vl.planning.shapes import ModelShape, shape_of
 
 
@@ -44,9 +45,8 @@ def published(file: Path) -> tuple[PreTrainedConfig, int]:
     """The configuration in a file of `data/models`, and the published number of the parameters that are loaded."""
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     settings: dict[str, Any] = dict(content["config"])
-    return AutoConfig.for_model(settings.pop("model_type"), **settings), content["parameters"] - content.get(
-        "not_loaded", 0
-    )
+    loaded = content["parameters"] - content.get("not_loaded", 0)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings), loaded
 
 
 @functools.cache
@@ -61,11 +61,11 @@ def model_config(name: str, key: str) -> PreTrainedConfig:
         UserError: nothing is known of it.
     """
     path, known = find_model(name), known_models()
+    described = (Path(path) / "config.json").is_file() or (path.endswith(".json") and Path(path).is_file())
+    if described:
+        with reading(key, path):
+            return AutoConfig.from_pretrained(path)
     try:
-        if (Path(path) / "config.json").is_file():
-            return AutoConfig.from_pretrained(path)
-        if path.endswith(".json") and Path(path).is_file():
-            return AutoConfig.from_pretrained(path)
         if path.endswith(".yaml") and Path(path).is_file():
             return published(Path(path))[0]
         if path in known:
@@ -86,10 +86,8 @@ def model_shape(name: str, key: str) -> ModelShape:
         UserError: nothing is known of it, or it is no causal language model.
     """
     config = model_config(name, key)
-    try:
+    with reading(key, name):
         return shape_of(config, name)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # whatever a family's code trips over
-        raise UserError(f"{key}: {name!r}: {one_line(error)}") from error
 
 
 def gpu_of(name: str, key: str) -> Gpu:

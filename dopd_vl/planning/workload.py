@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dopd_vl.planning.shapes import ModelShape
+from dopd_vl.views.rollouts import ROLLOUT_VIEWS
 
 Parallel = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 Precision = Literal["float32", "autocast", "bfloat16"]
@@ -18,7 +19,7 @@ class Scoring:
     policy: str
     """"teacher", "student", "start" or "average" """
     view: str
-    """"plain", "privileged", "sibling" (the prompt with a sibling's response in it), or a variant"""
+    """"plain", "privileged", "sibling" or "own" (the prompt with a rollout of it), or a variant"""
     supervises: bool
     """whether the plan has a term of it, so that its scores are kept for learning"""
     keeps_hidden: bool
@@ -29,7 +30,7 @@ class Scoring:
     @property
     def shares_prompts(self) -> bool:
         """Whether siblings have the same view."""
-        return self.view != "sibling"
+        return self.view not in ROLLOUT_VIEWS
 
     def __str__(self) -> str:
         return f"{self.policy} ({self.view})"
@@ -113,7 +114,7 @@ class Workload:
         """The longest prompt of a policy's view."""
         if scoring.view == "plain":
             return self.prompt_tokens
-        return self.privileged_tokens + (self.response_tokens if scoring.view == "sibling" else 0)
+        return self.privileged_tokens + (0 if scoring.shares_prompts else self.response_tokens)
 
     def model_of(self, scoring: Scoring) -> ModelShape:
         """The model that scores."""

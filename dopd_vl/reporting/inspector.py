@@ -1,13 +1,15 @@
 """The rollouts that a run kept, as the token inspector shows them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import read_rows
+from dopd_vl.common.files import iterate_rows
 from dopd_vl.common.run_layout import IMAGES_FOLDER, ROLLOUTS_FILE
+from dopd_vl.run_folder.kept_files import check_unchanged
 from dopd_vl.run_folder.kept_images import read_image
 
 _SEEN = ("images", "boxes", "views")
@@ -23,6 +25,8 @@ class Rollouts:
     """`sources`, `variant`, `prompt`, `images` (names, where a view shows other images than the example's)"""
     images: dict[str, bytes] = field(default_factory=dict)
     """name -> PNG file; an image that is missing from the folder is missing here"""
+    missing: list[str] = field(default_factory=list)
+    """files of the folder that are gone or damaged"""
     steps: int = 0
     """with rollouts in the folder; `records` may be of fewer"""
 
@@ -33,22 +37,18 @@ def read_rollouts(folder: Path, most_steps: int | None = None) -> Rollouts:
     Rows of older runs, which hold tokens and their numbers alone, are read too.
 
     Raises:
-        UserError: a row is no rollout.
+        UserError: a row is no rollout, or not as the run wrote it.
     """
     path = folder / ROLLOUTS_FILE
-    rows = read_rows(path)
-    for number, row in enumerate(rows, 1):
-        problem = _problem(row)
-        if problem:
-            raise UserError(f"{path}: line {number} is no rollout: {problem}")
-    steps = sorted({row["step"] for row in rows})
-    chosen = set(spread(steps, most_steps))
-    result = Rollouts(steps=len(steps))
+    gone = check_unchanged(folder, [ROLLOUTS_FILE])
+    starts: dict[int, list[tuple[int, int]]] = {}  # a run's file may be gigabytes: only what is chosen is held
+    for number, (start, row) in enumerate(iterate_rows(path), 1):
+        starts.setdefault(row["step"], []).append((start, number))
+    result = Rollouts(steps=len(starts))
     places: dict[str, int] = {}
     shown: dict[tuple[int, str], dict[str, Any]] = {}
-    for row in rows:
-        if row["step"] not in chosen:
-            continue
+    chosen = spread(sorted(starts), most_steps)
+    for row in _rows_at(path, sorted(start for step in chosen for start in starts[step])):
         # A row says what no earlier one of its example at its step has said.
         known = shown.setdefault((row["step"], str(row.get("id"))), {"images": [], "boxes": [], "views": {}})
         known["images"] = row.get("images", known["images"])
@@ -65,7 +65,21 @@ def read_rollouts(folder: Path, most_steps: int | None = None) -> Rollouts:
     names |= {name for view in result.views for name in view.get("images", [])}
     found = {name: read_image(name, folder / IMAGES_FOLDER) for name in sorted(names)}
     result.images = {name: data for name, data in found.items() if data is not None}
+    result.missing = gone + [f"{IMAGES_FOLDER}/{name}" for name, data in found.items() if data is None]
     return result
+
+
+def _rows_at(path: Path, starts: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """The rows that start at these bytes, each with the number of its line."""
+    if starts:
+        with path.open("rb") as file:
+            for start, number in starts:
+                file.seek(start)
+                row = json.loads(file.readline())
+                problem = _problem(row)
+                if problem:
+                    raise UserError(f"{path}: line {number} is no rollout: {problem}")
+                yield row
 
 
 def spread(steps: Sequence[int], most: int | None) -> list[int]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import read_rows
+from dopd_vl.common.files import iterate_rows
 from dopd_vl.common.run_layout import ROLLOUTS_FILE
 from dopd_vl.core import Regime
 from dopd_vl.objectives.dopd import PUBLISHED, published_lessons
+from dopd_vl.run_folder.kept_files import check_unchanged
 
 _WORDS = {
     "student": "itself with p",
@@ -78,11 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, default=None, help="default: the last logged step")
     parser.add_argument("--index", type=int, default=0, help="which of the step's kept rollouts")
     arguments = parser.parse_args(argv)
-    records = read_rows(arguments.run / ROLLOUTS_FILE)
-    if not records:
+    check_unchanged(arguments.run, [ROLLOUTS_FILE])
+    step: int | None = arguments.step
+    chosen: list[dict[str, Any]] = []
+    for _, record in iterate_rows(arguments.run / ROLLOUTS_FILE):
+        if arguments.step is None and record["step"] != step:
+            step, chosen = record["step"], []
+        if record["step"] == step:
+            chosen.append(record)
+    if step is None:
         raise UserError(f"{arguments.run} holds no rollouts")
-    step = records[-1]["step"] if arguments.step is None else arguments.step
-    chosen = [record for record in records if record["step"] == step]
     if not 0 <= arguments.index < len(chosen):
         raise UserError(f"{arguments.run}: step {step} has {len(chosen)} kept rollouts, there is no {arguments.index}")
     print(describe(chosen[arguments.index]))

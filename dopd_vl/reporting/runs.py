@@ -11,6 +11,7 @@ from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import is_number, read_rows
 from dopd_vl.common.run_layout import CONFIG_FILE, METRICS_FILE
 from dopd_vl.reporting.figures import Line
+from dopd_vl.run_folder.kept_files import check_unchanged
 from dopd_vl.train_config import in_todays_keys
 
 
@@ -60,6 +61,7 @@ def _read_run(folder: Path, name: str, group: str | None) -> Run:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it holds no {CONFIG_FILE}")
+    check_unchanged(folder, [CONFIG_FILE, METRICS_FILE])
     config = in_todays_keys(read_yaml(path, str(path)))
     label = name
     if group is not None:

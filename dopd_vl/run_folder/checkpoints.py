@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or do not count.
+"""Checkpoints, and saved students, that are whole or do not count.
 
 A checkpoint is whole when its `complete.json`, which is written last, names every file in it with the content that the
 file still has. So neither a save that was cut short, nor a removal that was, nor a file that was damaged later, is
-taken for a good checkpoint; and an older one goes only after the newer one is whole.
+taken for a good checkpoint; and an older one goes only after the newer one is whole. A student's folder is marked in
+the same way by its `dopd.json`.
 """
 
 import shutil
@@ -10,27 +11,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.common.digests import digest_file
+from dopd_vl.common.digests import digest_file, digest_json
 from dopd_vl.common.files import read_json, sync_folder, write_json
-from dopd_vl.common.run_layout import COMPLETE_FILE, checkpoint_step
+from dopd_vl.common.run_layout import CARD_FILE, COMPLETE_FILE, checkpoint_step
 
 
-def mark_whole(checkpoint: Path, facts: Mapping[str, Any]) -> None:
-    """To be called when every process has written its part: what lies in the checkpoint is all of it."""
-    sync_folder(checkpoint)
-    files = {str(p.relative_to(checkpoint)): digest_file(p) for p in _files(checkpoint)}
-    write_json(checkpoint / COMPLETE_FILE, {**facts, "files": files})
+def mark_whole(folder: Path, facts: Mapping[str, Any], mark: str = COMPLETE_FILE) -> None:
+    """To be called when every process has written its part: what lies in the folder is all of it.
+
+    A student's card is left out, which people are free to write on.
+    """
+    sync_folder(folder)
+    files = {str(p.relative_to(folder)): digest_file(p) for p in _files(folder, {mark, CARD_FILE})}
+    write_signed(folder / mark, {**facts, "files": files})
 
 
-def read_mark(checkpoint: Path) -> dict[str, Any] | None:
-    """The facts of a whole checkpoint; None for any other folder."""
-    mark = read_json(checkpoint / COMPLETE_FILE)
-    if mark is None or not isinstance(mark.get("files"), dict) or not mark["files"]:
+def read_mark(folder: Path, mark: str = COMPLETE_FILE) -> dict[str, Any] | None:
+    """The facts of a whole checkpoint, or student; None for any other folder."""
+    facts = read_signed(folder / mark)
+    if facts is None or not isinstance(facts.get("files"), dict) or not facts["files"]:
         return None
-    files = {name: checkpoint / name for name in mark["files"]}
-    if not all(path.is_file() and digest_file(path) == mark["files"][name] for name, path in files.items()):
+    return None if damaged(folder, facts["files"]) else facts
+
+
+def damaged(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Those of the named files that are gone, or have another digest now."""
+    return [n for n, digest in files.items() if not (folder / n).is_file() or digest_file(folder / n) != digest]
+
+
+def write_signed(file: Path, facts: Mapping[str, Any]) -> None:
+    """Write an object with a digest of itself."""
+    write_json(file, {**facts, "digest": digest_json(facts)})
+
+
+def read_signed(file: Path) -> dict[str, Any] | None:
+    """What `write_signed` wrote, as it was; None where it is gone or damaged. Earlier versions wrote no digest."""
+    facts = read_json(file)
+    if facts is not None and "digest" in facts and facts.pop("digest") != digest_json(facts):
         return None
-    return mark
+    return facts
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -68,8 +87,8 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("*") if checkpoint_step(p) >= 0 and p.is_dir()), key=checkpoint_step)
 
 
-def _files(checkpoint: Path) -> list[Path]:
-    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_FILE)
+def _files(folder: Path, but: set[str]) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in but)
 
 
 def _remove(checkpoint: Path) -> None:

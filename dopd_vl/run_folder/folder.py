@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from dopd_vl.common.files import append_jsonl, keep_up_to, read_rows, sync_folder, write_json
+from dopd_vl.common.files import append_jsonl, read_rows
 from dopd_vl.common.run_layout import (
     BEST_FOLDER,
     COMPLETE_FILE,
@@ -22,8 +22,8 @@ from dopd_vl.common.run_layout import (
     checkpoint_folder,
 )
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole
+from dopd_vl.run_folder.kept_files import KeptFiles, stale
 from dopd_vl.run_folder.kept_rollouts import rollout_records
-from dopd_vl.run_folder.model_card import write_card
 from dopd_vl.views import Refusal
 
 _TIMINGS = ("step_time", "runtime", "per_second", "total_flos")
@@ -36,6 +36,7 @@ class RunFolder(TrainerCallback):
         """`save_total_limit`: whole checkpoints to keep; 0 keeps all."""
         self.folder = folder
         self.save_total_limit = save_total_limit
+        self.kept_files = KeptFiles(folder)
         self.trainer: Any = None
         self.best: float | None = None
         self.made_a_step = False
@@ -49,14 +50,8 @@ class RunFolder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
-            finish_replacement(self.folder / BEST_FOLDER)
-            for name in (METRICS_FILE, ROLLOUTS_FILE, REFUSED_FILE):
-                # Without a checkpoint the run begins anew, its evaluation at step 0 included.
-                keep_up_to(self.folder / name, state.global_step if state.global_step else -1)
-        self.trainer.accelerator.wait_for_everyone()
         # Every rank must know the best so far: they save the next best together.
-        rows = [row for row in read_rows(self.folder / METRICS_FILE) if row["step"] <= state.global_step]
+        rows = read_rows(self.folder / METRICS_FILE)
         self.best = max((row["eval_accuracy"] for row in rows if "eval_accuracy" in row), default=None)
         if self.trainer.resumed_from is not None:
             mark = json.loads((self.trainer.resumed_from / COMPLETE_FILE).read_text(encoding="utf-8"))
@@ -96,16 +91,15 @@ class RunFolder(TrainerCallback):
         refused: list[int] = gather_object([self.trainer.refused])
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            mark_whole(
-                checkpoint_folder(self.folder, state.global_step),
-                {"step": state.global_step, "refused": refused},
-            )
+            checkpoint = checkpoint_folder(self.folder, state.global_step)
+            self.kept_files.copy_into(checkpoint)
+            mark_whole(checkpoint, {"step": state.global_step, "refused": refused})
             keep_newest(self.folder, self.save_total_limit)
 
 
 def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
     """Save the student and its processor so that `folder` is the old one, or none for a moment, or a whole new one."""
-    partial, stale = folder.with_name(f".{folder.name}.partial"), _stale(folder)
+    partial, old = folder.with_name(f".{folder.name}.partial"), stale(folder)
     if trainer.accelerator.is_main_process and partial.exists():
         shutil.rmtree(partial)
     trainer.accelerator.wait_for_everyone()
@@ -113,24 +107,12 @@ def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
     if trainer.accelerator.is_main_process:
         # A pickle that nothing reads, with paths of this machine.
         (partial / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        write_json(partial / FACTS_FILE, facts)
-        write_card(partial, folder.parent, facts, trainer.views.reads_images)
-        sync_folder(partial)
+        mark_whole(partial, facts, FACTS_FILE)
         if folder.exists():
-            if stale.exists():
-                shutil.rmtree(stale)
-            folder.rename(stale)
+            if old.exists():
+                shutil.rmtree(old)
+            folder.rename(old)
         partial.rename(folder)
-        if stale.exists():
-            shutil.rmtree(stale)
+        if old.exists():
+            shutil.rmtree(old)
     trainer.accelerator.wait_for_everyone()
-
-
-def finish_replacement(folder: Path) -> None:
-    """Where `save_whole` was killed between taking the old folder away and putting the new one there: the old one."""
-    if not folder.exists() and _stale(folder).exists():
-        _stale(folder).rename(folder)
-
-
-def _stale(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.stale")

@@ -239,8 +239,9 @@ def _what_was_seen(
             "variant": variant,
             "prompt": prompt_text(view, renderer.views.tokenizer),
         }
-        shown = VARIANTS[variant].render({**example, "images": images}).images if variant in VARIANTS else images
-        if any(new is not old for new, old in zip(shown, images, strict=True)):
+        seen_of = renderer.with_another({**example, "images": images}, variant)
+        shown = VARIANTS[variant].render(seen_of).images if variant in VARIANTS else images
+        if [id(image) for image in shown] != [id(image) for image in images]:
             entry["images"] = [save_image(image, folder) for image in shown]
         seen["views"].append(entry)
     return seen

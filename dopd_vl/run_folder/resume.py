@@ -16,6 +16,7 @@ from dopd_vl.common.files import exclusive, make_folder, read_json, read_rows, w
 from dopd_vl.common.run_layout import (
     BEST_FOLDER,
     CONFIG_FILE,
+    DIGESTS_FILE,
     FACTS_FILE,
     FINGERPRINT_FILE,
     METRICS_FILE,
@@ -23,10 +24,14 @@ from dopd_vl.common.run_layout import (
 )
 from dopd_vl.run_folder.checkpoints import has_checkpoints, last_whole_checkpoint, remove_newer
 from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
+from dopd_vl.run_folder.kept_files import check_rollouts, kept_in, mend_best, restore
 from dopd_vl.train_config import TrainConfig, in_todays_keys
 
 _MAY_CHANGE = ("resume", "output_dir", "health", "training.report_to", "training.push_to_hub")
 """Keys that a run may be taken up again with another value of."""
+
+_LIMITS = ("data.max_prompt_length",)
+"""And these, which decide no more than which examples are passed over: one set too low must not end a run for good."""
 
 
 @contextmanager
@@ -61,23 +66,38 @@ def opened_on_every_rank(
 def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say: Callable[[str], None]) -> Path | None:
     """Prepare the run folder; with `resume`, the checkpoint to go on from, if there is one.
 
-    A run that never came to the end of a step has no claim on its folder: there is nothing of it to go on with.
+    A run that never came to the end of a step, or had no usable example in any, has no claim on its folder: there is
+    nothing of it to go on with.
 
     Raises:
         UserError: the folder cannot be written, holds a run that is not to go on, or one that began otherwise.
     """
-    if (folder / CONFIG_FILE).exists() and _made_a_step(folder):
+    if made_a_step(folder):
         if not config.resume:
             raise UserError(f"output_dir: {folder} already holds a run; give --resume true to go on, or another folder")
-        has_old_keys = _check_config(folder, config)
-        _check_content(folder, fingerprint)
         checkpoint = last_whole_checkpoint(folder)
+        mended = [
+            *_mended(folder / CONFIG_FILE, checkpoint, lambda file: _check_config(file, config)),
+            *_mended(folder / FINGERPRINT_FILE, checkpoint, lambda file: _check_content(file, fingerprint)),
+        ]
+        gone = check_rollouts(folder, checkpoint)
         with writing_to(folder):
+            best = mend_best(folder, checkpoint)
+            for file in mended:
+                write_atomically(folder / file.name, file.read_bytes())
             removed = remove_newer(folder, checkpoint)
-            if has_old_keys:
+            restore(folder, checkpoint)
+            limits = _changed_limits(folder / CONFIG_FILE, config)
+            if _check_config(folder / CONFIG_FILE, config) or limits:
+                (folder / DIGESTS_FILE).unlink(missing_ok=True)  # the next checkpoint's has the new one
                 write_atomically(folder / CONFIG_FILE, as_yaml(config))
         if removed:
             say(f"{folder}: not whole, and removed: {', '.join(removed)}")
+        for file in mended:
+            say(f"{folder / file.name}: damaged, and put right from {file.parent.parent.name}")
+        for told in (gone, best, limits):
+            if told is not None:
+                say(told)
         how = "no checkpoint yet, begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
         say(f"{folder}: {how}")
         return checkpoint
@@ -85,45 +105,93 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
         if (folder / CONFIG_FILE).exists():  # its evaluation before the first step is not the new run's
             for name in (BEST_FOLDER, f".{BEST_FOLDER}.stale"):
                 shutil.rmtree(folder / name, ignore_errors=True)
+            remove_newer(folder, None)  # of a run that learned nothing
+        restore(folder, None)
         write_json(folder / FINGERPRINT_FILE, fingerprint)
         # Last: a folder without it holds no run yet.
         write_atomically(folder / CONFIG_FILE, as_yaml(config))
     return None
 
 
-def _made_a_step(folder: Path) -> bool:
+def made_a_step(folder: Path) -> bool:
+    """Whether a folder holds a run that has anything to go on with."""
+    best = folder / BEST_FOLDER
+    try:
+        rows = read_rows(folder / METRICS_FILE)
+        facts = [read_json(best / FACTS_FILE) or {}] if best.exists() else []
+    except UserError:  # what is damaged is not known to be of nothing
+        return True
+    usable = [row["usable_rollouts"] for row in rows if "usable_rollouts" in row]
+    if usable and not any(usable):
+        return False  # every example was refused, as by a limit that is another now
     if has_checkpoints(folder) or (folder / STUDENT_FOLDER).exists():
         return True
-    best = folder / BEST_FOLDER
-    rows = [*read_rows(folder / METRICS_FILE), *([read_json(best / FACTS_FILE) or {}] if best.exists() else [])]
-    return any(row.get("step") != 0 for row in rows)
+    return any(row.get("step") != 0 for row in [*rows, *facts])
 
 
-def _check_config(folder: Path, config: TrainConfig) -> bool:
-    """Whether the folder's configuration has keys of an earlier version."""
-    file = folder / CONFIG_FILE
+def _mended(file: Path, checkpoint: Path | None, check: Callable[[Path], object]) -> Iterator[Path]:
+    """The checkpoint's copy of a file of the run folder, where that passes a check and the file itself does not.
+
+    Raises:
+        UserError: what the check says of the file, where no copy is better.
+    """
     try:
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"resume: {file} cannot be read ({' '.join(str(error).split())[:200]})") from error
-    today = in_todays_keys(saved)
-    before, now = _flat(today), _flat(yaml.safe_load(as_yaml(config)))
-    changed = [
-        k
-        for k in sorted({*before, *now})
-        if before.get(k) != now.get(k) and not any(f"{k}.".startswith(f"{free}.") for free in _MAY_CHANGE)
+        check(file)
+    except UserError as error:
+        copy = kept_in(checkpoint, file.name)
+        if copy is None:
+            raise
+        try:
+            check(copy)
+        except UserError:
+            raise error from None
+        yield copy
+
+
+def changed_settings(file: Path, config: TrainConfig) -> list[tuple[str, Any, Any]]:
+    """What a run's config.yaml and a configuration differ in and may not: keys with the file's value and the other.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    before, now = _flat(in_todays_keys(_saved(file))), _flat(yaml.safe_load(as_yaml(config)))
+    return [
+        (key, before.get(key), now.get(key))
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
     ]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"resume: {key} was {before.get(key)!r} in {file} and is {now.get(key)!r} now; a run goes "
-            "on with the settings that it began with"
-        )
-    return today != saved
 
 
-def _check_content(folder: Path, fingerprint: Fingerprint) -> None:
-    file = folder / FINGERPRINT_FILE
+def _saved(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"resume: {file} cannot be read ({reason}); begin anew in another folder") from error
+
+
+def _check_config(file: Path, config: TrainConfig) -> bool:
+    """Whether the folder's configuration has keys of an earlier version."""
+    for key, before, now in changed_settings(file, config):
+        if key not in _LIMITS:
+            raise UserError(
+                f"resume: {key} was {before!r} in {file} and is {now!r} now; a run goes on with the settings that it "
+                "began with"
+            )
+    saved = _saved(file)
+    return bool(in_todays_keys(saved) != saved)
+
+
+def _changed_limits(file: Path, config: TrainConfig) -> str | None:
+    """What is to be said of limits that are others now."""
+    changed = [
+        f"{key} was {before} and is {now} now" for key, before, now in changed_settings(file, config) if key in _LIMITS
+    ]
+    where = f"{file.parent}: {', '.join(changed)}"
+    return f"{where}; other examples are passed over from here on, in evaluations too" if changed else None
+
+
+def _check_content(file: Path, fingerprint: Fingerprint) -> None:
     saved = read_json(file)
     if saved is None or saved.get("format") != FORMAT:
         raise UserError(

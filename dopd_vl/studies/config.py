@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest
@@ -22,8 +22,10 @@ class StudyConfig:
     """Train a grid of runs with equal budgets and compare what they come to.
 
     A study may stand in two files, the world (models, data, steps) and the question (cells, grid, stages): give
-    `--config` twice. A key of the second takes the place of the first's.
+    `--config` twice. A key of the second takes the place of the first's; `settings` add up.
     """
+
+    DOTTED: ClassVar = {"settings": 0, "grid": 0, "cells": 1, "stages": 1}
 
     output_dir: str = "runs/studies"
     name: str = ""
@@ -58,6 +60,8 @@ class StudyConfig:
     """CPU threads a run"""
     devices: list[str] = field(default_factory=list)
     """GPUs, e.g. ["0", "1"] or ["0,1", "2,3"]: a run each at a time; takes the place of `workers`"""
+    rerun: bool = False
+    """remove runs and data that were made with other settings, and make them anew; otherwise they are refused"""
     launcher: str = ""
     """what starts a run, e.g. "accelerate launch --num_processes 8"; default: this Python"""
 
@@ -188,11 +192,12 @@ def _stages(config: StudyConfig, cell: Cell) -> list[tuple[str, TrainConfig]]:
     """A cell's stages by name, whatever the seed; a study without stages has one without a name."""
     stages = []
     for name, overrides in (config.stages or {"": {}}).items():
-        settings = {**config.settings, **overrides, **cell.overrides}
+        settings = [*config.settings.items(), *overrides.items(), *cell.overrides.items()]
         for key in OWN_KEYS:
-            if key in settings:
+            if any(key == name for name, _ in settings):
                 raise ConfigurationError(f"cells.{cell.name}: {key} is the study's own; leave it out")
-        options = [f"--{key}={_value(resolve(config, value))}" for key, value in settings.items()]
+        # In this order, and none left out: what leads into a mapping changes only what it names.
+        options = [f"--{key}={_value(resolve(config, value))}" for key, value in settings]
         try:
             base = ["--config", config.train_config]
             stages.append((name, read_config(TrainConfig, [*base, *options], "dopd-vl study")))

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from dopd_vl.common.errors import ConfigurationError, nearest
-from dopd_vl.common.files import read_rows
+from dopd_vl.common.files import iterate_rows, read_rows
 from dopd_vl.common.resources import shipped
 from dopd_vl.common.run_layout import METRICS_FILE, ROLLOUTS_FILE
 from dopd_vl.evaluation.estimates import gap_recovered
 from dopd_vl.studies.config import Run, StudyConfig, unfold
-from dopd_vl.studies.run import load_scores, reference_folder, score_sets
+from dopd_vl.studies.run import reference_folder, score_sets
 from dopd_vl.studies.statistics import Comparison, Summary, compare, holm, rank_correlation, summarise
 
 CURVES = (
@@ -67,8 +67,11 @@ class StudyResult:
     """rows (cell, nats, rollouts, accuracy, gap) where the training set has illusion scores"""
 
 
-def gather(config: StudyConfig) -> StudyResult:
-    """Read what is finished; unfinished cells say which seeds are missing."""
+def gather(config: StudyConfig, scored: Mapping[Path, Mapping[str, Any]]) -> StudyResult:
+    """Put together what is finished; unfinished cells say which seeds are missing.
+
+    `scored`: the scores of each job that is done, by its folder.
+    """
     runs = unfold(config)
     by_cell: dict[str, list[Run]] = {}
     for run in runs:
@@ -79,12 +82,12 @@ def gather(config: StudyConfig) -> StudyResult:
     references = {
         model: {data: found[deployed]["accuracy"] for data, found in scores["model"].items()}
         for model in dict.fromkeys(model for run in runs for model in run.references)
-        if (scores := load_scores(reference_folder(config, model))) is not None
+        if (scores := scored.get(reference_folder(config, model))) is not None
     }
     cells = []
     accuracy: dict[str, dict[int, float]] = {}
     for name, some in by_cell.items():
-        found = {run.seed: (run, scores) for run in some if (scores := load_scores(run.folder)) is not None}
+        found = {run.seed: (run, scores) for run in some if (scores := scored.get(run.folder)) is not None}
         missing = [run.seed for run in some if run.seed not in found]
         last = {seed: scores[_last_stage(run)] for seed, (run, scores) in found.items()}
         accuracy[name] = {seed: score[main][deployed]["accuracy"] for seed, score in last.items()}
@@ -105,7 +108,9 @@ def gather(config: StudyConfig) -> StudyResult:
             _add_stages(cell, found, data_sets, deployed, list(config.stages))
         cells.append(cell)
     _compare_all(cells, accuracy, {name: some[0].cell.baseline for name, some in by_cell.items()})
-    curves, paper, by_illusion = _curves(by_cell), _paper(config, cells, main), _by_illusion(by_cell)
+    # A run that is not done may have damaged files.
+    done = {name: [run for run in some if run.folder in scored] for name, some in by_cell.items()}
+    curves, paper, by_illusion = _curves(done), _paper(config, cells, main), _by_illusion(done)
     return StudyResult(data_sets, cells, references, curves, paper, by_illusion)
 
 
@@ -161,7 +166,7 @@ def _compare_all(
 def _curves(by_cell: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
     rows = []
     for name, runs in by_cell.items():
-        for number, (stage, _) in enumerate(runs[0].stages):
+        for number, (stage, _) in enumerate(runs[0].stages if runs else ()):
             values: dict[tuple[str, int], list[float]] = {}
             for run in runs:
                 for row in read_rows(Path(run.stages[number][1].output_dir) / METRICS_FILE):
@@ -189,17 +194,40 @@ def _by_illusion(by_cell: Mapping[str, list[Run]]) -> list[dict[str, Any]]:
     share that is right, and the mean advantage gap of their tokens (None where nothing was verified, or has a gap)."""
     rows = []
     for name, runs in by_cell.items():
-        by_score: dict[int, list[Mapping[str, Any]]] = {}
+        by_score: dict[int, _OfScore] = {}
         for folder in (Path(config.output_dir) for run in runs for _, config in run.stages):
-            for row in read_rows(folder / ROLLOUTS_FILE):
+            for _, row in iterate_rows(folder / ROLLOUTS_FILE):
                 if row.get("illusion_score") is not None:
-                    by_score.setdefault(math.floor(row["illusion_score"]), []).append(row)
+                    by_score.setdefault(math.floor(row["illusion_score"]), _OfScore()).add(row)
         for nats, some in sorted(by_score.items()):
-            right = [row["correct"] for row in some if row["correct"] is not None]
-            gaps = [gap for row in some for gap in row.get("gap", ())]
-            accuracy, gap = (sum(values) / len(values) if values else None for values in (right, gaps))
-            rows.append({"cell": name, "nats": nats, "rollouts": len(some), "accuracy": accuracy, "gap": gap})
+            rows.append({"cell": name, "nats": nats, "rollouts": some.rollouts, **some.means()})
     return rows
+
+
+@dataclass
+class _OfScore:
+    """Sums over the rollouts of one illusion score: a run's may be gigabytes."""
+
+    rollouts: int = 0
+    judged: int = 0
+    right: int = 0
+    tokens: int = 0
+    gap: float = 0.0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rollouts += 1
+        if row["correct"] is not None:
+            self.judged += 1
+            self.right += row["correct"]
+        gaps = row.get("gap", ())
+        self.tokens += len(gaps)
+        self.gap += sum(gaps)
+
+    def means(self) -> dict[str, float | None]:
+        return {
+            "accuracy": self.right / self.judged if self.judged else None,
+            "gap": self.gap / self.tokens if self.tokens else None,
+        }
 
 
 def paper_column(table: str, column: str) -> dict[str, float]:

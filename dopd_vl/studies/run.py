@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -15,12 +16,15 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from dopd_vl.common.configuration import as_yaml
-from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.errors import ConfigurationError, PrepareError
 from dopd_vl.common.files import exclusive, make_folder, write_atomically, write_json
 from dopd_vl.common.processes import end_group
 from dopd_vl.common.progress import live_bar
 from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
 from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder
+from dopd_vl.studies.finished import Contents, changes, load_scores, outdated_scores, unfinished_stage
+from dopd_vl.studies.worker import IN_STUDY
+from dopd_vl.train_config import TrainConfig
 
 SCORES_FILE = "scores.json"
 STOP_SECONDS = 20.0
@@ -28,7 +32,7 @@ POLL_SECONDS = 0.5
 TAIL_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One process: a run with its scores, or the scores of the models that runs begin from."""
 
@@ -36,8 +40,7 @@ class Job:
     folder: Path
     steps: int
     content: dict[str, Any]
-    metrics: tuple[Path, ...] = ()
-    """one for each stage"""
+    stages: tuple[TrainConfig, ...] = ()
 
     @property
     def output(self) -> Path:
@@ -54,7 +57,7 @@ class Job:
 
     def done_steps(self) -> int:
         """Optimizer steps so far, over all stages."""
-        return sum(_last_step(file) for file in self.metrics)
+        return sum(_last_step(Path(stage.output_dir) / METRICS_FILE) for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -66,23 +69,71 @@ class Failure:
     log: Path
 
 
-def run_study(config: StudyConfig, console: Console) -> list[Failure]:
-    """Do what is not done yet.
+def run_study(config: StudyConfig, console: Console) -> tuple[list[Failure], dict[Path, dict[str, Any]]]:
+    """Do what is not done yet: what failed, and the scores of each job that is done, by its folder.
 
     Raises:
-        ConfigurationError: something is wrong with the study; nothing was run.
+        ConfigurationError: something is wrong with the study, or runs of it were made with other settings; nothing was
+            run.
     """
     runs = check(config)
     folder = study_folder(config)
     make_folder(folder)
-    with exclusive(folder, "study"):
-        write_atomically(folder / "study.yaml", as_yaml(config))
+    with exclusive(folder, "study") as lock:
         prepare_data(config, console)
+        contents = Contents()
+        _refuse_other_settings(config, runs, contents)
+        write_atomically(folder / "study.yaml", as_yaml(config))
         jobs = [*_reference_jobs(config, runs), *(_job(config, run) for run in runs)]
-        waiting = [job for job in jobs if not job.output.exists()]
-        if len(waiting) < len(jobs):
-            console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are done already", highlight=False)
-        return _run_all(waiting, config, console) if waiting else []
+        undone = {job: reason for job in jobs if (reason := _undone(job, contents)) is not None}
+        if len(undone) < len(jobs):
+            console.print(f"{len(jobs) - len(undone)} of {len(jobs)} jobs are done already", highlight=False)
+        for job, reason in undone.items():
+            if job.output.exists():
+                told = f"{job.title}: done again, {reason}"
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
+        failures = _run_all(list(undone), config, console, lock) if undone else []
+        contents = Contents()  # students are other ones now
+        done = [job for job in jobs if job not in undone or _undone(job, contents) is None]
+        return failures, {job.folder: load_scores(job.output) for job in done}
+
+
+def _refuse_other_settings(config: StudyConfig, runs: list[Run], contents: Contents) -> None:
+    """With `rerun`, remove runs that were made with other settings; otherwise:
+
+    Raises:
+        ConfigurationError: there are some; the message says what changed.
+    """
+    other = [(run, found) for run in runs if (found := list(_changes(run, contents)))]
+    if config.rerun:
+        for run, _ in other:
+            shutil.rmtree(run.folder)
+        return
+    if other:
+        first, found = other[0]
+        more = sorted({change for _, some in other for change in some} - set(found))
+        told = "; ".join([*found, *more][:4])
+        raise ConfigurationError(
+            f"{study_folder(config)}: {len(other)} of {len(runs)} runs were made with other settings ({first.folder}: "
+            f"{told}); set them back, give the study another name, or --rerun true removes those runs and makes them "
+            "anew"
+        )
+
+
+def _changes(run: Run, contents: Contents) -> Iterator[str]:
+    for _, stage in run.stages:
+        yield from changes(stage, contents)
+        if unfinished_stage(stage) is not None:
+            return  # what comes after begins from this one's student
+
+
+def _undone(job: Job, contents: Contents) -> str | None:
+    """Why a job is to be done; None where it is done."""
+    for stage in job.stages:
+        reason = unfinished_stage(stage)
+        if reason is not None:
+            return reason
+    return outdated_scores(job.output, job.content, contents)
 
 
 def prepare_data(config: StudyConfig, console: Console) -> None:
@@ -98,8 +149,14 @@ def prepare_data(config: StudyConfig, console: Console) -> None:
             settings = SourceConfig(**source)
         except TypeError as error:
             raise ConfigurationError(f"data.{name}: {error}") from error
-        output = str(data_folder(config, name))
-        prepare(PrepareConfig(source=settings, output=output), {"nano": NanoSource}, console)
+        output = data_folder(config, name)
+        prepared = PrepareConfig(source=settings, output=str(output), overwrite=config.rerun)
+        try:
+            prepare(prepared, {"nano": NanoSource}, console)
+        except PrepareError as error:
+            if not prepared.overwrite and output.exists():
+                raise PrepareError(f"data.{name}: {error} (here: --rerun true)") from error
+            raise
 
 
 def score_sets(config: StudyConfig, run: Run) -> dict[str, tuple[str, int | None]]:
@@ -121,8 +178,8 @@ def _job(config: StudyConfig, run: Run) -> Job:
         files.append(str(file))
     models = {name or "student": str(Path(stage.output_dir) / STUDENT_FOLDER) for name, stage in run.stages}
     content = {"train": files, "models": models, **_scoring(config, run), "output": str(run.folder / SCORES_FILE)}
-    metrics = tuple(Path(stage.output_dir) / METRICS_FILE for _, stage in run.stages)
-    return Job(f"{run.cell.name}, seed {run.seed}", run.folder, run.steps, content, metrics)
+    stages = tuple(stage for _, stage in run.stages)
+    return Job(f"{run.cell.name}, seed {run.seed}", run.folder, run.steps, content, stages)
 
 
 def _scoring(config: StudyConfig, run: Run) -> dict[str, Any]:
@@ -166,8 +223,8 @@ def _last_step(metrics: Path) -> int:
 class _Worker:
     """A process that does one job after another, in a session of its own: Ctrl-C reaches it through us alone."""
 
-    def __init__(self, config: StudyConfig, device: str | None):
-        self.config, self.device = config, device
+    def __init__(self, config: StudyConfig, device: str | None, lock: int):
+        self.config, self.device, self.lock = config, device, lock
         self.process: subprocess.Popen[bytes] | None = None
         self.job: Job | None = None
 
@@ -188,7 +245,12 @@ class _Worker:
         self.process.stdin.flush()
 
     def _spawn(self, start: list[str], argument: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.config.threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            **os.environ,
+            IN_STUDY: "1",
+            "OMP_NUM_THREADS": str(self.config.threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         if self.device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.device
         return subprocess.Popen(
@@ -198,6 +260,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
+            pass_fds=(self.lock,),  # while it lives, the study is not over
         )
 
     def ended(self) -> tuple[int, str] | None:
@@ -222,9 +285,9 @@ class _Worker:
             end_group(self.process, STOP_SECONDS)
 
 
-def _run_all(jobs: list[Job], config: StudyConfig, console: Console) -> list[Failure]:
+def _run_all(jobs: list[Job], config: StudyConfig, console: Console, lock: int) -> list[Failure]:
     devices: list[str | None] = list(config.devices) or [None] * config.workers
-    free = [_Worker(config, device) for device in devices]
+    free = [_Worker(config, device, lock) for device in devices]
     waiting = list(reversed(jobs))
     running: dict[_Worker, TaskID] = {}
     failures = []
@@ -261,9 +324,3 @@ def _run_all(jobs: list[Job], config: StudyConfig, console: Console) -> list[Fai
             for worker in free:
                 worker.close()
     return failures
-
-
-def load_scores(folder: Path) -> dict[str, Any] | None:
-    """What a finished job left, or None."""
-    file = folder / SCORES_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -5,12 +5,16 @@
 
 A job file holds `train` (configuration files, in order), `models` (name -> model), `score` (name -> data set and size),
 `variants`, `output`, the file for the scores, `log`, and `status`, the file that says how the job ended. Stopped at any
-point, the same job goes on from there.
+point, the same job goes on from there. The study holds the other end of standard input: once that is closed, the study
+is no more, however it ended, and its worker ends as well.
 """
 
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +22,38 @@ from typing import Any
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import write_json
+from dopd_vl.common.processes import is_first_process
+
+IN_STUDY = "DOPD_VL_STUDY_WORKER"
+"""Environment variable: a study started this process, in a session of its own."""
 
 
 def main(argument: str) -> int:
+    jobs, busy = queue.SimpleQueue[str | None](), threading.Event()
+    if argument != "-":
+        busy.set()
+    if argument == "-" or IN_STUDY in os.environ:
+        threading.Thread(target=_listen, args=(jobs, busy), daemon=True).start()
     if argument != "-":
         return run_job(argument)
-    for line in sys.stdin:
-        run_job(line.strip())
+    while (job_file := jobs.get()) is not None:
+        run_job(job_file)
+        if jobs.empty():
+            busy.clear()
     return 0
+
+
+def _listen(jobs: "queue.SimpleQueue[str | None]", busy: threading.Event) -> None:
+    """Hand on what the study sends, and end everything when it is gone in the middle of a job."""
+    told = b""
+    while block := os.read(0, 4096):  # not sys.stdin: a thread that waits in it holds up the interpreter's end
+        *lines, told = (told + block).split(b"\n")
+        for line in lines:
+            busy.set()
+            jobs.put(line.decode())
+    if busy.is_set() and IN_STUDY in os.environ:
+        os.killpg(0, signal.SIGKILL)  # its session, with whatever the job started; it goes on later from a checkpoint
+    jobs.put(None)
 
 
 def run_job(job_file: str) -> int:
@@ -45,7 +73,7 @@ def run_job(job_file: str) -> int:
         code, reason = 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
     sys.stdout.flush()
     sys.stderr.flush()
-    if _is_first_process():
+    if is_first_process():
         write_json(Path(job["status"]), {"code": code, "reason": reason})
     return code
 
@@ -55,7 +83,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
 
     from dopd_vl.common.configuration import read_config
     from dopd_vl.common.quiet import quiet_libraries
-    from dopd_vl.common.run_layout import FACTS_FILE, STUDENT_FOLDER
+    from dopd_vl.studies.finished import unfinished_stage
     from dopd_vl.train_config import TrainConfig
     from dopd_vl.training.run import run_training
 
@@ -63,18 +91,21 @@ def _train_and_score(job: dict[str, Any]) -> None:
     console = Console(width=160)
     for file in job["train"]:
         config = read_config(TrainConfig, ["--config", file], "dopd-vl study")
-        if not (Path(config.output_dir) / STUDENT_FOLDER / FACTS_FILE).exists():
+        if unfinished_stage(config) is not None:
             run_training(config, console=console)
-    if _is_first_process():
+    if is_first_process():
         _score(job, console)
 
 
 def _score(job: dict[str, Any], console: Any) -> None:
-    """Scores of each model on each data set in each variant, and every prediction's verdict, as one file."""
+    """Scores of each model on each data set in each variant, each prediction's verdict, and what they are made from."""
     from dopd_vl.evaluation.run import evaluate_model
+    from dopd_vl.run_folder.checkpoints import write_signed
+    from dopd_vl.studies.finished import Contents
     from dopd_vl.training.run import load_examples
 
     scores: dict[str, Any] = {}
+    made_from = Contents().of_scoring(job)
     for model_name, model in job["models"].items():
         for data_name, (folder, size) in job["score"].items():
             examples = load_examples(folder, size)
@@ -87,11 +118,7 @@ def _score(job: dict[str, Any], console: Any) -> None:
                     **asdict(accuracy),
                     "correct": {prediction.id: prediction.correct for prediction in predictions},
                 }
-    write_json(Path(job["output"]), scores)
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+    write_signed(Path(job["output"]), {"made_from": made_from, "scores": scores})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
 """The trainer's arguments, and how a configuration becomes them."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel, Trainer
+from transformers.debug_utils import DebugOption
+from transformers.training_args import OptimizerNames
+from transformers.utils import is_torch_xla_available
 from trl import DistillationConfig
 
 from dopd_vl.common.errors import UserError, one_line
@@ -16,7 +21,7 @@ from dopd_vl.train_config import (
     colocated_length,
     key_of,
 )
-from dopd_vl.training.trl_fields import check_fields, check_inside
+from dopd_vl.training.trl_fields import as_floats, check_fields, check_inside, check_names_of_generation
 
 
 @dataclass
@@ -51,8 +56,58 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
             self.metric_for_best_model = self.metric_for_best_model or "accuracy"
         DistillationConfig.__post_init__(self)
         check_inside(vars(self))
+        if not self.use_vllm:
+            check_names_of_generation(vars(self))
+        # transformers takes no 2 for 2.0.
+        self.generation_kwargs = as_floats(cast(dict[str, Any], self.generation_kwargs or {}))
+        vars(self).update(as_floats(vars(self)))
+        _check_what_reads_them(self)
         # A process trains on one GPU, however many it sees; torch.nn.DataParallel is not for models like these.
         self._n_gpu = min(self.n_gpu, 1)
+
+
+def _check_what_reads_them(settings: DopdConfig) -> None:
+    """Whether settings that depend on the machine, or on other settings, are read by anything.
+
+    Raises:
+        ValueError: one is not; the message begins with its name.
+    """
+    optimizer = OptimizerNames(settings.optim).value
+    reasons = []
+    if settings.device.type == "cpu":
+        on_gpus = {
+            "fp16": settings.fp16,
+            "ddp_timeout": settings.ddp_timeout != DopdConfig.ddp_timeout,
+            "torch_empty_cache_steps": settings.torch_empty_cache_steps,
+            "cache_implementation": str(settings.cache_implementation).startswith("offloaded"),
+        }
+        reasons += [(name, "needs a GPU, and none is visible here") for name, asked in on_gpus.items() if asked]
+    if DebugOption.TPU_METRICS_DEBUG in settings.debug and not is_torch_xla_available():
+        reasons.append(("debug", "needs a TPU, and none is visible here"))
+    if settings.optim_target_modules is not None and not {"galore", "apollo"} & set(optimizer.split("_")):
+        reasons.append(("optim_target_modules", f"is of GaLore and APOLLO, and optim={optimizer} trains every module"))
+    if unread := _unread_by_optimizer(settings):
+        reasons.append(("optim_args", f"is not all read: optim={optimizer} knows no {', '.join(unread)}"))
+    if settings.gradient_checkpointing_kwargs and not settings.gradient_checkpointing:
+        reasons.append(("gradient_checkpointing_kwargs", "needs gradient_checkpointing=True"))
+    if settings.dataloader_num_workers == 0:
+        of_workers = ("dataloader_persistent_workers", "dataloader_multiprocessing_context")
+        reasons += [(name, "needs dataloader_num_workers above 0") for name in of_workers if getattr(settings, name)]
+    for name, reason in reasons:
+        raise ValueError(f"{name}={getattr(settings, name)} {reason}")
+
+
+def _unread_by_optimizer(settings: DopdConfig) -> list[str]:
+    """Names in `optim_args` that come to nothing, where the optimizer is torch's or transformers' own."""
+    given = [pair.partition("=")[0] for pair in (settings.optim_args or "").replace(" ", "").split(",") if pair]
+    if not given:
+        return []
+    with suppress(ImportError, ValueError):  # what is not installed, or cannot be had, `check_services` tells of
+        model = cast(PreTrainedModel, torch.nn.Identity())
+        kind, read = Trainer.get_optimizer_cls_and_kwargs(settings, model)
+        if kind.__module__.startswith(("torch.optim", "transformers")):
+            return [name for name in given if name not in read]
+    return []
 
 
 def trainer_arguments(config: TrainConfig) -> DopdConfig:

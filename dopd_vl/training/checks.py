@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,17 +30,17 @@ from dopd_vl.common.configuration import check_values
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_line
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
-from dopd_vl.models import refuse_scaled_logits
+from dopd_vl.models import check_weights, reading, refuse_scaled_logits
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
 from dopd_vl.training.student_copies import check_copies
-from dopd_vl.views import VISION_PROCESSORS, check_family
-from dopd_vl.views.rollouts import SIBLING_VIEW, check_variant
+from dopd_vl.views import VISION_PROCESSORS, check_family, load_views
+from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
 
-VIEWS = ("plain", "privileged", SIBLING_VIEW, *VARIANTS)
+VIEWS = ("plain", "privileged", *ROLLOUT_VIEWS, *VARIANTS)
 ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.Conv3d)
 VLLM_MODES = ("colocate", "server")
 Models = Mapping[str, PreTrainedConfig]
@@ -96,9 +97,14 @@ def check_here(config: TrainConfig, checked: Checked, datasets: Mapping[str, Dat
     """
     check_device(config)
     models = checked.models
-    names = [config.model.student, *([str(config.model.teacher)] if "teacher" in models else [])]
-    ids = [token_ids(find_model(name), config.model.trust_remote_code) for name in names]
-    check_same_ids(ids[0], ids[-1], "model.teacher")
+    paths = {role: find_model(str(getattr(config.model, role))) for role in models}
+    remote = config.model.trust_remote_code
+    if not remote:
+        for role, path in paths.items():
+            check_weights(path, f"model.{role}", models[role])
+    views = load_views(paths["student"], models["student"], "model.student", remote, config.chat_template_kwargs)
+    if "teacher" in paths:
+        check_same_ids(views.tokenizer.get_vocab(), token_ids(paths["teacher"], remote), "model.teacher")
     for key, dataset in datasets.items():
         _check_data(dataset, key, models)
     reads_images = models["student"].model_type in VISION_PROCESSORS
@@ -342,13 +348,15 @@ def _check_trl(config: TrainConfig) -> None:
             raise ConfigurationError(f"trl.{name}: has a key of its own, {keys[name]}; set it there")
     if config.trl:
         from dopd_vl.training.arguments import DopdConfig  # imports TRL, which takes its time
-        from dopd_vl.training.trl_fields import ONLY_FROM_PYTHON, check_fields
+        from dopd_vl.training.trl_fields import ONLY_FROM_PYTHON, check_fields, check_names_of_generation
 
         for name in config.trl:
             if name in ONLY_FROM_PYTHON:
                 raise ConfigurationError(f"trl.{name}: {ONLY_FROM_PYTHON[name]}")
         check_values(DopdConfig, config.trl, "trl")
         check_fields(config.trl, "trl.")
+        if not config.training.use_vllm:
+            check_names_of_generation(config.trl, "trl.")
         if "num_train_epochs" in config.trl and config.training.max_steps > 0:
             raise ConfigurationError(
                 f"trl.num_train_epochs: training.max_steps={config.training.max_steps} goes before it; give -1 there"
@@ -397,22 +405,29 @@ def check_same_ids(student: dict[str, int] | None, teacher: dict[str, int] | Non
         raise UserError(f"{key}: its tokenizer gives tokens other ids than the student's; they must be the same")
 
 
-def token_ids(name: str, trust_remote_code: bool) -> dict[str, int] | None:
+def token_ids(name: str, trust_remote_code: bool, revision: str | None = None) -> dict[str, int] | None:
     """The id of every token of a model's tokenizer; None where it has none."""
+    kwargs = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code).get_vocab()
-    except (OSError, ValueError):  # a teacher folder without a tokenizer: its vocabulary size was compared
-        return None
+        with reading("model.teacher", name):
+            return AutoTokenizer.from_pretrained(name, **kwargs).get_vocab()
+    except UserError:
+        if any(Path(name).glob("*token*")):  # it is there, and damaged
+            raise
+        return None  # none: its vocabulary size was compared
 
 
 def _check_requirements(config: TrainConfig, objective: Objective, reads_images: bool, data: Dataset | None) -> None:
     try:
-        check_requirements(objective, config.training.num_generations, reads_images, data)
+        variant = config.privilege.student_variant
+        check_requirements(objective, config.training.num_generations, reads_images, data, variant)
     except ValueError as error:
         raise UserError(f"objective.name: {error}") from error
 
 
-def check_requirements(objective: Objective, num_generations: int, reads_images: bool, dataset: Any) -> None:
+def check_requirements(
+    objective: Objective, num_generations: int, reads_images: bool, dataset: Any, student_variant: str = "none"
+) -> None:
     """Raises: ValueError: the objective needs what is not there; the message says what."""
     name, needs = objective.name, Requirements.of(objective)
     for source in objective.sources():
@@ -420,6 +435,14 @@ def check_requirements(objective: Objective, num_generations: int, reads_images:
             raise ValueError(f"objective {name!r} asks for policy {source.policy!r}, known: {', '.join(POLICIES)}")
         if source.view not in VIEWS:
             raise ValueError(f"objective {name!r} asks for view {source.view!r}, {nearest(source.view, VIEWS)}")
+    if needs.student_variant not in VARIANTS:
+        known = nearest(needs.student_variant, VARIANTS)
+        raise ValueError(f"objective {name!r} shows the student variant {needs.student_variant!r}, {known}")
+    if "none" not in (needs.student_variant, student_variant) and needs.student_variant != student_variant:
+        raise ValueError(
+            f"objective {name!r} shows the student {needs.student_variant!r}, and privilege.student_variant asks for "
+            f"{student_variant!r}; leave one of them out"
+        )
     if num_generations < needs.needs_siblings:
         raise ValueError(
             f"objective {name!r} compares rollouts of one prompt: num_generations={num_generations} must be at least "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopd_vl.evaluation.verifiers import VERIFIERS
+from dopd_vl.evaluation.verifiers import VERIFIERS, Verdict, judge
 from dopd_vl.objectives import Decision, Scores
 
 
@@ -66,10 +66,10 @@ def token_metrics(names: Sequence[str], sums: Sequence[float]) -> dict[str, floa
     return metrics
 
 
-def is_correct(example: Mapping[str, Any], response: str) -> bool | None:
-    """The verdict of the example's verifier, None where its task has none or is not scored."""
+def verdict_on(response: str, example: Mapping[str, Any]) -> Verdict:
+    """The verdict of the example's verifier; not scored where its task has none."""
     verifier = VERIFIERS.get(str(example.get("task")))
-    return None if verifier is None else verifier(response, str(example["answer"]))
+    return Verdict(None) if verifier is None else judge(verifier, response, str(example["answer"]))
 
 
 def add_rollouts(

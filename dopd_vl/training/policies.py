@@ -21,7 +21,7 @@ from dopd_vl.training.sharding import Models
 from dopd_vl.training.student_copies import StudentCopies
 from dopd_vl.training.vision_features import SharedFeatures, shared_vision_features
 from dopd_vl.views import View, ViewProcessor
-from dopd_vl.views.rollouts import SIBLING_VIEW, pad_responses
+from dopd_vl.views.rollouts import ROLLOUT_VIEWS, pad_responses
 
 Forward = Callable[[list[View], list[list[int]], Tensor], tuple[Tensor, TokenScores]]
 """Views, responses and the tokens to score, bool `[b, n]`, of a micro-batch -> hidden states `[b, n, H]` that predict
@@ -81,7 +81,7 @@ class Policies:
             mask: `[B, N]` bool, the tokens to score.
         """
         policy = source.policy
-        shared = self.shares_prompts(policy) and source.view != SIBLING_VIEW
+        shared = self.shares_prompts(policy) and source.view not in ROLLOUT_VIEWS
 
         def forward(
             some_views: list[View], some_responses: list[list[int]], some_mask: Tensor

@@ -26,13 +26,18 @@ class ProgressBar(TrainerCallback):
             self._progress = Progress(self.console, self.title, state.max_steps, "steps", done=state.global_step)
             self._progress.__enter__()
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._reach(state)  # whatever `logging_steps` says
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, Any] = kwargs["logs"]
-        if self._progress is None:
-            return
         self._facts |= {key: form.format(float(logs[key])) for key, form in _SHOWN.items() if logs.get(key) is not None}
-        facts = ", ".join(self._facts[key] for key in _SHOWN if key in self._facts)
-        self._progress.reach(state.global_step, facts, say="eval_accuracy" in logs)
+        self._reach(state, say="eval_accuracy" in logs)
+
+    def _reach(self, state: TrainerState, say: bool = False) -> None:
+        if self._progress is not None:
+            facts = ", ".join(self._facts[key] for key in _SHOWN if key in self._facts)
+            self._progress.reach(state.global_step, facts, say)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -120,6 +120,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
             )
         student = folder / STUDENT_FOLDER
         save_whole(trainer, student, {"step": trainer.state.global_step, "objective": config.objective.name})
+        if arguments.process_index == 0:
+            run_folder.kept_files.write_digests()
         if hub is not None and arguments.process_index == 0:
             say(f"{student}: pushed to {push_folder(student, hub, 'model', 'training.push_to_hub', ['*'], WEIGHTS)}")
         return RunResult(folder, student, read_jsonl(folder / METRICS_FILE))

@@ -11,6 +11,7 @@ loggers. Overridden seams, each pinned by a test:
     _generate_single_turn              the bare policy; vLLM in this process puts an image's other pads in itself
     _generate_and_score_completions    one optimizer step: views, rollouts, scores, plan
     _compute_loss                      one slice of it: the student's forward pass against the plan
+    create_model_card, save_model      a card of ours
 
 What policies make of the rollouts is asked of `policies.py`, how models are wrapped of `sharding.py`, and what scoring
 hands over to learning is a `StepBatch`.
@@ -18,7 +19,7 @@ hands over to learning is a `StepBatch`.
 
 import math
 import warnings
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,13 @@ from dopd_vl.common.errors import UserError
 from dopd_vl.core import fused_plan_loss, item_count, rows_to_keep, token_scale
 from dopd_vl.evaluation.accuracy import predict, summarise
 from dopd_vl.evaluation.generation import bare_policy, ignored_settings
+from dopd_vl.evaluation.verifiers import Verdict
 from dopd_vl.models import forget_image_positions, image_token_ids
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
+from dopd_vl.run_folder.model_card import write_card
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.checks import (
     check_columns,
@@ -59,7 +62,7 @@ from dopd_vl.training.checks import (
     check_steps,
     token_ids,
 )
-from dopd_vl.training.metrics import TokenSums, add_rollouts, is_correct, token_metrics
+from dopd_vl.training.metrics import TokenSums, add_rollouts, token_metrics, verdict_on
 from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
 from dopd_vl.training.step_batch import KeptHidden, StepBatch
@@ -68,11 +71,13 @@ from dopd_vl.training.trackers import RolloutTables
 from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
 from dopd_vl.views import VISION_PROCESSORS, Refusal, View, ViewProcessor, limit_images, processor_for
 from dopd_vl.views.rollouts import (
+    OWN_VIEW,
+    ROLLOUT_VIEWS,
     SIBLING_VIEW,
     ViewRenderer,
     pad_responses,
     render_batch,
-    render_with_right_rollouts,
+    render_with_rollouts,
     right_rollouts_to_show,
 )
 
@@ -127,15 +132,21 @@ class DopdTrainer(DistillationTrainer):
         check_columns(eval_dataset, "eval_dataset")
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
+            of_student: Any = args.model_init_kwargs or {}
             processing_class = AutoProcessor.from_pretrained(
-                name, padding_side="left", trust_remote_code=args.trust_remote_code
+                name,
+                revision=of_student.get("revision") or "main",
+                padding_side="left",
+                trust_remote_code=args.trust_remote_code,
             )
         if teacher_model is not None:
             name = teacher_model if isinstance(teacher_model, str) else teacher_model.config._name_or_path
+            of_teacher: Any = args.teacher_model_init_kwargs or {}
             tokenizer: Any = processing_class
             if isinstance(processing_class, ProcessorMixin):
                 tokenizer = processing_class.tokenizer
-            check_same_ids(tokenizer.get_vocab(), token_ids(name, args.trust_remote_code), "teacher_model")
+            revision = of_teacher.get("revision") or args.teacher_model_revision
+            check_same_ids(tokenizer.get_vocab(), token_ids(name, args.trust_remote_code, revision), "teacher_model")
         self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
         self.requirements = Requirements.of(self.objective)
         self.resumed_from: Path | None = None
@@ -163,6 +174,9 @@ class DopdTrainer(DistillationTrainer):
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
         self._forbid_tokens(image_token_ids(config))
+        if not self.use_vllm:
+            # A student that diverged: drawing from NaN ends the process, and on a GPU without a word of where.
+            self.generation_config.remove_invalid_values = True
         if (ignored := ignored_settings(self.models.bare("student"))) and self.accelerator.is_main_process:
             warnings.warn(
                 f"the student's own generation_config is ignored ({ignored}): rollouts and evaluations are drawn from "
@@ -174,14 +188,19 @@ class DopdTrainer(DistillationTrainer):
         taught = "teacher" in self.policies.copies.policies
         of_student = args.copy_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        self.renderer = ViewRenderer(self.views, variants, args.student_variant)
-        check_requirements(self.objective, args.num_generations, self.views.reads_images, train_dataset)
+        of_objective = self.requirements.student_variant
+        student_variant = args.student_variant if of_objective == "none" else of_objective
+        others: Any = train_dataset if isinstance(train_dataset, Sized) else ()
+        self.renderer = ViewRenderer(self.views, variants, student_variant, others)
+        reads_images = self.views.reads_images
+        check_requirements(self.objective, args.num_generations, reads_images, train_dataset, args.student_variant)
         self.refusals: list[Refusal] = []
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""
         self.kept_rollouts = KeptRollouts()
         self._empty_steps: int | None = 0
         """steps since the run began that no rank had a usable example for; None once one had"""
+        self._told_of_undecided = False
         self._decision: Decision | None = None
         self._sums = TokenSums()
 
@@ -259,6 +278,7 @@ class DopdTrainer(DistillationTrainer):
                 predictions, refused = predict(
                     model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
                 )
+            self._tell_of_undecided((p.id, p.undecided) for p in predictions)
             total = summarise(gather_object(predictions), len(gather_object(refused)))
             prefix = metric_key_prefix if number == 0 else f"{metric_key_prefix}_{variant}"
             metrics |= {
@@ -266,6 +286,7 @@ class DopdTrainer(DistillationTrainer):
                 f"{prefix}_entropy": total.entropy,
                 f"{prefix}_mean_tokens": total.mean_tokens,
                 f"{prefix}_clipped": total.clipped,
+                **({f"{prefix}_undecided": float(total.undecided)} if total.undecided else {}),
                 **{f"{prefix}_accuracy/{source}": value for source, value in total.by_source.items()},
             }
         self.models.bare("student").eval()
@@ -282,7 +303,7 @@ class DopdTrainer(DistillationTrainer):
     def _roll_out_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         group = self.args.num_generations
         sources = self.objective.sources()
-        fixed = [source for source in sources if source.view != SIBLING_VIEW]
+        fixed = [source for source in sources if source.view not in ROLLOUT_VIEWS]
         rendered = render_batch(self.renderer, inputs, [PLAIN_STUDENT, *fixed], group)
         self.refusals += rendered.refusals
         plain_views = rendered.views[PLAIN_STUDENT]
@@ -294,13 +315,20 @@ class DopdTrainer(DistillationTrainer):
         response_mask &= rendered.usable.to(device)[:, None]
 
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        verdicts = [is_correct(example, text) for example, text in zip(inputs, texts, strict=True)]
+        judged = [verdict_on(text, example) for text, example in zip(texts, inputs, strict=True)]
+        verdicts = [verdict.right for verdict in judged]
+        self._tell_of_undecided((str(e["id"]), v.undecided) for e, v in zip(inputs, judged, strict=True))
         usable = response_mask.any(dim=-1).tolist()
         shown = right_rollouts_to_show([v if u else None for v, u in zip(verdicts, usable, strict=True)], group)
         views = dict(rendered.views)
-        if len(fixed) < len(sources):
-            by_sibling, shown = render_with_right_rollouts(self.renderer, inputs, plain_views, texts, shown)
+        asked = {source.view for source in sources}
+        prompts = self.renderer, inputs, plain_views, texts
+        if SIBLING_VIEW in asked:
+            by_sibling, shown = render_with_rollouts(SIBLING_VIEW, *prompts, shown)
             views |= {source: by_sibling for source in sources if source.view == SIBLING_VIEW}
+        if OWN_VIEW in asked:
+            by_itself, _ = render_with_rollouts(OWN_VIEW, *prompts, range(len(inputs)))
+            views |= {source: by_itself for source in sources if source.view == OWN_VIEW}
 
         # One process keeps some rollouts to look at, with their scores.
         most = self.args.rollouts_to_keep if self.accelerator.is_main_process else 0
@@ -320,7 +348,7 @@ class DopdTrainer(DistillationTrainer):
             has_sibling=torch.tensor([other is not None for other in shown], device=device),
         )
         self._decision = decision = self.objective.decide(scores)
-        self._log_rollouts(verdicts, scores, token_mask)
+        self._log_rollouts(judged, scores, token_mask)
         self.kept_rollouts = keep_rollouts(chosen, inputs, views, responses, texts, verdicts, scores, decision)
 
         # Of each policy learning gets what `score_tokens` kept, and hidden states only where those do not do.
@@ -382,16 +410,33 @@ class DopdTrainer(DistillationTrainer):
 
     # ---- logging -----------------------------------------------------------------------------------------------------
 
-    def _log_rollouts(self, correct: list[bool | None], scores: Scores, scored: Tensor) -> None:
+    def _log_rollouts(self, verdicts: list[Verdict], scores: Scores, scored: Tensor) -> None:
         assert self._decision is not None
+        correct = [verdict.right for verdict in verdicts]
         add_rollouts(self._sums, scores, self._decision, correct, self.args.logged_top_k, scored)
-        usable = scores.response_mask.any(dim=-1).float().mean().item()
-        values = {**self._decision.values, "refused_examples": float(self.refused), "usable_rollouts": usable}
+        values = {
+            **self._decision.values,
+            "refused_examples": float(self.refused),
+            "usable_rollouts": scores.response_mask.any(dim=-1).float().mean().item(),
+            "undecided_rollouts": sum(bool(verdict.undecided) for verdict in verdicts) / len(verdicts),
+        }
         of_ranks = self.accelerator.gather(torch.tensor([list(values.values())], device=self.accelerator.device))
         means = dict(zip(values, of_ranks.nanmean(0).tolist(), strict=True))
         for name, value in means.items():
             self._metrics["train"][name].append(value)
         self._count_empty_steps(means["usable_rollouts"] > 0)
+
+    def _tell_of_undecided(self, reasons: Iterable[tuple[str, str]]) -> None:
+        """One line of this process about the first response whose verifier came to no verdict; rows count them all."""
+        first = next(((identifier, reason) for identifier, reason in reasons if reason), None)
+        if first is None or self._told_of_undecided:
+            return
+        self._told_of_undecided = True
+        warnings.warn(
+            f"example {first[0]!r}: a response counts as wrong because its verifier came to no verdict ({first[1]}); "
+            "undecided_rollouts has the share of such rollouts, eval_undecided the number of such responses",
+            stacklevel=2,
+        )
 
     def _count_empty_steps(self, usable: bool) -> None:
         """A step without a usable example has no loss, and the run goes on: unless no example of the data is usable."""
@@ -412,6 +457,17 @@ class DopdTrainer(DistillationTrainer):
         super().log(logs, start_time)
 
     # ---- seams of TRL -----------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Beside the checkpoints and before a push to the hub."""
+        if self.is_world_process_zero():
+            write_card(Path(str(self.args.output_dir)), self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, with a card."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.is_world_process_zero():
+            write_card(Path(output_dir or str(self.args.output_dir)), self)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

@@ -4,12 +4,15 @@ A field that stands in neither table, of a later TRL or transformers, is refused
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from transformers import GenerationConfig
 from trl import DistillationConfig
 
-from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.errors import ConfigurationError, nearest
+from dopd_vl.common.files import is_number
 
 _MEANT = {
     "models": "model_init_kwargs teacher_model_init_kwargs teacher_model_revision trust_remote_code disable_dropout",
@@ -25,9 +28,8 @@ _MEANT = {
     "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
     "accelerator_config",
     "devices": "bf16 fp16 tf32 use_cpu activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing "
-    "gradient_checkpointing_kwargs torch_empty_cache_steps use_liger_kernel liger_kernel_config fsdp fsdp_config "
-    "deepspeed ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters "
-    "ddp_static_graph local_rank",
+    "gradient_checkpointing_kwargs torch_empty_cache_steps fsdp fsdp_config deepspeed ddp_backend ddp_timeout "
+    "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters local_rank",
     "evaluation": "do_eval eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size "
     "load_best_model_at_end metric_for_best_model greater_is_better",
     "logs": "logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level "
@@ -45,6 +47,7 @@ _TABLES = "rollouts are kept in rollouts.jsonl with their scores and routing; se
 _ORDER = "the order of the data is drawn with seed alone, or kept (shuffle_dataset), a prompt's rollouts side by side"
 _RESUME = "a run that goes on must end as one that was never stopped"
 _COMPILED = "scoring and learning ask the models' backbones, past the forward pass that would be compiled"
+_LIGER = "its fused loss is one of labels, and there are none; the loss here is fused by its own kernels"
 
 REFUSED = {
     "beta": "the divergence is the objective's; choose it there",
@@ -59,6 +62,9 @@ REFUSED = {
     "torch_compile": _COMPILED,
     "torch_compile_backend": _COMPILED,
     "torch_compile_mode": _COMPILED,
+    "use_liger_kernel": _LIGER,
+    "liger_kernel_config": _LIGER,
+    "ddp_static_graph": "a step's slices use other layers than the last one's, as examples with and without images do",
     "parallelism_config": "parts of a model are split by FSDP2 or DeepSpeed alone",
     "bf16_full_eval": "the weights of an evaluation are those of the training",
     "fp16_full_eval": "the weights of an evaluation are those of the training",
@@ -82,20 +88,79 @@ REFUSED = {
 }
 """With any value but the default, wherever it is given."""
 
+_ENDS = "a rollout's end and its padding are the student's own tokens"
+_IDS = "rollouts are token ids"
+_OWN = "has a key of its own"
+
 REFUSED_INSIDE = {
     "accelerator_config": {
         "split_batches": "a step would have fewer rollouts than per_device_train_batch_size says",
         "dispatch_batches": "examples are no tensors that one process could deal out",
     },
+    **dict.fromkeys(
+        ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+        dict.fromkeys(("every_n_layers", "offload"), "TRL turns it on anew after each rollout, alike for every layer"),
+    ),
     "generation_kwargs": {
         "num_return_sequences": "a prompt's rollouts are counted by num_generations",
         "n": "a prompt's rollouts are counted by num_generations",
-        "return_dict_in_generate": "rollouts are token ids",
-        **dict.fromkeys(("max_new_tokens", "max_length", "max_tokens"), "has a key of its own, max_completion_length"),
-        "temperature": "has a key of its own, temperature",
+        **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), _IDS),
+        **dict.fromkeys(("output_attentions", "output_hidden_states"), _IDS),
+        **dict.fromkeys(("max_new_tokens", "max_length", "max_tokens"), f"{_OWN}, max_completion_length"),
+        **{name: f"{_OWN}, {name}" for name in ("temperature", "cache_implementation")},
+        **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id", "stop_strings"), _ENDS),
     },
 }
 """Keys of a field's mapping, with any value that is not false."""
+
+_DRAWN_BY = (
+    "do_sample top_p top_k min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty no_repeat_ngram_size "
+    "num_beams early_stopping length_penalty min_new_tokens min_length exponential_decay_length_penalty max_time "
+    "bad_words_ids sequence_bias suppress_tokens begin_suppress_tokens forced_eos_token_id guidance_scale "
+    "remove_invalid_values renormalize_logits prefill_chunk_size"
+)
+DRAWN_BY = frozenset(_DRAWN_BY.split())
+"""Keys of `generation_kwargs` that rollouts by transformers go by; those of vLLM's are its own to judge."""
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: value == int(value) and value >= least
+
+
+_SHARE = (lambda value: 0 < value <= 1, "above 0 and at most 1")
+_CUTOFF = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+_POSITIVE = (lambda value: value > 0, "above 0 and finite")
+_COUNT = (_whole(0), "a whole number from 0 on")
+_AT_LEAST_ONE = (_whole(1), "a whole number from 1 on")
+_PENALTY = (lambda value: -2 <= value <= 2, "between -2 and 2")
+
+BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "top_p": _SHARE,
+    "top_k": (_whole(0), "a whole number from 0 on; 0 is the whole vocabulary"),
+    "min_p": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "repetition_penalty": _POSITIVE,
+    "pad_to_multiple_of": _AT_LEAST_ONE,
+    "neftune_noise_alpha": (lambda value: value >= 0, "at least 0"),
+    "adam_beta1": _CUTOFF,
+    "adam_beta2": _CUTOFF,
+    "adam_epsilon": (lambda value: value >= 0, "at least 0"),
+    "dataloader_num_workers": _COUNT,
+    "typical_p": _SHARE,
+    "top_h": _SHARE,
+    "epsilon_cutoff": _CUTOFF,
+    "eta_cutoff": _CUTOFF,
+    "no_repeat_ngram_size": _COUNT,
+    "min_new_tokens": _COUNT,
+    "min_length": _COUNT,
+    "num_beams": _AT_LEAST_ONE,
+    "length_penalty": (math.isfinite, "finite"),
+    "max_time": _POSITIVE,
+    "guidance_scale": _POSITIVE,
+    "prefill_chunk_size": _AT_LEAST_ONE,
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
+}
+"""What a number may be, as a field or in a field's mapping: transformers passes many by that can have no effect."""
 
 _LOADED = "models are loaded by the keys of model"
 _BEST = "the accuracy on the first of training.eval_variants chooses the best student, which is kept apart in best/"
@@ -143,13 +208,49 @@ def check_fields(given: Mapping[str, Any], where: str = "") -> None:
 
 
 def check_inside(given: Mapping[str, Any], where: str = "") -> None:
-    """Whether the keys of fields that are mappings can be kept to; arguments and errors as of `check_fields`."""
+    """Whether numbers are within their bounds, and the keys of fields that are mappings can be kept to.
+
+    Arguments and errors as of `check_fields`.
+    """
+    _check_bounds(given, where)
+    if isinstance(given.get("generation_kwargs"), Mapping):
+        _check_bounds(given["generation_kwargs"], f"{where}generation_kwargs.")
     for name, reasons in REFUSED_INSIDE.items():
         value = given.get(name)
         inside = value if isinstance(value, Mapping) else vars(value) if dataclasses.is_dataclass(value) else {}
         for key, reason in reasons.items():
-            if inside.get(key):
+            if inside.get(key) is not None and inside[key] is not False:
                 raise ConfigurationError(f"{where}{name}.{key}: {reason}")
+
+
+def check_names_of_generation(given: Mapping[str, Any], where: str = "") -> None:
+    """Whether transformers draws rollouts by all of `generation_kwargs`; it takes any name, and does nothing by most.
+
+    Arguments as of `check_fields`.
+
+    Raises:
+        ConfigurationError: names the one that would do nothing, and the nearest that does something.
+    """
+    asked = given.get("generation_kwargs")
+    for key, value in asked.items() if isinstance(asked, Mapping) else ():
+        if key not in DRAWN_BY and value is not None:
+            what = "nothing that rollouts go by" if hasattr(GenerationConfig(), key) else "no setting of transformers"
+            raise ConfigurationError(f"{where}generation_kwargs.{key}: is {what}; {nearest(key, DRAWN_BY)}")
+
+
+def as_floats(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with 2.0 for 2, where transformers takes no whole number."""
+    names = ("temperature", "repetition_penalty", "top_p", "min_p", "typical_p", "top_h")
+    return {key: float(value) if key in names and value is not None else value for key, value in given.items()}
+
+
+def _check_bounds(given: Mapping[str, Any], where: str) -> None:
+    for name, (holds, words) in BOUNDS.items():
+        value = given.get(name)
+        if value is None or (name == "pad_to_multiple_of" and isinstance(value, str)):
+            continue
+        if not (is_number(value) and holds(value)):
+            raise ConfigurationError(f"{where}{name}: {value} is not {words}")
 
 
 def _default(field: Any) -> Any:

@@ -1,7 +1,9 @@
 """The rollouts of one optimizer step on one rank: what every policy sees, and which examples are passed over."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -13,10 +15,17 @@ from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.train_config import DEFAULT_VARIANT
 from dopd_vl.views.base import Refusal, Request, View, ViewProcessor
 from privileged import VARIANTS
+from privileged.records.images import load_image
+from privileged.rendering.variants import OTHER, OTHER_PREFIX
 
-SIBLING_VIEW = "sibling"
-SOLUTION = "A correct solution to this problem:\n{response}"
-"""How a right rollout of the same prompt is shown."""
+SIBLING_VIEW, OWN_VIEW = "sibling", "own"
+ROLLOUT_VIEWS = {
+    SIBLING_VIEW: "A correct solution to this problem:\n{response}",
+    OWN_VIEW: "A solution to this problem, which may be right or wrong:\n{response}",
+}
+"""Views of a prompt with a rollout of it, a right sibling or the rollout itself, and how that is said."""
+DONORS = 32
+"""Examples that are looked at for one that can be laid beside another."""
 
 
 def check_variant(name: str) -> None:
@@ -35,11 +44,18 @@ def resolve_variant(example: Mapping[str, Any], variant: str) -> str:
 class ViewRenderer:
     """Renders what each source sees; the rollouts of one prompt share their views."""
 
-    def __init__(self, views: ViewProcessor, variants: Mapping[str, str], student_variant: str = "none"):
+    def __init__(
+        self,
+        views: ViewProcessor,
+        variants: Mapping[str, str],
+        student_variant: str = "none",
+        others: Sequence[Mapping[str, Any]] = (),
+    ):
         """`variants` maps a policy to the variant that its privileged view shows; the student that learns sees
-        `student_variant`."""
+        `student_variant`. What is shown of another example is one of `others`."""
         for name in (*variants.values(), student_variant):
             check_variant(name)
+        self.others = others
         self.views = views
         self.variants = variants
         self.student_variant = student_variant
@@ -50,7 +66,7 @@ class ViewRenderer:
         """One view per source for each example, or why the example cannot be shown to one of them."""
         variants = [{source: self.variant_of(example, source) for source in sources} for example in examples]
         requests = {
-            (number, variant): Request(example, variant)
+            (number, variant): Request(self.with_another(example, variant), variant)
             for number, (example, shown) in enumerate(zip(examples, variants, strict=True))
             for variant in shown.values()
         }
@@ -62,8 +78,23 @@ class ViewRenderer:
             rendered.append(error or {s: view for s, view in found.items() if not isinstance(view, ValueError)})
         return rendered
 
+    def with_another(self, example: Mapping[str, Any], variant: str) -> Mapping[str, Any]:
+        """For a variant that shows another example, with one of another prompt that has what is to be shown, chosen by
+        the example's id; as it is where none of the first `DONORS` has."""
+        if not variant.startswith(OTHER_PREFIX):
+            return example
+        random = Random(str(example["id"]))
+        for _ in range(min(DONORS, len(self.others))):
+            other = self.others[random.randrange(len(self.others))]
+            if other["prompt"] == example["prompt"] or VARIANTS[variant].missing({**example, OTHER: other}) is not None:
+                continue
+            with suppress(ValueError):  # an image that cannot be read: its own turn is where that is told
+                images = [load_image(image).image for image in other.get("images") or []]
+                return {**example, OTHER: {**other, "images": images}}
+        return example
+
     def variant_of(self, example: Mapping[str, Any], source: Source) -> str:
-        """The variant that this source sees of the example, or "sibling"."""
+        """The variant that this source sees of the example, or one of `ROLLOUT_VIEWS`."""
         if source.view == "privileged":
             return resolve_variant(example, self.variants[source.policy])
         if source == PLAIN_STUDENT:
@@ -126,19 +157,20 @@ def right_rollouts_to_show(verdicts: Sequence[bool | None], group: int) -> list[
     return shown
 
 
-def render_with_right_rollouts(
+def render_with_rollouts(
+    kind: str,
     renderer: ViewRenderer,
     examples: Sequence[Mapping[str, Any]],
     plain: Sequence[View],
     responses: Sequence[str],
     shown: Sequence[int | None],
 ) -> tuple[list[View], list[int | None]]:
-    """Views of each prompt with a right rollout of it, and which rollout that is.
+    """One of `ROLLOUT_VIEWS` of each prompt with a rollout of it, and which rollout that is.
 
     Where there is none, or its view cannot be made (too long, a control token), the plain view stands in its place.
     """
     requests = {
-        row: Request(example, addition=SOLUTION.format(response=responses[other]))
+        row: Request(example, addition=ROLLOUT_VIEWS[kind].format(response=responses[other]))
         for row, (example, other) in enumerate(zip(examples, shown, strict=True))
         if other is not None
     }

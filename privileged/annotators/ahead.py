@@ -88,7 +88,7 @@ class AnnotationAhead:
         self._generators = build_generators(settings) if settings is not None else (None, None)
         self._judging = build_judge(self._judge) if self._judge is not None else None
         self._caches = {
-            config.KEY: ReplyCache(config.cache_folder(output), f"{config.KEY}.cache")
+            config.KEY: ReplyCache(config.cache_folder(output), f"{config.KEY}.cache", say)
             for config in (self._settings, self._judge)
             if config is not None
         }

@@ -8,7 +8,10 @@ import email.utils
 import json
 import math
 import os
+import re
+import reprlib
 import time
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
     import openai
 
 MAX_BODY = 8 * 1024 * 1024
-"""Bytes of a response body. A reply of `sampling.max_tokens` is far smaller; more is not read."""
+"""Bytes of a response body, unpacked. A reply of `sampling.max_tokens` is far smaller; more is not read."""
 
 MAX_ERROR_BODY = 64 * 1024
-"""Bytes of the body of a response with an error status: the rest is not read."""
+"""Bytes of the body of a response with an error status, unpacked: the rest is not read."""
 
 LEAST_SECRET = 8
 """Characters of a key. Shorter ones ("EMPTY", "x") are stand-ins for servers without keys, and may be any word."""
@@ -48,6 +51,7 @@ class EndpointGenerator:
             ) from error
         self._settings, self.concurrency = settings, settings.concurrency
         self._key = _read_key(settings.key_env, f"{settings.KEY}.key_env")
+        self._spelt_key = None if self._key is None else spellings(self._key)
         limits = httpx2.Limits(
             max_connections=settings.concurrency + 8, max_keepalive_connections=settings.concurrency + 8
         )
@@ -57,7 +61,11 @@ class EndpointGenerator:
             base_url=settings.url,
             max_retries=0,
             timeout=settings.timeout,
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits, event_hooks={"response": [_bound_errors]}),
+            default_headers={"Accept-Encoding": "identity"},
+            # A server that is trusted with the questions and the key may not send them on to another.
+            http_client=openai.DefaultAsyncHttpxClient(
+                limits=limits, event_hooks={"response": [_bound_body]}, follow_redirects=False
+            ),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -124,12 +132,14 @@ class EndpointGenerator:
         if not choices:
             problem = "the response has no choices"
         elif message.get("refusal"):
-            problem = f"the model refused: {self._blot(_storable(str(message['refusal'])))[:MAX_DETAIL]}"
+            refusal = message["refusal"]
+            told = refusal if isinstance(refusal, str) else reprlib.repr(refusal)
+            problem = f"the model refused: {self._blot(_storable(told))[:MAX_DETAIL]}"
         elif first.get("finish_reason") == "length":
             problem = f"the reply was cut off at {self._settings.sampling.max_tokens} tokens"
         elif first.get("finish_reason") == "content_filter":
             problem = "the reply was held back by a content filter"
-        elif self._key is not None and len(self._key) >= LEAST_SECRET and self._key in content:
+        elif self._key is not None and len(self._key) >= LEAST_SECRET and self._blot(content) != content:
             problem, content = "the reply repeats the endpoint's key", self._blot(content)
         usage = _mapping(value.get("usage"))
         return Reply(
@@ -142,6 +152,11 @@ class EndpointGenerator:
     def _status_error(self, error: openai.APIStatusError) -> Exception:
         status = error.status_code
         detail = self._blot(" ".join(str(error.message).split()))[:MAX_DETAIL]
+        if 300 <= status < 400:
+            return PrepareError(
+                f"{self._settings.KEY}.url: {self._settings.url} answered {status}: it sends on to another address, "
+                "where nothing is sent; if that one is right, name it"
+            )
         if status in FATAL:
             raise PrepareError(
                 f"{self._settings.KEY}.url: {self._settings.url} answered {status}, {FATAL[status]}: {detail}"
@@ -153,11 +168,11 @@ class EndpointGenerator:
 
     def _start_of(self, body: bytes) -> str:
         """The key is blotted out before the cut: of one at the cut a part would stay."""
-        reach = MAX_DETAIL + len(self._key or "")
-        return self._blot(body[:reach].decode("utf-8", "replace"))[:MAX_DETAIL]
+        return self._blot(body[:MAX_ERROR_BODY].decode("utf-8", "replace"))[:MAX_DETAIL]
 
     def _blot(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        """A text without the key, however it is spelt: what is read as JSON later must not give it back."""
+        return text if self._spelt_key is None else self._spelt_key.sub("***", text)
 
     async def close(self) -> None:
         await self._client.close()
@@ -198,26 +213,51 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-async def _bound_errors(response: httpx2.Response) -> None:
-    """A hook of the client, which reads the body of a response with an error status whole, however long it is."""
+def spellings(key: str) -> re.Pattern[str]:
+    r"""Finds a key as it is, and as JSON and Python may escape it, once or several times over.
+
+    >>> [bool(spellings("a/b").fullmatch(text)) for text in ("a/b", r"\u0061\/b", r"\\u0061/\x62", "a/c")]
+    [True, True, True, False]
+    """
+    escapes = (f"(?:u00|x)(?i:{ord(sign):02x})" for sign in key)
+    signs = (rf"(?:\\{{0,8}}{re.escape(sign)}|\\{{1,8}}{escape})" for sign, escape in zip(key, escapes, strict=True))
+    return re.compile("".join(signs))
+
+
+async def _bound_body(response: httpx2.Response) -> None:
+    """A hook of the client: of any body no more is read and unpacked than the limit, and one byte that tells of it.
+
+    The client itself reads the body of an error whole, and unpacks what it has read however often it is packed: 2.6 KB
+    of gzip within gzip are gigabytes.
+    """
     import httpx2
+
+    limit = MAX_ERROR_BODY if response.is_error else MAX_BODY + 1
+    packed = response.headers.pop("content-encoding", "identity").strip().lower()
+    if packed not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise httpx2.DecodingError(f"the body is packed as {packed[:40]!r}, although plain text was asked for")
 
     class Start(httpx2.AsyncByteStream):
         def __init__(self, whole: httpx2.AsyncByteStream):
             self._whole = whole
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = MAX_ERROR_BODY
+            unpacking = None if packed == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
+            left = limit
             async for chunk in self._whole:
-                yield chunk[:left]
-                left -= len(chunk)
+                try:
+                    piece = chunk[:left] if unpacking is None else unpacking.decompress(chunk, left)
+                except zlib.error as error:
+                    raise httpx2.DecodingError(f"the body is no {packed}: {error}") from None
+                yield piece
+                left -= len(piece)
                 if left <= 0:
                     return
 
         async def aclose(self) -> None:
             await self._whole.aclose()
 
-    if response.is_error and isinstance(response.stream, httpx2.AsyncByteStream):
+    if isinstance(response.stream, httpx2.AsyncByteStream):
         response.stream = Start(response.stream)
 
 

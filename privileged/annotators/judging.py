@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from dopd_vl.common.digests import digest_json
 from dopd_vl.common.errors import PrepareError, RecordError, one_line
 from privileged.annotators.asking import Asker, RequestFailed
-from privileged.annotators.endpoint import EndpointGenerator, data_url
+from privileged.annotators.endpoint import MAX_DETAIL, EndpointGenerator, data_url
 from privileged.annotators.local import LocalGenerator, load_model, model_identity
 from privileged.annotators.parts import check_request, replied_text
 from privileged.annotators.prompts import judge_prompt
@@ -233,17 +234,20 @@ class EndpointScorer(EndpointGenerator):
         messages = _with_image_parts(request, images) if images else [dict(message) for message in request.messages]
         lead = await self._said(messages, LEAD)
         whole = await self._said(messages, f"{LEAD} {request.answer}", prompt_logprobs=0)
-        begins = lead["usage"]["prompt_tokens"] if isinstance(lead.get("usage"), dict) else None
-        tokens = whole.get("prompt_logprobs")
+        usage, tokens = lead.get("usage"), whole.get("prompt_logprobs")
+        begins = usage.get("prompt_tokens") if isinstance(usage, dict) else None
         if not isinstance(tokens, list) or not isinstance(begins, int):
             raise PrepareError(
                 f"{self._settings.KEY}.ask: {self._settings.url} gives no log-probabilities of a prompt "
                 "(prompt_logprobs, as vLLM does); set ask: question"
             )
+        if not 0 <= begins <= len(tokens):
+            raise RequestRefused(f"the answer begins at token {reprlib.repr(begins)} of {len(tokens)}, says the server")
         try:
             values = [float(token["logprob"]) for place in tokens[begins:] for (token,) in [place.values()]]
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise RequestRefused(f"the server's prompt_logprobs cannot be read ({one_line(error)})") from None
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            detail = self._blot(one_line(error))[:MAX_DETAIL]
+            raise RequestRefused(f"the server's prompt_logprobs cannot be read ({detail})") from None
         return _scored(sum(values), len(values), begins + len(tokens))
 
     async def _said(self, messages: list[dict[str, Any]], text: str, **options: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from privileged.audit.audit import DESCRIPTIONS
+from privileged.dataset import CARD_BEGINS
 from privileged.rendering.variants import VARIANTS
 from privileged.schema import features
 
@@ -20,10 +21,7 @@ def card(audit: Mapping[str, Any]) -> str:
     counts = audit["counts"]
     numbers = counts["numbers"]
     lines = [
-        "---",
-        "configs:",
-        "- config_name: default",
-        f"  description: rows {audit['digest']}",
+        f"{CARD_BEGINS}{audit['digest']}",
         "  data_files:",
         "  - split: train",
         "    path: data/train-*.parquet",

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from privileged.audit.audit import Severity, judge
 from privileged.audit.leaks import same_answer
 from privileged.prepare.journal import Seen
-from privileged.prepare.near import Signatures
 from privileged.prepare.outcomes import Outcome
 from privileged.records.fields import Finding
 
@@ -21,12 +20,10 @@ class Duplicates:
 
     Args:
         threshold: Share of a prompt's shingles, from which on it is a near-duplicate.
-        committed: Shards that are whole; what is known of later ones is forgotten.
     """
 
-    def __init__(self, seen: Seen, severity: Mapping[str, Severity], threshold: float, committed: int):
+    def __init__(self, seen: Seen, severity: Mapping[str, Severity], threshold: float):
         self._seen, self._severity, self._threshold = seen, severity, threshold
-        self._signatures = Signatures(seen.database, committed)
 
     def judge(self, outcome: Outcome, shard: int) -> None:
         """Set a record aside as a duplicate, or count what is found; remember it if it stays."""
@@ -45,12 +42,12 @@ class Duplicates:
                 self._found(outcome, Finding("answer_conflict", f"{earlier!r} has this prompt and another answer"))
         if outcome.row is None:
             return
-        near = self._signatures.find(outcome.near_keys, outcome.signature, self._threshold)
+        near = self._seen.signatures.find(outcome.near_keys, outcome.signature, self._threshold)
         if near is not None:
             self._found(outcome, Finding("near_duplicate", f"nearly the prompt of {near!r}"))
         if outcome.row is None:
             return
-        self._signatures.add(outcome.near_keys, outcome.signature, outcome.id, shard)
+        self._seen.signatures.add(outcome.near_keys, outcome.signature, outcome.id, shard)
         self._seen.add(id_key, outcome.id, shard)
         self._seen.add(content_key, outcome.id, shard)
         self._seen.add(answer_key, answer, shard)

@@ -73,6 +73,8 @@ class Signatures:
 
     def __init__(self, database: sqlite3.Connection, committed: int):
         self._database = database
+        self.sum = 0
+        """Of every row, see `Seen.total`."""
         database.execute(
             "CREATE TABLE IF NOT EXISTS sketches (record INTEGER PRIMARY KEY, id TEXT, signature BLOB, shard INTEGER)"
         )
@@ -81,7 +83,13 @@ class Signatures:
             "DELETE FROM near WHERE record IN (SELECT record FROM sketches WHERE shard >= ?)", (committed,)
         )
         database.execute("DELETE FROM sketches WHERE shard >= ?", (committed,))
-        database.commit()
+
+    def count(self) -> None:
+        """The sum of the rows that there are."""
+        self.sum = sum(_sketch_sum(*row) for row in self._database.execute("SELECT * FROM sketches"))
+        keys = self._database.execute("SELECT key, record FROM near")
+        while rows := keys.fetchmany(100_000):
+            self.sum += int((np.array(rows, dtype=np.int64).astype(np.uint64) * _ODD).sum(dtype=np.uint64))
 
     def find(self, keys: Sequence[int], sketch: bytes, threshold: float) -> str | None:
         """The id of the earliest record found that shares at least `threshold` of the shingles."""
@@ -96,7 +104,19 @@ class Signatures:
     def add(self, keys: Sequence[int], sketch: bytes, record_id: str, shard: int) -> None:
         if not keys:
             return
-        added = self._database.execute(
+        record = self._database.execute(
             "INSERT INTO sketches (id, signature, shard) VALUES (?, ?, ?)", (record_id, sketch, shard)
-        )
-        self._database.executemany("INSERT OR IGNORE INTO near VALUES (?, ?)", [(key, added.lastrowid) for key in keys])
+        ).lastrowid
+        assert record is not None
+        self.sum += _sketch_sum(record, record_id, sketch, shard)
+        for key in keys:
+            if self._database.execute("INSERT OR IGNORE INTO near VALUES (?, ?)", (key, record)).rowcount:
+                self.sum += key * int(_ODD[0]) + record * int(_ODD[1])
+
+
+_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
+
+
+def _sketch_sum(record: int, record_id: str, sketch: bytes, shard: int) -> int:
+    row = f"{record}\0{record_id}\0{shard}\0".encode() + sketch
+    return int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little")

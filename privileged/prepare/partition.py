@@ -15,18 +15,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dopd_vl.common.digests import sealed, sha256_of, unsealed
 from dopd_vl.common.errors import PrepareError
-from dopd_vl.common.files import commit_file, read_json, write_atomically
+from dopd_vl.common.files import commit_file, exclusive, read_json, write_atomically
 from dopd_vl.common.progress import Progress
 from privileged.prepare.config import PrepareConfig
 from privileged.prepare.journal import dumps
-from privileged.prepare.outcomes import Outcome, OutcomeStream, counted
+from privileged.prepare.outcomes import Outcome, OutcomeStream, counted, tell
 from privileged.prepare.shards import RowGroupWriter
 from privileged.records.fields import Finding
 from privileged.schema import features
@@ -66,10 +67,15 @@ def prepare_part(
     """
     folder = PartFolder(output)
     folder.begin(fingerprint, config.overwrite)
-    if (done := folder.done()) is not None:
-        return done, True
     first, last = config.part_range(total)
     notes = folder.notes()
+    done = folder.done()
+    if done is not None and len(notes) == done["files"]:
+        return done, True
+    (output / DONE_FILE).unlink(missing_ok=True)
+    if folder.goes_beyond(len(notes)):
+        damaged = folder.first_damaged(len(notes))
+        tell(console, f"{damaged}: is missing, or not what was written; going on from there")
     start = min(first + len(notes) * config.shard_size, last)
     rejected = sum(note["rejected"] for note in notes)
     with (
@@ -90,7 +96,7 @@ def prepare_part(
     records = sum(note["records"] for note in notes)
     done = {"fingerprint": fingerprint, "first": first, "last": last, "files": len(notes)}
     done |= {"records": records, "rejected": rejected}
-    write_atomically(output / DONE_FILE, dumps(done))
+    write_atomically(output / DONE_FILE, dumps(sealed(done)))
     return done, False
 
 
@@ -102,31 +108,46 @@ class PartFolder:
 
     def begin(self, fingerprint: str, overwrite: bool) -> None:
         """Go on with what was begun for the same fingerprint, or start anew."""
-        state = read_json(self.folder / STATE_FILE)
-        if state is not None and state["fingerprint"] == fingerprint:
+        state = unsealed(read_json(self.folder / STATE_FILE))
+        if state is not None and state.get("fingerprint") == fingerprint:
             return
         if any(path.name.startswith("outcomes-") for path in self.folder.iterdir()) and not overwrite:
+            if state is None:
+                raise PrepareError(
+                    f"{self.folder / STATE_FILE}: is missing or damaged; set overwrite: true to prepare this part anew"
+                )
             raise PrepareError(
                 f"{self.folder}: was prepared from other settings or another source; set overwrite: true to replace it"
             )
         (self.folder / DONE_FILE).unlink(missing_ok=True)
         for path in [*self.folder.glob("outcomes-*.json"), *self.folder.glob("outcomes-*.parquet")]:
             path.unlink()
-        write_atomically(self.folder / STATE_FILE, dumps({"fingerprint": fingerprint}))
+        write_atomically(self.folder / STATE_FILE, dumps(sealed({"fingerprint": fingerprint})))
 
     def done(self) -> dict[str, Any] | None:
         """{fingerprint, records, rejected, first, last} of a whole part."""
-        return read_json(self.folder / DONE_FILE)
+        return unsealed(read_json(self.folder / DONE_FILE))
 
     def notes(self) -> list[dict[str, Any]]:
         """Of the committed files, from the first, as long as they are whole: a copy may not be."""
         notes: list[dict[str, Any]] = []
-        while (note := read_json(self._path(len(notes), "json"))) is not None:
+        while (note := unsealed(read_json(self._path(len(notes), "json")))) is not None:
             file = self._path(len(notes), "parquet")
             if not file.is_file() or file.stat().st_size != note["bytes"]:
                 break
+            if note.get("digest") not in (None, sha256_of(file)):
+                break
             notes.append(note)
         return notes
+
+    def first_damaged(self, whole: int) -> Path:
+        """The file for which only so many, from the first, are whole."""
+        note = unsealed(read_json(self._path(whole, "json")))
+        return self._path(whole, "json" if note is None else "parquet")
+
+    def goes_beyond(self, whole: int) -> bool:
+        """Whether more than so many were committed once."""
+        return any(int(path.stem.removeprefix("outcomes-")) >= whole for path in self.folder.glob("outcomes-*.json"))
 
     def write(self, number: int, stream: Iterable[Outcome]) -> dict[str, Any]:
         """Commit one file of outcomes; how many it keeps, how many are set aside, and the first reason."""
@@ -141,16 +162,17 @@ class PartFolder:
                 if outcome.row is None:
                     first = first or f"{outcome.id}: {outcome.reason}"
         commit_file(temporary, self._path(number, "parquet"))
-        size = self._path(number, "parquet").stat().st_size
-        note = {"records": kept, "rejected": rejected, "first": first, "bytes": size}
-        write_atomically(self._path(number, "json"), json.dumps(note))
+        whole = self._path(number, "parquet")
+        note = {"records": kept, "rejected": rejected, "first": first}
+        note |= {"bytes": whole.stat().st_size, "digest": sha256_of(whole)}
+        write_atomically(self._path(number, "json"), json.dumps(sealed(note)))
         return note
 
-    def read(self) -> Iterator[Outcome]:
-        """All outcomes of the part, a row group in memory at a time."""
+    def read(self, files: int) -> Iterator[Outcome]:
+        """The outcomes in the first so many files, a row group in memory at a time."""
         import pyarrow.parquet as pq
 
-        for number in range(len(self.notes())):
+        for number in range(files):
             with pq.ParquetFile(self._path(number, "parquet")) as file:
                 for group in range(file.num_row_groups):
                     for entry in file.read_row_group(group).to_pylist():
@@ -160,17 +182,24 @@ class PartFolder:
         return self.folder / f"outcomes-{number:05d}.{suffix}"
 
 
-def merged_outcomes(output: Path, fingerprint: str, total: int, first: int) -> Iterator[Outcome]:
-    """The outcomes of all records from number `first` on, from the parts beside `output`.
+@contextmanager
+def merged_outcomes(output: Path, fingerprint: str, total: int, first: int) -> Iterator[OutcomeStream]:
+    """The outcomes of all records from number `first` on, from the parts beside `output`, which stay as they are.
 
     Raises:
-        PrepareError: a part is missing, unfinished, or of another preparation.
+        PrepareError: a part is missing, unfinished, damaged, or of another preparation.
+        UserError: a part is being prepared.
     """
-    outcomes = (outcome for part in find_parts(output, fingerprint, total) for outcome in part.read())
-    return islice(outcomes, first, None)
+    parts = find_parts(output)
+    with ExitStack() as locks:
+        for part in parts:
+            locks.enter_context(exclusive(part.folder, "preparation"))
+        files = _whole_files(parts, output, fingerprint, total)
+        outcomes = (outcome for part, count in zip(parts, files, strict=True) for outcome in part.read(count))
+        yield islice(outcomes, first, None), None
 
 
-def find_parts(output: Path, fingerprint: str, total: int) -> list[PartFolder]:
+def find_parts(output: Path) -> list[PartFolder]:
     name = re.compile(re.escape(output.name) + r"\.part-(\d+)-of-(\d+)")  # no other folder, such as a part's replies
     found = [match for path in sorted(output.parent.glob("*")) if (match := name.fullmatch(path.name)) is not None]
     counts = {int(match[2]) for match in found}
@@ -179,20 +208,29 @@ def find_parts(output: Path, fingerprint: str, total: int) -> list[PartFolder]:
         raise PrepareError(f"{output}: merging needs all parts of one division beside it; found: {names}")
     count = counts.pop()
     parts = [PartFolder(part_folder(output, f"{number}/{count}")) for number in range(1, count + 1)]
-    position = 0
+    for part in parts:
+        if not part.folder.is_dir():
+            raise PrepareError(f"{part.folder}: is missing; prepare it with part: ..., and merge then")
+    return parts
+
+
+def _whole_files(parts: Sequence[PartFolder], output: Path, fingerprint: str, total: int) -> list[int]:
+    """How many files each part has, all of them whole."""
+    position, files = 0, []
     for part in parts:
         done = part.done()
         if done is None:
-            state = "unfinished" if part.folder.is_dir() else "missing"
-            raise PrepareError(f"{part.folder}: is {state}; prepare it with part: ..., and merge then")
+            raise PrepareError(f"{part.folder / DONE_FILE}: is missing or damaged; run its part again, and merge then")
         if done["fingerprint"] != fingerprint or done["first"] != position:
             raise PrepareError(f"{part.folder}: was prepared from other settings or another source than this merge")
-        if len(part.notes()) != done["files"]:
-            raise PrepareError(f"{part.folder}: files are missing or not whole; copy it again")
+        if (whole := len(part.notes())) != done["files"]:
+            file = part.first_damaged(whole)
+            raise PrepareError(f"{file}: is missing, or not what was written; copy it, or run its part again")
         position = done["last"]
+        files.append(done["files"])
     if position != total:
         raise PrepareError(f"{output}: the parts hold {position} records of {total}")
-    return parts
+    return files
 
 
 class _OutcomeWriter(RowGroupWriter):

@@ -11,14 +11,15 @@ shard that was not committed, and ends with the very bytes that an undisturbed r
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dopd_vl.common.digests import digest_json
+from dopd_vl.common.digests import digest_json, sealed, sha256_of
 from dopd_vl.common.errors import ConfigurationError, PrepareError, UserError
 from dopd_vl.common.files import disk_told_of, exclusive, write_atomically
 from dopd_vl.common.hub import open_repository, push_folder
@@ -29,6 +30,7 @@ from privileged.annotators.judging import judge_fingerprint
 from privileged.audit.audit import Severity, Tally
 from privileged.audit.contamination import EvaluationQuestions
 from privileged.dataset import (
+    AGAIN,
     AUDIT_FILE,
     CARD_FILE,
     DATA_FOLDER,
@@ -37,12 +39,14 @@ from privileged.dataset import (
     INFO_FILE,
     REJECTED_FILE,
     WORK_FOLDER,
+    damaged_file,
+    is_prepared,
     read_audit,
 )
 from privileged.prepare.card import card, dataset_info
 from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.prepare.duplicates import Duplicates
-from privileged.prepare.journal import PARTIAL_AUDIT_FILE, Journal, Seen, dumps
+from privileged.prepare.journal import OUR_FILES, PARTIAL_AUDIT_FILE, Journal, Seen, dumps
 from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, counted, outcome_stream, tell
 from privileged.prepare.partition import merged_outcomes, part_folder, prepare_part
 from privileged.prepare.sample import sample_note, sample_places, write_sample
@@ -101,10 +105,10 @@ def prepare(
         console = Console(stderr=True)
     config, source, factory = with_source(config, extra_sources)
     hub = config.push_to_hub
-    if hub is not None:
-        open_repository(hub, "dataset", "push_to_hub")
     output = _output_folder(config)
     with exclusive(output, "preparation"), disk_told_of(output, WHAT_STAYS):
+        if hub is not None:
+            open_repository(hub, "dataset", "push_to_hub")
         preparation = _Preparation(config, source, factory, output, console)
         result = preparation.run() if config.part is None else preparation.run_part()
         if hub is not None:
@@ -129,8 +133,8 @@ def _output_folder(config: PrepareConfig) -> Path:
     output = Path(config.output) if config.part is None else part_folder(Path(config.output), config.part)
     if output.exists() and not output.is_dir():
         raise ConfigurationError(f"output: {output} is a file")
-    if config.part is None and output.is_dir() and read_audit(output) is None and Journal(output).fingerprint() is None:
-        foreign = sorted(path.name for path in output.iterdir() if path.name != WORK_FOLDER)
+    if config.part is None and output.is_dir() and not is_prepared(output) and not (output / WORK_FOLDER).is_dir():
+        foreign = sorted(path.name for path in output.iterdir())
         if foreign:
             raise ConfigurationError(
                 f"output: {output} holds other files ({foreign[0]}, ...); name an empty or new folder"
@@ -157,12 +161,16 @@ class _Preparation:
     def run(self) -> PrepareResult:
         audit = read_audit(self.output)
         started_for = audit["fingerprint"] if audit is not None else self.journal.fingerprint()
-        if started_for is not None and started_for != self.fingerprint:
-            if not self.config.overwrite:
+        damaged = self._damaged(audit)
+        other = started_for is not None and started_for != self.fingerprint
+        if (other or damaged is not None) and not self.config.overwrite:
+            if other:
                 raise PrepareError(
                     f"{self.output}: was prepared from other settings or another source; set overwrite: true to "
                     "replace it, or name another output"
                 )
+            raise PrepareError(f"{damaged}: is missing, or not what was prepared; {AGAIN}")
+        if other or damaged is not None:
             audit, started_for = None, None
         if audit is not None:
             self.journal.remove()
@@ -173,18 +181,27 @@ class _Preparation:
         tally = self._shards()
         return self._finish(tally)
 
+    def _damaged(self, audit: Mapping[str, Any] | None) -> Path | None:
+        """What keeps this folder from being taken as it is; None also where there is nothing to be taken."""
+        if audit is not None:
+            return damaged_file(self.output, audit)
+        if self.journal.is_lost():
+            return self.journal.state_file
+        if self.journal.fingerprint() is None and is_prepared(self.output):
+            return self.output / (AUDIT_FILE if (self.output / CARD_FILE).is_file() else CARD_FILE)
+        return None
+
     def _shards(self) -> Tally:
         """Write every shard that is not committed, in order; the counts of all."""
-        committed = self.journal.committed()
+        committed, seen = self._committed()
         tally = found_in(self.source, self.severity)
         for note in self._notes(committed):
             tally.add(note["tally"])
-        if tally.rejected > self.allowed:
-            self._give_up(tally, committed, [])
         done = min(committed * self.config.shard_size, self.total)
-        seen = Seen(self.journal.folder / "seen.sqlite", committed)
-        duplicates = Duplicates(seen, self.severity, self.config.audit.near_duplicate, committed)
+        duplicates = Duplicates(seen, self.severity, self.config.audit.near_duplicate)
         try:
+            if tally.rejected > self.allowed:
+                self._give_up(tally, committed, [])
             with (
                 self._stream(done) as (stream, spent),
                 Progress(self.console, "preparing", self.total, "records", done) as progress,
@@ -200,6 +217,20 @@ class _Preparation:
             seen.close()
         return tally
 
+    def _committed(self) -> tuple[int, Seen]:
+        """How many shards need not be prepared again, and what they have added to the seen records."""
+        committed, damaged = self.journal.committed()
+        seen = self.journal.open_seen(committed)
+        if seen is None:
+            damaged = self.journal.seen_file
+            self.journal.begin(self.fingerprint)
+            committed, seen = 0, self.journal.open_seen(0)
+            assert seen is not None
+        if damaged is not None:
+            what = "is missing, or not what was written"
+            tell(self.console, f"{damaged}: {what}; going on from record {committed * self.config.shard_size}")
+        return committed, seen
+
     def run_part(self) -> PrepareResult:
         """Prepare one part, for a merge to come."""
         done, was_complete = prepare_part(
@@ -209,7 +240,7 @@ class _Preparation:
 
     def _stream(self, first: int) -> AbstractContextManager[OutcomeStream]:
         if self.config.merge:
-            return nullcontext((merged_outcomes(self.output, self.fingerprint, self.total, first), None))
+            return merged_outcomes(self.output, self.fingerprint, self.total, first)
         return self._outcomes(first, self.total, self.journal.folder)
 
     def _outcomes(self, first: int, last: int, work: Path) -> AbstractContextManager[OutcomeStream]:
@@ -261,13 +292,12 @@ class _Preparation:
         self.journal.write_lines(REJECTED_FILE, self._rejected(self.shard_count, []))
         if tally.records == 0:
             raise PrepareError(f"{self.output}: every record was rejected; see {REJECTED_FILE} there")
-        files, digests, size, sampled = [], [], 0, []
+        digests, size, sampled = {}, 0, []
         for note in self._notes(self.shard_count):  # one at a time: with what was dropped they may be large
-            files.append(note["file"])
-            digests.append(note["digest"])
+            digests[note["file"]] = note["digest"]
             size += note["bytes"]
             sampled.append((self.output / DATA_FOLDER / note["file"], note["sample"]))
-        audit = {**self._audit(tally), "files": files, "digest": digest_json(digests)}
+        audit = {**self._audit(tally), "files": list(digests), "digest": digest_json(list(digests.values()))}
         if self.config.annotate is not None:
             dropped = (drop for note in self._notes(self.shard_count) for drop in note["dropped"])
             self.journal.write_lines(DROPPED_FILE, dropped)
@@ -275,8 +305,14 @@ class _Preparation:
         (self.output / PARTIAL_AUDIT_FILE).unlink(missing_ok=True)
         if self.config.sample:
             write_sample(self.output, sampled, self._rejected(self.shard_count, []), self.source.name)
+        text = card(audit)
+        audit["digests"] = {f"{DATA_FOLDER}/{name}": digest for name, digest in digests.items()}
+        beside = [name for name in OUR_FILES if name not in (AUDIT_FILE, CARD_FILE) and (self.output / name).is_file()]
+        audit["digests"] |= {name: sha256_of(self.output / name) for name in beside}
+        audit["digests"][CARD_FILE] = hashlib.sha256(text.encode()).hexdigest()
+        audit = sealed(audit)
         write_atomically(self.output / AUDIT_FILE, dumps(audit))
-        write_atomically(self.output / CARD_FILE, card(audit))
+        write_atomically(self.output / CARD_FILE, text)
         self.journal.remove()
         findings = ", ".join(f"{count} {code}" for code, count in audit["counts"]["findings"].items())
         told = f"{tally.records} records prepared, {tally.rejected} rejected; audit: {findings or 'nothing found'}"
@@ -300,8 +336,11 @@ class _Preparation:
         yield from unfinished
 
     def _notes(self, shards: int) -> Iterator[dict[str, Any]]:
-        notes = (self.journal.read_shard(shard) for shard in range(shards))
-        return (note for note in notes if note is not None)
+        for shard in range(shards):
+            note = self.journal.read_shard(shard)
+            if note is None:
+                raise PrepareError(f"{self.output}: the note of shard {shard} went away; run the same command again")
+            yield note
 
 
 def with_source(

@@ -122,7 +122,7 @@ def _shown(record: Sampled) -> dict[str, Any]:
             missing.append(f"{name} ({reason})")
             continue
         rendered = variant.render(example)
-        changed = [new for new, old in zip(rendered.images, plain.images, strict=True) if new is not old]
+        changed = [new for new, old in zip(rendered.images, plain.images, strict=False) if new is not old]
         shown.append(
             {
                 "name": name,

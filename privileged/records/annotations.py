@@ -14,6 +14,7 @@ import numpy as np
 
 from dopd_vl.common.errors import RecordError
 from privileged.records.fields import (
+    MAX_JSON,
     Finding,
     check_keys,
     is_visible,
@@ -90,7 +91,7 @@ def _hints(value: Any, where: str, findings: list[Finding]) -> list[str]:
 
 def _list_of_text(text: str, where: str, findings: list[Finding]) -> Any:
     """The list that a table could hold as text only, or the text as one hint."""
-    if text[:1] + text[-1:] not in ("[]", "{}"):
+    if text[:1] + text[-1:] not in ("[]", "{}") or len(text) > MAX_JSON:
         return [text]
     try:
         hints = json.loads(text)

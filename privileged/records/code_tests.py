@@ -19,9 +19,6 @@ from typing import Any
 
 from dopd_vl.common.errors import RecordError
 
-MAX_TESTS = 4_000_000
-"""Characters of one record's tests."""
-
 TESTS_SHOWN, CHARACTERS_SHOWN = 3, 400
 """Tests that are shown to a model, and the characters of each text in them."""
 

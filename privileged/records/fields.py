@@ -24,6 +24,9 @@ MAX_ID = 256
 MAX_ITEMS = 1000
 """Characters of one text, characters of an id, and messages, images, hints or boxes of one record."""
 
+MAX_JSON = 4_000_000
+"""Characters of a text that is read as JSON."""
+
 CONTROL_TOKEN = re.compile(
     r"<\|(?:im_start|im_end|endoftext|(?:vision|image|video|object_ref|box|quad|fim|audio)_?\w*)\|>"
 )
@@ -79,10 +82,11 @@ def valid_text(text: str) -> str:
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For `json.loads`: a mapping of which no key stands twice, where Python would keep the last."""
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        names = [key for key, _ in pairs]
-        raise RecordError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} stands twice")
+    keys: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in keys:
+            raise RecordError(f"the key {key!r:.80} stands twice")
+        keys[key] = value
     return keys
 
 

@@ -35,6 +35,12 @@ FAINT = 32
 SHOWN = 60
 """Characters of a path that a reason shows."""
 
+IMAGES_OF_RECORD = 4
+"""A record's images may have as many pixels and bytes together as so many of the largest that `ImageLimits` allows."""
+
+BAND = 256
+"""Rows of a picture that are worked on at a time."""
+
 
 @dataclass(frozen=True)
 class ImageLimits:
@@ -55,6 +61,29 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     max_bytes: int = 64 * 1024 * 1024
     max_aspect: float = 200.0
+
+    def room(self) -> Room:
+        """For the images of one record."""
+        return Room(IMAGES_OF_RECORD * self.max_pixels, IMAGES_OF_RECORD * self.max_bytes)
+
+
+@dataclass
+class Room:
+    """The pixels and bytes that the images of a record may still have together: all of them are held at once."""
+
+    pixels: int
+    file_bytes: int
+
+    def take(self, size: tuple[int, int]) -> None:
+        """Raise ImageError where there is no room for a picture of this size, which is not yet unpacked."""
+        self.pixels -= size[0] * size[1]
+        if self.pixels < 0:
+            raise ImageError("with it, the record's images have too many pixels to be held together")
+
+    def take_file(self, data: bytes) -> None:
+        self.file_bytes -= len(data)
+        if self.file_bytes < 0:
+            raise ImageError("with it, the record's image files have too many bytes to be held together")
 
 
 @dataclass(frozen=True)
@@ -79,15 +108,22 @@ class StoredImage:
         return StoredImage(self.data, Image.open(io.BytesIO(self.data), formats=FORMATS))
 
 
-def load_image(value: Any, root: Path | None = None, limits: ImageLimits | None = None) -> StoredImage:
+def load_image(
+    value: Any, root: Path | None = None, limits: ImageLimits | None = None, room: Room | None = None
+) -> StoredImage:
     """An image from a path under `root`, bytes, a {"bytes", "path"} dict (as Hugging Face stores them) or a PIL image.
 
     The result is upright (EXIF orientation applied) and RGB: alpha is laid on white, or on black where nothing would
     show on white; 16-bit grey is scaled to 8, by the bits that its values fill.
+
+    Args:
+        room: What a record's images before it have left.
     """
     limits = limits or ImageLimits()
+    room = room or limits.room()
     if isinstance(value, Image.Image):
         check_size(value.size, limits)
+        room.take(value.size)
         upright, findings, _ = _upright_rgb(value)
         return StoredImage(png_file(upright), upright, findings, _orientation(value))
     data = _bytes_of(value, root, limits)
@@ -95,7 +131,8 @@ def load_image(value: Any, root: Path | None = None, limits: ImageLimits | None 
         raise ImageError("the image file is empty")
     if len(data) > limits.max_bytes:
         raise ImageError(f"the image file has {len(data)} bytes, more than the {limits.max_bytes} allowed")
-    return _decode(data, limits)
+    room.take_file(data)
+    return _decode(data, limits, room)
 
 
 def resolve_inside(path: str, root: Path) -> Path:
@@ -185,16 +222,17 @@ def _bytes_of(value: Any, root: Path | None, limits: ImageLimits) -> bytes:
         raise ImageError(f"image {shown(value)} cannot be read ({error.strerror})") from error
 
 
-def _decode(data: bytes, limits: ImageLimits) -> StoredImage:
+def _decode(data: bytes, limits: ImageLimits, room: Room) -> StoredImage:
     Image.init()  # all formats: Pillow knows only the commonest at first
     with _strict_pillow():
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 check_size(opened.size, limits)
-                # A phone's MPO holds a preview or a second eye beside the picture; the others hold a film or pages.
-                frames = getattr(opened, "n_frames", 1)
-                if frames > 1 and opened.format != "MPO":
-                    raise ImageError(f"the image is a {opened.format} of {frames} frames; give one still image")
+                room.take(opened.size)
+                # A phone's MPO holds a preview or a second eye beside the picture; the others hold a film or pages,
+                # which are not counted: Pillow takes the square of their number in time.
+                if getattr(opened, "is_animated", False) and opened.format != "MPO":
+                    raise ImageError(f"the image is a {opened.format} of several frames; give one still image")
                 deep = any(";16" in str(tile[3]) for tile in opened.tile)
                 opened.load()
                 upright, findings, changed = _upright_rgb(opened, deep)
@@ -259,16 +297,15 @@ def _upright_rgb(image: Image.Image, deep: bool = False) -> tuple[Image.Image, t
             )
         findings.append(Finding("image_scaled", "16-bit colour brought to 8"))
     if has_alpha:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" and "transparency" not in image.info else image.convert("RGBA")
         rgb, ground = _on_a_ground(rgba)
         if ground:
             findings.append(Finding("image_transparent", f"transparent pixels laid on {ground}"))
     else:
         rgb = image.convert("RGB")
-    clean = Image.new("RGB", rgb.size)
-    clean.paste(rgb)
+    rgb.info = {}
     plain = image.mode in ("RGB", "L") and not has_alpha
-    return clean, tuple(findings), bool(findings) or not plain
+    return rgb, tuple(findings), bool(findings) or not plain
 
 
 def _extrema(image: Image.Image) -> list[tuple[int, int]]:
@@ -280,12 +317,20 @@ def _on_a_ground(rgba: Image.Image) -> tuple[Image.Image, str]:
     lowest, highest = _extrema(rgba)[3]
     if highest == 0:
         raise ImageError("the image is wholly transparent: there is nothing to see")
-    white = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
+    white = _laid_on((255, 255, 255, 255), rgba)
     if lowest == 255:
         return white, ""
     if min(low for low, _ in _extrema(white)) > 255 - FAINT:
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB"), "black"
+        del white
+        return _laid_on((0, 0, 0, 255), rgba), "black"
     return white, "white"
+
+
+def _laid_on(ground: tuple[int, int, int, int], rgba: Image.Image) -> Image.Image:
+    laid = Image.new("RGB", rgba.size)
+    for top, band in _bands(rgba):
+        laid.paste(Image.alpha_composite(Image.new("RGBA", band.size, ground), band).convert("RGB"), (0, top))
+    return laid
 
 
 def _eight_bit(image: Image.Image) -> tuple[Image.Image, int]:
@@ -293,11 +338,26 @@ def _eight_bit(image: Image.Image) -> tuple[Image.Image, int]:
 
     A camera's 12 bits often come in files of 16: by the range of those the picture would be nearly black.
     """
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ImageError("the image holds integers outside 0-65535; give 8-bit or 16-bit pixels")
     bits = max(8, (int(values.max()).bit_length() + 1) // 2 * 2)
-    return Image.fromarray(np.round(values * 255 / (2**bits - 1)).astype(np.uint8)), bits
+    level = np.round(np.arange(2**bits) * 255 / (2**bits - 1)).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), BAND):
+        scaled[top : top + BAND] = level[values[top : top + BAND]]
+    return Image.fromarray(scaled), bits
+
+
+def pixel_bands(image: Image.Image) -> Iterator[bytes]:
+    """What `image.tobytes()` gives, piece by piece: whole it would be held twice more."""
+    return (band.tobytes() for _, band in _bands(image))
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    width, height = image.size
+    for top in range(0, height, BAND):
+        yield top, image.crop((0, top, width, min(top + BAND, height)))
 
 
 def png_file(image: Image.Image) -> bytes:

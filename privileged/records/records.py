@@ -16,10 +16,11 @@ from typing import Any
 
 from dopd_vl.common.errors import ImageError, RecordError, nearest
 from privileged.records.annotations import answer_text, privileged_part
-from privileged.records.code_tests import MAX_TESTS, parse_tests
+from privileged.records.code_tests import parse_tests
 from privileged.records.fields import (
     IMAGE_MARKS,
     MAX_ID,
+    MAX_JSON,
     Finding,
     chat_message,
     image_number,
@@ -31,7 +32,7 @@ from privileged.records.fields import (
     required_text,
 )
 from privileged.records.grounding import grounded_boxes
-from privileged.records.images import SHOWN, ImageLimits, StoredImage, load_image, shown
+from privileged.records.images import SHOWN, ImageLimits, StoredImage, load_image, pixel_bands, shown
 from privileged.rendering.boxes import BOX_FORMATS, GRID
 from privileged.schema import IMAGE_MARKER, TASKS, Example, Message, Privileged, empty_privileged
 
@@ -79,7 +80,8 @@ class Record:
         digest = hashlib.blake2b(start, digest_size=16)
         for stored in self.images:
             digest.update(repr(stored.size).encode())
-            digest.update(stored.image.tobytes())
+            for band in pixel_bands(stored.image):
+                digest.update(band)
         return digest.digest()
 
 
@@ -164,7 +166,7 @@ def _id(value: Any, source: str, index: int) -> str:
 def _prompt(value: Any, image_count: int, findings: list[Finding]) -> tuple[list[Message], list[int]]:
     """The messages, and which image of the record each of their markers stands for."""
     if isinstance(value, str):
-        if value.lstrip().startswith("[{"):
+        if value.lstrip().startswith("[{") and len(value) <= MAX_JSON:
             _refuse_json(value)
         value = [{"role": "user", "content": value}]
     messages = [chat_message(item, number) for number, item in enumerate(item_list(value, "prompt"))]
@@ -210,9 +212,10 @@ def _images(value: Any, root: Path | None, limits: ImageLimits | None) -> list[S
         return []
     single = not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray)
     images = []
+    room = (limits or ImageLimits()).room()
     for number, item in enumerate([value] if single else item_list(value, "images")):
         try:
-            images.append(load_image(item, root, limits))
+            images.append(load_image(item, root, limits, room))
         except ImageError as error:
             file = item.get("path") if isinstance(item, Mapping) else item
             named = isinstance(file, str | Path) and str(file)[:SHOWN] not in str(error)
@@ -252,7 +255,7 @@ def _check_turned(images: Sequence[StoredImage], sizes: Sequence[tuple[float, ..
 
 def _tests(value: Any) -> str:
     """The answer of a programming problem: its tests."""
-    text = required_text(value, "answer", MAX_TESTS)
+    text = required_text(value, "answer", MAX_JSON)
     parse_tests(text)
     return text
 

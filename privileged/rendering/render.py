@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Any
 
-from privileged.rendering.boxes import boxes_block, evidence_region, grounding_json
+from privileged.rendering.boxes import boxes_block, grounding_json
+from privileged.rendering.pictures import BBoxes
 from privileged.schema import IMAGE_MARKER, Message
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 ExampleLike = Mapping[str, Any]
 
-DEGRADED_SHARE = 0.1
-"""VA-OPD (2605.21924): the image is shrunk to a tenth of each side and enlarged again."""
+UNRELATED = "What follows is another problem, which has nothing to do with this one. Do not use it."
+"""After OP2SD (2608.09228)."""
 
 
 @dataclass(frozen=True)
@@ -87,27 +89,39 @@ def box_drawn(example: ExampleLike) -> RenderedPrompt:
     return with_text(example, "\n".join(parts), images)
 
 
-def evidence_crop(example: ExampleLike) -> RenderedPrompt:
-    """Vision-OPD (2605.18740): each image that has boxes gives way to the part around all of them."""
-    images = images_of(example)
-    for number, image in enumerate(images):
-        mine = [box["bbox"] for box in privilege(example, "boxes") if (box.get("image") or 0) == number]
-        if mine:
-            images[number] = image.crop(evidence_region(mine, *image.size))
-    return RenderedPrompt(plain(example).messages, images)
+def in_images(change: Callable[[Image, Random], Image]) -> Callable[[ExampleLike], RenderedPrompt]:
+    """The function that shows every image changed, the prompt as it is; of an example always by the same numbers."""
+
+    def draw_up(example: ExampleLike) -> RenderedPrompt:
+        random = Random(str(example["id"]))
+        return RenderedPrompt(plain(example).messages, [change(image, random) for image in images_of(example)])
+
+    return draw_up
 
 
-def degraded(example: ExampleLike) -> RenderedPrompt:
-    return RenderedPrompt(plain(example).messages, [degrade(image) for image in images_of(example)])
+def in_boxed_images(change: Callable[[Image, BBoxes, Random], Image]) -> Callable[[ExampleLike], RenderedPrompt]:
+    """The function that shows each image that has boxes changed by them, the prompt and other images as they are."""
+
+    def draw_up(example: ExampleLike) -> RenderedPrompt:
+        random, images = Random(str(example["id"])), images_of(example)
+        for number, image in enumerate(images):
+            mine = [box["bbox"] for box in privilege(example, "boxes") if (box.get("image") or 0) == number]
+            if mine:
+                images[number] = change(image, mine, random)
+        return RenderedPrompt(plain(example).messages, images)
+
+    return draw_up
 
 
-def degrade(image: Image, share: float = DEGRADED_SHARE) -> Image:
-    """The image down to `share` of each side (a pixel at least) and back to its size, bicubic both ways."""
-    from PIL.Image import Resampling
+def no_prompt(example: ExampleLike) -> RenderedPrompt:
+    """An empty user message: what the chat template itself says, and no image."""
+    return RenderedPrompt([{"role": "user", "content": ""}], [])
 
-    width, height = image.size
-    small = (max(1, round(width * share)), max(1, round(height * share)))
-    return image.convert("RGB").resize(small, Resampling.BICUBIC).resize(image.size, Resampling.BICUBIC)
+
+def beside(example: ExampleLike, other: RenderedPrompt) -> RenderedPrompt:
+    """With the last user message of another prompt, its text alone, said to be unrelated."""
+    content = [message["content"] for message in other.messages if message["role"] == "user"][-1]
+    return with_text(example, f"{UNRELATED}\n\n{content.replace(IMAGE_MARKER, '').strip()}")
 
 
 def with_text(example: ExampleLike, block: str, images: Sequence[Image] | None = None) -> RenderedPrompt:

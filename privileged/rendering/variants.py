@@ -96,13 +96,47 @@ The relevant objects are outlined in the image.
 >>> show("evidence_crop")
 Add the digits.
 
->>> VARIANTS["degraded"].render(example).images[0].size         # 48 -> 5 -> 48
-(48, 48)
+>>> for name in ("degraded", "half_resolution", "augmented", "zoomed", "masked", "masked_crop"):
+...     print(name, VARIANTS[name].render(example).images[0].size)
+degraded (48, 48)
+half_resolution (24, 24)
+augmented (28, 28)
+zoomed (48, 48)
+masked (48, 48)
+masked_crop (48, 48)
 
 >>> show("wrong_hint")
 Add the digits.
 <BLANKLINE>
 Hint: Multiply the digits.
+
+>>> show("no_prompt")                                           # nothing at all, and no image
+<BLANKLINE>
+>>> show("positive_feedback")
+Add the digits.
+<BLANKLINE>
+Feedback on a solution: it was worked out with care, each step was checked, and the answer is right.
+>>> show("negative_feedback")
+Add the digits.
+<BLANKLINE>
+Feedback on a solution: it was written in haste, no step was checked, and the answer is wrong.
+
+The hints, or the solution, of another example, which its reader lays beside this one under the key "other":
+
+>>> other = {
+...     "id": "colour-3", "prompt": [{"role": "user", "content": "Which colour is the sign?"}],
+...     "privileged": {"hints": ["Find the sign.", "Name its colour."]},
+... }
+>>> print(VARIANTS["other_hints"].render({**example, "other": other}).messages[-1]["content"])
+Add the digits.
+<BLANKLINE>
+What follows is another problem, which has nothing to do with this one. Do not use it.
+<BLANKLINE>
+Which colour is the sign?
+<BLANKLINE>
+Hints:
+1. Find the sign.
+2. Name its colour.
 
 >>> VARIANTS["hints"].missing({"id": "x", "privileged": {"hints": []}})
 'it has no hints (privileged.hints)'
@@ -115,7 +149,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dopd_vl.common.errors import MissingPrivilege
-from privileged.rendering import render
+from privileged.rendering import pictures, render
 from privileged.rendering.render import ExampleLike, RenderedPrompt, privilege
 
 Modality = Literal["text", "vision", "any"]
@@ -194,6 +228,30 @@ def _captioned_boxes(example: ExampleLike) -> str | None:
     return None if captioned else "none of its boxes has a caption"
 
 
+def _of_another(name: str, modality: Modality) -> Variant:
+    """What a variant shows of another example, as text: does the content help, or any context (OP2SD)?"""
+
+    def missing(example: ExampleLike) -> str | None:
+        if example.get(OTHER) is None:
+            return "no other example is laid beside it"
+        reason = VARIANTS[name].missing(example[OTHER])
+        return reason and f"of the other example, {example[OTHER].get('id')!r}: {reason}"
+
+    def draw_up(example: ExampleLike) -> RenderedPrompt:
+        return render.beside(example, VARIANTS[name].render(example[OTHER]))
+
+    return Variant(
+        f"{OTHER_PREFIX}{name}", modality, f"text and {name} of another example: a control", missing, draw_up
+    )
+
+
+OTHER_PREFIX = "other_"
+"""What the names of variants that show another example begin with."""
+OTHER = "other"
+"""The key of an example under which another one may be laid beside it."""
+PRAISE = "Feedback on a solution: it was worked out with care, each step was checked, and the answer is right."
+BLAME = "Feedback on a solution: it was written in haste, no step was checked, and the answer is wrong."
+
 _TABLE = (
     Variant("none", "any", "nothing: what the deployed student sees", _nothing, render.plain),
     Variant("final_answer", "any", "the final answer", _part("final_answer", "final answer"),
@@ -214,11 +272,30 @@ _TABLE = (
     Variant("box_only", "vision", "boxes in the prompt without labels", _boxes, render.boxes_after(with_label=False)),
     Variant("box_drawn", "vision", "boxes and labels drawn on the image", _boxes, render.box_drawn),
     Variant("evidence_crop", "vision", "the image cut down to the part around all boxes (Vision-OPD)", _boxes,
-            render.evidence_crop),
+            render.in_boxed_images(lambda image, bboxes, _: pictures.crop(image, bboxes))),
+    Variant("masked_crop", "vision", "that part, a third of it under a black rectangle (OPD-V)", _boxes,
+            render.in_boxed_images(pictures.masked_crop)),
+    Variant("zoomed", "vision", "that part enlarged to the image's size", _boxes,
+            render.in_boxed_images(lambda image, bboxes, _: pictures.zoom(image, bboxes))),
+    Variant("masked", "vision", "the image with every box black: without the evidence", _boxes,
+            render.in_boxed_images(lambda image, bboxes, _: pictures.mask(image, bboxes))),
     Variant("degraded", "vision", "the image down to a tenth of each side and back (VA-OPD)", _images,
-            render.degraded),
+            render.in_images(lambda image, _: pictures.degrade(image))),
+    Variant("half_resolution", "vision", "the image at half of each side (RP-OPSD)", _images,
+            render.in_images(lambda image, _: pictures.halve(image))),
+    Variant("augmented", "vision", "the image at 0.3 to 0.6 of each side, half of them with noise (S2VOPD)", _images,
+            render.in_images(pictures.augment)),
     Variant("wrong_hint", "any", "a misleading hint: a control", _part("wrong_hint", "wrong hint"),
             render.text_after("wrong_hint", render.line("Hint"))),
+    Variant("no_prompt", "any", "an empty prompt and no image: what is left is habit (SA-OPD)", _nothing,
+            render.no_prompt),
+    Variant("positive_feedback", "any", "praise that holds nothing of the solution (Cal-OPD)", _nothing,
+            lambda example: render.with_text(example, PRAISE)),
+    Variant("negative_feedback", "any", "blame that holds nothing of the solution (Cal-OPD)", _nothing,
+            lambda example: render.with_text(example, BLAME)),
+    _of_another("hints", "text"),
+    _of_another("hints_executed", "text"),
+    _of_another("box_label", "vision"),
 )  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}

@@ -24,6 +24,7 @@ from dopd_vl.common.errors import ConfigurationError, RecordError, one_line
 from dopd_vl.common.quiet import import_supervision
 from privileged.audit.audit import Tally
 from privileged.records.fields import is_visible
+from privileged.sources.plain_yaml import PlainLoader
 from privileged.sources.questions import asked, read_questions, record_id
 
 IMAGE_SUFFIXES = (
@@ -32,7 +33,7 @@ IMAGE_SUFFIXES = (
 )
 """Of the formats that `images.FORMATS` names."""
 
-MAX_ANNOTATION = 16 * 1024 * 1024
+MAX_ANNOTATION = 4 * 1024 * 1024
 """Bytes of one annotation file."""
 MAX_DIGITS = 9
 """Digits of the number of a class."""
@@ -312,7 +313,7 @@ def _class_names(path: str) -> tuple[dict[int, str], int]:
     where = f"source.options.names: {path}"
     file = existing_path(path, "source.options.names", "file")
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{where} is no YAML ({one_line(error)})") from error
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
@@ -344,7 +345,13 @@ def _keypoint_values(node: yaml.Node | None, where: str) -> int:
     """How many numbers follow the box in a line, by `kpt_shape: [17, 3]`."""
     if node is None:
         return 0
-    shape = [str(number.value) for number in node.value] if isinstance(node, yaml.SequenceNode) else []
-    if len(shape) != 2 or not re.fullmatch(r"\d{1,4}", shape[0]) or shape[1] not in ("2", "3"):
+    entries = node.value if isinstance(node, yaml.SequenceNode) else []
+    shape = [entry.value for entry in entries if isinstance(entry, yaml.ScalarNode)]
+    if (
+        len(entries) != len(shape)
+        or len(shape) != 2
+        or not re.fullmatch(r"\d{1,4}", shape[0])
+        or shape[1] not in ("2", "3")
+    ):
         raise ConfigurationError(f"{where}: kpt_shape must be the count of keypoints and 2 or 3, such as [17, 3]")
     return int(shape[0]) * int(shape[1])

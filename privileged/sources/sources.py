@@ -24,6 +24,8 @@ from privileged.sources.objects import ObjectTable
 from privileged.sources.tables import Numbered, ParquetRows, Rows, hub_rows, saved_rows
 
 MAX_LINE = 64 * 1024 * 1024
+MAX_VALUES = 4_000_000
+"""Bytes of a line, and values in it: an empty list of two bytes takes sixty in memory."""
 PIECE = 1024 * 1024
 
 MAPPABLE = (
@@ -127,6 +129,8 @@ class JsonlSource:
             line = file.readline(MAX_LINE + 1)
         if len(line) > MAX_LINE:
             raise RecordError(f"{where} is longer than {MAX_LINE} bytes")
+        if sum(line.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
+            raise RecordError(f"{where} has more than the {MAX_VALUES} commas and brackets allowed")
         try:
             row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=unique_keys)
         except RecordError as error:

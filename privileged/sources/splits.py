@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from dopd_vl.common.errors import ConfigurationError, one_line
+from privileged.sources.plain_yaml import PlainLoader
 
 SPLIT_NAMES = frozenset(
     ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
@@ -92,7 +93,7 @@ def _declared(folder: Path) -> list[SplitFile]:
         return []
     try:
         front = _FRONT_MATTER.match(readme.read_text(encoding="utf-8-sig"))
-        content: Any = yaml.safe_load(front[1]) if front else None
+        content: Any = yaml.load(front[1], Loader=PlainLoader) if front else None
         configs = content.get("configs") if isinstance(content, dict) else None
         return [file for entry in configs or [] for file in _of_config(entry, folder)]
     # YAML or UTF-8 that is damaged, an entry that is no mapping or lacks its name, a pattern that is no text.

@@ -14,7 +14,7 @@ from typing import Any
 
 from dopd_vl.common.configuration import call_of, check_choice
 from dopd_vl.common.errors import ConfigurationError, RecordError
-from privileged.records.fields import is_visible
+from privileged.records.fields import MAX_JSON, is_visible
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 
@@ -25,8 +25,11 @@ def parse_json(value: Any) -> Any:
     >>> parse_json('["5"]')
     ['5']
     """
+    text = _text(value, "parse_json")
+    if len(text) > MAX_JSON:
+        raise RecordError(f"parse_json: the text has {len(text)} characters, more than the {MAX_JSON} allowed")
     try:
-        return json.loads(_text(value, "parse_json"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"parse_json: {reprlib.repr(value)} is no JSON ({error})") from error
 

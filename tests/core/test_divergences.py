@@ -211,6 +211,55 @@ def test_gradients_match_finite_differences(name: str, support: str, tail: str, 
     assert torch.autograd.gradcheck(loss, S_LOGITS.clone().requires_grad_())
 
 
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("clip", [INF, 0.05])
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_gradients_of_clipped_and_corrected_sums_match_finite_differences(
+    name: str, tail: str, clip: float, corrected: bool
+):
+    def loss(student_logits: Tensor) -> Tensor:
+        S, T = log_softmax(student_logits), log_softmax(T_LOGITS)
+        chosen = support_mask("top_k", S, T, SAMPLED, 2)
+        return divergence(name, coarsen(S, chosen, tail), coarsen(T, chosen, tail), clip, corrected)
+
+    assert torch.autograd.gradcheck(loss, S_LOGITS.clone().requires_grad_())
+
+
+def test_a_clipped_entry_counts_for_the_clip_and_is_not_learned_from():
+    # S = (3/4, 1/4), T = (1/2, 1/2). Entries: forward KL  1/2 ln 2/3 = -0.2027 and 1/2 ln 2 = 0.3466, clipped at 0.1;
+    #                                          reverse KL  3/4 ln 3/2 = 0.3041, clipped, and 1/4 ln 1/2 = -0.1733.
+    # Gradient in the logits: what is left is f(S_0) = -1/2 ln S_0 + .. with dS_0/dz_0 = 3/16: -1/2 * 4/3 * 3/16 = -1/8;
+    # and S_1 (ln S_1 - ln T_1) with dS_1/dz_0 = -3/16: -3/16 (ln 1/2 + 1).
+    expected = {
+        "forward_kl": (1 / 2 * log(2 / 3) + 0.1, -1 / 8),
+        "reverse_kl": (1 / 4 * log(1 / 2) + 0.1, -3 / 16 * (1 - log(2))),
+    }
+    for name, (value, gradient) in expected.items():
+        logits = logs(3 / 4, 1 / 4).requires_grad_()
+        found = divergence(name, log_softmax(logits), logs(1 / 2, 1 / 2), entry_clip=0.1)
+        found.backward()
+        assert found.item() == pytest.approx(value, abs=1e-12)
+        assert logits.grad.tolist() == pytest.approx([gradient, -gradient], abs=1e-12)
+
+
+def test_a_corrected_sum_over_some_entries_is_a_divergence():
+    # The first of S = (3/4, 1/4), T = (1/2, 1/2): 1/2 ln 2/3 - 1/2 + 3/4 = 0.0473, where the bare sum is -0.2027.
+    S, T, first = logs(3 / 4, 1 / 4), logs(1 / 2, 1 / 2), torch.tensor([True, False])
+    pair = coarsen(S, first, "drop"), coarsen(T, first, "drop")
+    assert divergence("forward_kl", *pair, corrected=True).item() == pytest.approx(
+        1 / 2 * log(2 / 3) + 1 / 4, abs=1e-12
+    )
+    assert divergence("reverse_kl", *pair, corrected=True).item() == pytest.approx(
+        3 / 4 * log(3 / 2) - 1 / 4, abs=1e-12
+    )
+    # Where student and target are equal nothing pulls, while the bare sum would let the student raise what it kept.
+    for corrected, pull in ((True, 0.0), (False, -1 / 4)):
+        logits = logs(1 / 2, 1 / 2).requires_grad_()
+        divergence("forward_kl", coarsen(log_softmax(logits), first, "drop"), pair[1], corrected=corrected).backward()
+        assert logits.grad[0].item() == pytest.approx(pull, abs=1e-12)
+
+
 def test_gradients_by_hand():
     # On two entries with S = (3/4, 1/4), T = (1/2, 1/2), M = (5/8, 3/8), with respect to the student's logits:
     #   reverse KL  S_v (ln S_v/T_v - KL(S||T)): 3/4 (ln 3/2 - 3/4 ln 3/2 + 1/4 ln 2) = 3/16 ln 3

@@ -1,5 +1,6 @@
 """The fused form against the plain one: same values, same gradients, for any chunk size."""
 
+import math
 from itertools import product
 
 import hypothesis
@@ -343,13 +344,16 @@ def gradients_of(value: Tensor, *tensors: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("scored", [True, False], ids=["from scores", "projected"])
+@pytest.mark.parametrize("clip", [math.inf, 0.03], ids=["whole", "clipped"])
 @pytest.mark.parametrize(("name", "support", "tail", "source"), ROW_TERMS)
-def test_every_kind_of_term_in_single_precision(name: str, support: str, tail: str, source: str, scored: bool):
+def test_every_kind_of_term_in_single_precision(
+    name: str, support: str, tail: str, source: str, clip: float, scored: bool
+):
     # A policy as sure as a trained one: logits of up to some 30 nats, in fp32, against the plain form in fp64.
     batch = {k: v * 2 if v.is_floating_point() else v for k, v in make_batch(11).items()}
     ids, mask = batch["response_ids"], batch["response_mask"]
     weight = torch.rand(B, N, generator=torch.manual_seed(0), dtype=torch.float64) - 0.3
-    plan = Plan((Term(PRIVILEGED, name, support, weight, 3, source, tail),))
+    plan = Plan((Term(PRIVILEGED, name, support, weight, 3, source, tail, clip),))
     hidden, head = (batch[key].requires_grad_() for key in ("student_hidden", "student_head"))
     target_logits = batch["teacher_hidden"] @ batch["teacher_head"].T
     reference = execute_plan(plan, hidden @ head.T, {PRIVILEGED: target_logits}, ids, mask)

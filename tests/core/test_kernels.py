@@ -1,5 +1,6 @@
 """The loss's kernels against the plain passes and fp64, on a GPU or by Triton's interpreter on a CPU."""
 
+import math
 import os
 import subprocess
 import sys
@@ -124,21 +125,24 @@ def test_the_softmax_s_gradient_is_that_of_the_plain_pass(kind: str, vocabulary:
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_a_divergence_of_full_support_is_that_of_the_plain_pass(name: str, kind: str, vocabulary: int) -> None:
+@pytest.mark.parametrize("clip", [math.inf, 0.01], ids=["whole", "clipped"])
+def test_a_divergence_of_full_support_is_that_of_the_plain_pass(
+    name: str, kind: str, vocabulary: int, clip: float
+) -> None:
     for student, target in ((kind, "ordinary"), ("ordinary", kind)):
         pair = logits_like(student, 3, vocabulary, seed=3), logits_like(target, 3, vocabulary, seed=4)
         log_z = [logits.logsumexp(-1, keepdim=True) for logits in pair]
         factor = torch.tensor([[0.3], [-2.0], [0.0]], device=DEVICE)
         exact = torch.empty_like(pair[0], dtype=torch.float64)
         wide = [tensor.double() for two in zip(pair, log_z, strict=True) for tensor in two]
-        value = passes.dense_divergence(name, *wide, factor.double(), exact)
+        value = passes.dense_divergence(name, *wide, factor.double(), exact, clip)
         ours = torch.empty_like(pair[0])
         arguments = pair[0], log_z[0], pair[1], log_z[1]
         # At logits of ten thousand, fp32 itself knows differences to 0.001 only.
         rtol, atol = (3e-5, 3e-6) if "very large" not in (student, target) else (2e-2, 2e-2)
         for found in (
-            kernels.dense_divergence(name, *arguments, factor, ours),
-            kernels.dense_divergence(name, *arguments),
+            kernels.dense_divergence(name, *arguments, factor, ours, clip),
+            kernels.dense_divergence(name, *arguments, entry_clip=clip),
         ):
             assert torch.allclose(found.double(), value, rtol=rtol, atol=atol, equal_nan=True)
         assert torch.allclose(ours.double(), exact, rtol=rtol, atol=atol, equal_nan=True)
@@ -173,6 +177,7 @@ def plans() -> dict[str, Plan]:
         **found,
         "policy gradient": Plan((PolicyGradient(weight),)),
         "union": Plan((Term(TARGET, "reverse_kl", "top_k", weight, 5, "union"),)),
+        "clipped": Plan((Term(TARGET, "forward_kl", "full", weight, entry_clip=0.01),)),
         "dropped tail": Plan((Term(TARGET, "reverse_kl", "top_k", weight, 5, tail="drop"),)),
         "mixed": Plan(
             (
@@ -298,6 +303,7 @@ LEARNING: dict[str, tuple[int, tuple[Term | PolicyGradient, ...]]] = {
         for name in DIVERGENCES
         for support, trips in (("sampled", 3), ("top_k", 3), ("full", 7))
     },
+    "clipped": (7, (Term(TARGET, "forward_kl", "full", ONES, entry_clip=0.01),)),
     "policy gradient": (3, (PolicyGradient(ONES),)),
     # The target is projected for its mass there, and the student's likeliest are sought: one reading each.
     "student's top_k": (5, (Term(TARGET, "js", "top_k", ONES, 1, "student"),)),
@@ -422,7 +428,8 @@ from triton.compiler import ASTSource
 from dopd_vl.core import kernels
 
 def build(kernel, out="*fp32", **constants):
-    kinds = {"row_stride": "i32", "target_stride": "i32", "out_stride": "i32", "vocabulary": "i32", "out": out}
+    numbers = ("row_stride", "target_stride", "out_stride", "vocabulary")
+    kinds = {"clip": "fp32", "out": out, **dict.fromkeys(numbers, "i32")}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
     values = {(place,): constants[name] for place, name in enumerate(kernel.arg_names) if name in constants}
     for capability in (80, 90):
@@ -435,8 +442,10 @@ build(kernels._mass, LOWEST=torch.finfo(torch.float32).min, LEAST=-200.0, BLOCK=
 for out in ("*fp32", "*bf16"):
     build(kernels._softmax_gradient, out, BLOCK=kernels.BLOCK)
 for number in kernels.NUMBERS.values():
-    build(kernels._dense_divergence, "*bf16", NAME=number, GRADIENT=True, FLOOR=-100.0, BLOCK=kernels.BLOCK)
-build(kernels._dense_divergence, NAME=2, GRADIENT=False, FLOOR=-100.0, BLOCK=kernels.BLOCK)
+    for clips in (False, True):
+        constants = {"NAME": number, "GRADIENT": True, "CLIPS": clips, "FLOOR": -100.0, "BLOCK": kernels.BLOCK}
+        build(kernels._dense_divergence, "*bf16", **constants)
+build(kernels._dense_divergence, NAME=2, GRADIENT=False, CLIPS=False, FLOOR=-100.0, BLOCK=kernels.BLOCK)
 """
 
 
@@ -445,4 +454,4 @@ def test_every_kernel_is_built_for_an_a100_and_an_h100(tmp_path: Any) -> None:
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     built = subprocess.run([sys.executable, "-c", BUILD], env=env, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
-    assert len(built.stdout.split()) == 14
+    assert len(built.stdout.split()) == 20

@@ -1,8 +1,15 @@
 """Programs are run only where allowed, judged by their tests, and kept from harming the run."""
 
+import ctypes
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +18,7 @@ from dopd_vl.evaluation.code import ALLOW_CODE, program_of, verify_code
 from dopd_vl.evaluation.sandbox import Limits, run_program
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
 from privileged.records.code_tests import parse_tests
+from tests.commands import ROOT
 
 STDIN = json.dumps({"inputs": ["1 2\n", "5 7"], "outputs": ["3\n", "12"]})
 CALLS = json.dumps({"fn_name": "add", "inputs": [[1, 2], [5, 7]], "outputs": [3, [12]]})
@@ -88,6 +96,9 @@ def test_numbers_with_a_fraction_may_differ_in_the_last_digits_and_whole_ones_ma
     big = json.dumps({"inputs": [""], "outputs": ["10000000000000001"]})
     assert verify_code(fenced("print(10**16)"), big, SHORT) is False
     assert verify_code(fenced("def f(): return 1"), '{"fn_name": "f", "inputs": [[]], "outputs": [true]}') is False
+    half = '{"fn_name": "f", "inputs": [[]], "outputs": [0.5]}'
+    assert verify_code(fenced("def f(): return 10 ** 400"), half, SHORT) is False
+    assert verify_code(fenced("def f(): return 0.5000000001"), half, SHORT) is True
 
 
 def test_an_endless_loop_is_ended_in_time() -> None:
@@ -144,13 +155,163 @@ def test_a_program_sees_no_environment_and_an_empty_folder(monkeypatch: pytest.M
 
 
 def test_a_program_has_no_network_where_the_kernel_lets_us() -> None:
-    from dopd_vl.evaluation.sandbox import _without_network
-
-    if not _without_network():
-        pytest.skip("this kernel or container gives no network namespaces")
     done = run_program("import socket\nprint([name for _, name in socket.if_nameindex()])", limits=SHORT)
+    if done.output != "['lo']\n" and subprocess.run(["unshare", "--map-root-user", "--net", "true"]).returncode:
+        pytest.skip("this kernel or container gives no network namespaces")
     assert done.output == "['lo']\n"
     assert os.listdir("/sys/class/net") != []
+
+
+def python_for_anyone() -> str:
+    """An interpreter that another user can run, too."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        folders = [*Path(os.path.realpath(python)).parents, Path(sys.prefix if python == sys.executable else "/usr")]
+        if os.path.exists(python) and all(folder.stat().st_mode & 0o005 == 0o005 for folder in folders):
+            test = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+            if subprocess.run(test, check=False).returncode == 0:
+                return python
+    pytest.skip("no interpreter here that a plain user can run")
+
+
+def run_as(user: str, program: str, folder: Path, **confinement: bool) -> str:
+    """What the program prints, run by `run_program` of a process of that user whose environment holds a secret."""
+    script = (
+        "import json, os, sys\n"
+        "from dopd_vl.evaluation import sandbox\n"
+        "sandbox._confinement = lambda: json.loads(sys.argv[1])\n"
+        "done = sandbox.run_program(sys.argv[2], str(os.getpid()), sandbox.Limits(seconds=2))\n"
+        "print(done.output, end='')\n"
+    )
+    is_root = os.geteuid() == 0
+    if user == "root" and not is_root:
+        pytest.skip("is not run by root")
+    nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+    python = sys.executable if user == "root" or not is_root else python_for_anyone()
+    folder.chmod(0o777)
+    done = subprocess.run(
+        [python, "-c", script, json.dumps(confinement), program],
+        env={"PYTHONPATH": str(ROOT), "SECRET": "sesame", "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+        **(nobody if user == "plain" and is_root else {}),
+    )
+    assert list(folder.iterdir()) == []
+    return done.stdout
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that any user can reach."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+WAYS = [(True, True), (True, False), (False, True), (False, False)]
+
+
+@pytest.mark.parametrize(("namespaces", "landlock"), WAYS)
+@pytest.mark.parametrize("user", ["root", "plain"])
+def test_nothing_of_a_program_outlives_its_time(user: str, namespaces: bool, landlock: bool, open_folder: Path) -> None:
+    program = (
+        "import os, time\n"
+        "try: os.setresuid(0, 0, 0)\n"
+        "except OSError: print('stays who it is')\n"
+        "try:\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "        os.fork()\n"
+        "        time.sleep(60)\n"
+        "except OSError: print('starts no process')\n"
+        "print(flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    printed = run_as(user, program, open_folder, namespaces=namespaces, landlock=landlock)
+    assert printed == "stays who it is\nstarts no process\n\n"
+    # A process that was left behind would have its folder there.
+    places = [os.readlink(link) for link in Path("/proc").glob("[0-9]*/cwd") if os.access(link, os.R_OK)]
+    assert [place for place in places if place.startswith(str(open_folder))] == []
+
+
+LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1) if sys.platform == "linux" else -1
+"""What of it this kernel has."""
+
+
+@pytest.mark.parametrize(("namespaces", "landlock"), WAYS[:3])
+@pytest.mark.parametrize("user", ["root", "plain"])
+def test_a_program_reads_no_secret_and_signals_nobody(
+    user: str, namespaces: bool, landlock: bool, open_folder: Path
+) -> None:
+    if not namespaces and LANDLOCK < 6:
+        pytest.skip("this kernel has no Landlock, or one that knows of no signals")
+    program = (
+        "import os, pathlib\n"
+        "for place in (f'/proc/{input()}/environ', '/proc/self/../*/environ'):\n"
+        "    for file in pathlib.Path('/').glob(place[1:]):\n"
+        "        try:\n"
+        "            if b'sesame' in file.read_bytes(): print('read', file)\n"
+        "        except OSError: pass\n"
+        "for other in {os.getppid(), *range(2, 40000)} - {0, 1, os.getpid()}:\n"
+        "    try: os.kill(other, 0)\n"
+        "    except OSError: continue\n"
+        "    print('can end', other)\n"
+        "print('done')\n"
+    )
+    assert run_as(user, program, open_folder, namespaces=namespaces, landlock=landlock) == "done\n"
+
+
+@pytest.mark.skipif(LANDLOCK < 1, reason="this kernel has no Landlock")
+@pytest.mark.parametrize("user", ["root", "plain"])
+def test_a_program_reads_and_writes_its_folder_alone(user: str, open_folder: Path) -> None:
+    theirs = open_folder.parent / f"{open_folder.name}.theirs"
+    program = (
+        "import os\n"
+        f"for name, mode in (({str(theirs)!r}, 'r'), ({str(theirs)!r}, 'w'), ('/etc/passwd', 'r'), ('/tmp/x', 'w')):\n"
+        "    try: open(name, mode)\n"
+        "    except PermissionError: continue\n"
+        "    print(mode, name)\n"
+        "os.mkdir('here')\n"
+        "open('here/a', 'w').write('b')\n"
+        "print(open('here/a').read())\n"
+    )
+    theirs.write_text("a")
+    theirs.chmod(0o666)
+    try:
+        assert run_as(user, program, open_folder, namespaces=False, landlock=True) == "b\n"
+    finally:
+        theirs.unlink()
+
+
+def test_orphans_in_sessions_of_their_own_are_ended() -> None:
+    script = (
+        "import os, time\n"
+        "from dopd_vl.evaluation import keeper\n"
+        "keeper.LIBC.prctl(36, 1, 0, 0, 0)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os.setsid()\n"
+        "    for _ in range(3):\n"
+        "        if os.fork() == 0:\n"
+        "            os.setsid()\n"
+        "            os.fork()\n"
+        "            time.sleep(60)\n"
+        "    os._exit(0)\n"
+        "assert keeper.wait(child, 20) == 0\n"
+        "assert len(list(keeper.children())) >= 3\n"
+        "keeper.end_all(child)\n"
+        "assert list(keeper.children()) == []\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_whatever_a_program_leaves_in_its_folder_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    nested = "import os\nfor _ in range(1500):\n    os.mkdir('a')\n    os.chdir('a')\nprint('made')\n"
+    locked = "import os\nos.makedirs('a/b')\nos.chmod('a', 0)\nprint('made')\n"
+    for program in (nested, locked):
+        assert run_program(program).output == "made\n"
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_in_place_of_the_result_is_not_followed() -> None:

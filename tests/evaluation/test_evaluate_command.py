@@ -13,6 +13,7 @@ from dopd_vl.common import progress as progress_module
 from dopd_vl.common.progress import Progress
 from dopd_vl.evaluation.accuracy import Batch, Prediction
 from dopd_vl.evaluation.run import RightSoFar
+from privileged import load_privileged
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,21 @@ def test_greedy_is_greedy_whatever_the_model_says_of_generation(
     )
     assert "generation_config" not in said["bare"]
     assert "its generation_config is ignored (repetition_penalty=5.0, no_repeat_ngram_size=1)" in said["own"]
+
+
+def test_responses_without_a_verdict_are_wrong_counted_and_told_of(
+    text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = load_privileged(text_data).select(range(2))
+    records = [{"id": row["id"], "prompt": row["prompt"], "answer": "9^{9^{9^9}}", "task": "math"} for row in rows]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    source = ["--source.kind", "jsonl", "--source.options.path", str(tmp_path / "records.jsonl")]
+    assert main(["prepare", *source, "--output", str(tmp_path / "data")]) == 0
+    arguments = ["evaluate", "--model", "nano:text-student", "--data", str(tmp_path / "data")]
+    assert main([*arguments, "--max_new_tokens", "40", "--output_dir", str(tmp_path / "out")]) == 0
+    assert (
+        f"2 responses count as wrong, as their verifier came to no verdict; the first: {rows[0]['id']}: "
+        "math-verify: more than 5 seconds"
+    ) in " ".join(capsys.readouterr().out.split())
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert (scores["accuracy"], scores["undecided"], scores["unscored"]) == (0.0, 2, 0)

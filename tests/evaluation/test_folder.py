@@ -29,10 +29,10 @@ def batches() -> list[Batch]:
 
 
 def test_whole_batches_come_back_as_they_were(tmp_path: Path) -> None:
-    folder = EvaluationFolder(tmp_path / "out", {"model": "m"})
+    folder = EvaluationFolder(tmp_path, {"model": "m"})
     for batch in batches():
         folder.add(batch)
-    assert EvaluationFolder(tmp_path / "out", {"model": "m"}).recover(3, 4, TWO) == (batches(), [])
+    assert EvaluationFolder(tmp_path, {"model": "m"}).recover(3, 4, TWO) == (batches(), [])
 
 
 def test_cut_anywhere_what_is_left_is_whole_batches(tmp_path: Path) -> None:

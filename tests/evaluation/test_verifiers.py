@@ -1,12 +1,19 @@
 """Verifiers: what counts as right, what does not, and that no response can make one fail."""
 
 import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dopd_vl.evaluation.verifiers import VERIFIERS, Judging, final_answer, verifier_for
+from dopd_vl.evaluation import mathematics
+from dopd_vl.evaluation.mathematics import verify_math
+from dopd_vl.evaluation.verifiers import VERIFIERS, Judging, Verdict, final_answer, judge, verifier_for
 
 
 @pytest.mark.parametrize(
@@ -115,3 +122,62 @@ def test_strictness_can_be_set() -> None:
     assert strict["boxes"](boxes(("cup", 100, 100, 300, 250)), boxes(CUP)) is False
     with pytest.raises(ValueError, match=r"judging\.box_iou: 0 must be above 0"):
         Judging(box_iou=0)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        r"\boxed{9^{9^{9^9}}}",
+        r"\boxed{\binom{10^9}{5 \cdot 10^8}}",
+        r"\boxed{" + "(" * 3000 + "1" + ")" * 3000 + "}",
+    ],
+    ids=["power", "binomial", "brackets"],
+)
+def test_mathematics_without_an_end_is_wrong_within_limits_and_the_next_is_judged(response: str) -> None:
+    verdict = judge(VERIFIERS["math"], response, "5")
+    assert (verdict.right, verdict.undecided) == (False, "math-verify: more than 5 seconds")
+    assert judge(VERIFIERS["math"], r"\boxed{5}", "5") == Verdict(True)
+
+
+def fails(response: str, answer: str) -> bool:
+    raise OverflowError("int too large\nto convert")
+
+
+def test_a_verifier_that_fails_is_wrong_and_says_why() -> None:
+    assert judge(fails, "a", "b") == Verdict(False, "OverflowError: int too large to convert")
+    assert judge(VERIFIERS["boxes"], "[]", "no boxes").right is False  # an answer that no response can be judged by
+
+
+def verdict_of_a_fork(parent: int) -> None:
+    right = verify_math(r"\boxed{5}", "5") and not verify_math(r"\boxed{5}", "6")
+    process = mathematics._WORKER._process
+    sys.exit(0 if right and process is not None and process.pid != parent else 1)
+
+
+def test_a_fork_has_a_process_of_its_own_and_nothing_is_left_behind() -> None:
+    assert verify_math(r"\boxed{5}", "5")
+    process = mathematics._WORKER._process
+    assert process is not None
+    fork = multiprocessing.get_context("fork").Process(target=verdict_of_a_fork, args=(process.pid,))
+    fork.start()
+    fork.join(60)
+    assert fork.exitcode == 0
+    assert verify_math(r"\boxed{7}", "7")
+    assert mathematics._WORKER._process is process
+
+    script = (
+        "from dopd_vl.evaluation import mathematics\n"
+        "assert mathematics.verify_math('5', '5')\n"
+        "print(mathematics._WORKER._process.pid)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not Path(f"/proc/{int(done.stdout)}").exists()
+
+
+def test_a_process_that_was_ended_from_outside_is_replaced() -> None:
+    assert verify_math(r"\boxed{5}", "5")
+    process = mathematics._WORKER._process
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert verify_math(r"\boxed{5}", "5")

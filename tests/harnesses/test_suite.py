@@ -20,6 +20,7 @@ from dopd_vl.harnesses.comparison import Reference, as_markdown, gaps, reference
 from dopd_vl.harnesses.plan import ADAPTERS, model_name
 from dopd_vl.harnesses.suite import run_suite
 from dopd_vl.harnesses.table import PAIRS, benchmarks, benchmarks_of, harnesses, paper_table
+from tests.damages import DAMAGES, files_of
 
 # Stands in for an environment's Python: it says its version, and writes what lmms-eval would, slowly if asked to.
 HARNESS = """#!{python}
@@ -136,6 +137,24 @@ def test_one_that_fails_with_code_0_is_not_given_an_earlier_score(tmp_path: Path
     assert code == 1
     assert "MMStar failed: lmms-eval left no result" in said
     assert "it said: running mmstar" in said
+
+
+@pytest.mark.parametrize("name", ["job.json", "result.json"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_file_that_is_damaged_is_told_of_or_the_benchmark_is_run_again(
+    tmp_path: Path, harness: Path, name: str, kind: str
+) -> None:
+    assert run(tmp_path, "--suite", "MMStar")[0] == 0
+    scores = (tmp_path / "out" / "scores.json").read_bytes()
+    DAMAGES[kind](tmp_path / "out" / "MMStar" / name)
+    code, said = run(tmp_path, "--suite", "MMStar")
+    if code == 1:
+        assert str(tmp_path / "out" / "MMStar" / name) in "".join(said.split("\n"))
+        assert run(tmp_path, "--suite", "MMStar", "--overwrite", "true")[0] == 0
+    assert calls(harness) == ["mmstar", "mmstar"]
+    again = json.loads((tmp_path / "out" / "scores.json").read_text())
+    again["results"]["MMStar"]["seconds"] = json.loads(scores)["results"]["MMStar"]["seconds"]
+    assert again == json.loads(scores)
 
 
 def test_scores_of_a_trial_count_for_nothing(tmp_path: Path, harness: Path) -> None:
@@ -265,8 +284,12 @@ def test_a_harness_that_outlived_us_keeps_others_from_its_folder(tmp_path: Path,
     process.kill()
     process.wait()
     try:
-        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert second.returncode == 2
-        assert "another harness is writing here" in second.stderr
+        before = files_of(tmp_path / "out")
+        for options in ([], ["--benchmarks.limit", "8", "--overwrite", "true"]):
+            second = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
+            assert second.returncode == 2
+            assert "another harness is writing here" in second.stderr
+            after = files_of(tmp_path / "out")
+            assert all(after[name] == before[name] for name in before if name != "commands.sh")
     finally:
         os.kill(int((harness / "pid.txt").read_text()), signal.SIGKILL)

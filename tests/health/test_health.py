@@ -11,7 +11,7 @@ from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.health.alarms import Alarm, alarms_at, replay
 from dopd_vl.health.collapse import largest_fall
-from dopd_vl.health.rows import RunFacts
+from dopd_vl.health.rows import Column, RunFacts
 from dopd_vl.objectives import Dopd, Objective, Opd, Opsd
 from dopd_vl.train_config import HealthSettings, TrainConfig
 
@@ -52,7 +52,7 @@ def test_a_fall_is_measured_against_what_chance_allows() -> None:
     # p = (0.5 + 0.1) / 2 = 0.3; 2 p (1 - p) / n = 2 * 0.21 / 100 = 0.0042; z = 0.4 / 0.0648 = 6.17.
     # Three windows of two rows make three pairs, twice that with those between: the quantile 1 - 0.01 / 6 of the normal
     # distribution is 2.935.
-    fall = largest_fall([0.5, 0.5, 0.5, 0.5, 0.1, 0.1], window=2, rollouts_per_row=50, significance=0.01)
+    fall = largest_fall(Column([0.5, 0.5, 0.5, 0.5, 0.1, 0.1]), window=2, rollouts_per_row=50, significance=0.01)
     assert fall is not None
     assert (fall.best, fall.now, fall.best_start) == pytest.approx((0.5, 0.1, 0))
     assert fall.z == pytest.approx(6.172, abs=1e-3)
@@ -62,14 +62,14 @@ def test_a_fall_is_measured_against_what_chance_allows() -> None:
 def test_rows_that_scatter_more_than_rollouts_by_themselves_weaken_a_fall() -> None:
     # Neighbours differ by 0.4: variance 0.08 a row, where p = 0.3 of 50 rollouts has 0.0042. phi = 19.05, so z falls by
     # a factor of 4.364.
-    fall = largest_fall([0.7, 0.3, 0.5, 0.5, 0.3, -0.1], window=2, rollouts_per_row=50, significance=0.01)
+    fall = largest_fall(Column([0.7, 0.3, 0.5, 0.5, 0.3, -0.1]), window=2, rollouts_per_row=50, significance=0.01)
     assert fall is not None
     assert fall.z == pytest.approx(6.172 / 4.364, abs=1e-2)
 
 
 def test_windows_that_share_rows_are_not_compared() -> None:
-    assert largest_fall([0.5, 0.5, 0.0], window=2, rollouts_per_row=50, significance=0.01) is None
-    assert largest_fall([0.0, 0.0, 0.0, 0.0], window=2, rollouts_per_row=50, significance=0.01) is None
+    assert largest_fall(Column([0.5, 0.5, 0.0]), window=2, rollouts_per_row=50, significance=0.01) is None
+    assert largest_fall(Column([0.0, 0.0, 0.0, 0.0]), window=2, rollouts_per_row=50, significance=0.01) is None
 
 
 def test_an_accuracy_that_stands_still_seldom_looks_like_a_fall() -> None:
@@ -77,7 +77,7 @@ def test_an_accuracy_that_stands_still_seldom_looks_like_a_fall() -> None:
     fallen = 0
     for _ in range(200):
         series = [sum(chance.random() < 0.4 for _ in range(16)) / 16 for _ in range(60)]
-        falls = [largest_fall(series[:end], 10, 16, SETTINGS.significance) for end in range(20, 61)]
+        falls = [largest_fall(Column(series[:end]), 10, 16, SETTINGS.significance) for end in range(20, 61)]
         fallen += any(fall is not None and fall.z > fall.needed for fall in falls)
     assert fallen <= 6  # 1 % of 200 are 2; more than 6 has a chance of one in 200
 

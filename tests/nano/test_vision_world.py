@@ -118,6 +118,9 @@ def test_unexecuted_hints_hold_no_digit_but_the_one_that_a_neighbour_question_na
         assert problem.answer not in told
 
 
+RESIZED = ("evidence_crop", "masked_crop", "zoomed", "half_resolution", "augmented")
+
+
 def test_wrong_hints_are_wrong():
     for index in INDEXES:
         kind, _, problem = vision_problem(index, "train", 0)
@@ -133,7 +136,9 @@ def test_wrong_hints_are_wrong():
 def test_every_variant_can_show_every_record_and_leaves_the_picture_size_alone():
     for index in range(12):
         record = record_and_response(index, "train", 0)[0]
-        for variant in VARIANTS.values():
-            assert variant.missing(record) is None
-            (image,) = variant.render(record).images
-            assert variant.name == "evidence_crop" or image.size == (SIZE, SIZE)
+        for name, variant in VARIANTS.items():
+            shown = {**record, "other": record} if name.startswith("other_") else record
+            assert variant.missing(shown) is None
+            images = variant.render(shown).images
+            assert len(images) == (name != "no_prompt")
+            assert name in RESIZED or all(image.size == (SIZE, SIZE) for image in images)

@@ -88,7 +88,7 @@ def test_every_objective_has_defaults_that_a_file_can_repeat_and_known_policies(
     settings = dataclasses.asdict(objective)  # type: ignore[call-overload]
     assert settings_of(OBJECTIVES[name], settings, "objective.settings") == objective
     assert {source.policy for source in objective.sources()} <= set(POLICIES)
-    assert {source.view for source in objective.sources()} <= {"plain", "privileged", "sibling", *VARIANTS}
+    assert {source.view for source in objective.sources()} <= {"plain", "privileged", "sibling", "own", *VARIANTS}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

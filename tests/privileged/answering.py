@@ -1,9 +1,12 @@
 """A real HTTP server that answers chat completions, and misbehaves where it is told to."""
 
+import functools
+import gzip
 import hashlib
 import json
 import threading
 import time
+import zlib
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,6 +31,7 @@ class Answering:
         self.headers = []
         self.in_flight = self.most_in_flight = 0
         self.error_bytes = 0
+        self.elsewhere = ""
 
     @contextmanager
     def serving(self):
@@ -78,6 +82,14 @@ def completion(text, finish="stop", **message):
 USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
 
 
+@functools.cache
+def packed(times):
+    """Half a gigabyte of zeros, in gzip within gzip."""
+    packing, piece = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16), bytes(2**20)
+    data = b"".join(packing.compress(piece) for _ in range(512)) + packing.flush()
+    return data if times == 1 else gzip.compress(data)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
@@ -115,7 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, fault, part, raw):
         good = completion(good_text(part, raw))
-        if fault is None:
+        if isinstance(fault, bytes):
+            self._send(200, fault)
+        elif fault is None:
             with self.server.answering.lock:
                 self.server.answering.answered.append(raw)
             self._send(200, good)
@@ -146,6 +160,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(completion("@")).replace("@", '{\\"hints\\": [\\"Cut \\ud83d\\"]}'))
         elif fault == "no gzip":
             self._send(200, good, {"Content-Encoding": "gzip"})
+        elif fault == "gzip":
+            self._send(200, gzip.compress(json.dumps(good).encode()), {"Content-Encoding": "gzip"})
+        elif isinstance(fault, tuple):  # a status, and how often half a gigabyte is packed
+            status, times = fault
+            self._send(status, packed(times), {"Content-Encoding": ", ".join(["gzip"] * times)})
+        elif fault == "elsewhere":
+            self._send(307, "", {"Location": self.server.answering.elsewhere})
         elif fault == "endless error":
             self._endless_error()
         elif fault == "a key at the cut":
@@ -153,6 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "repeats the key":
             key = self.headers["Authorization"].removeprefix("Bearer ")
             self._send(200, completion(json.dumps({"hints": [f"Look at {key} here."]})))
+        elif fault == "repeats the key in escapes":
+            key = self.headers["Authorization"].removeprefix("Bearer ")
+            spelt = "".join(f"\\u{ord(sign):04x}" for sign in key)
+            self._send(200, completion(f'{{"hints": ["Look at {spelt} here."]}}'))
         elif fault == "long":
             self._send(200, completion(json.dumps({"hints": ["y" * 150_000]})))
         else:  # any other text is the reply itself
@@ -171,7 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
             pass
 
     def _send(self, status, value, headers=None):
-        data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+        text = value if isinstance(value, (str, bytes)) else json.dumps(value)
+        data = text.encode() if isinstance(text, str) else text
         self._head(status, len(data), headers)
         self.wfile.write(data)
 

@@ -119,15 +119,26 @@ def test_commands_on_the_page_are_of_shipped_configs_or_the_page_own():
 def test_prompts_on_the_page_are_what_the_variants_render():
     fences = re.findall(r"^`(\w+)`[^\n]*\n(`{3,4})text\n(.*?)\n\2$", PAGE, re.DOTALL | re.MULTILINE)
     shown = {name: text for name, _, text in fences}
-    assert set(VARIANTS) - set(shown) == {"none", "evidence_crop", "degraded"}
+    assert set(VARIANTS) - set(shown) == {
+        *("none", "evidence_crop", "masked_crop", "zoomed", "masked", "degraded", "half_resolution", "augmented"),
+        *("no_prompt", "other_hints_executed", "other_box_label"),
+    }
+    sign = {
+        "id": "sign",
+        "prompt": [{"role": "user", "content": "<image>Which colour is the sign?"}],
+        "privileged": {"hints": ["Find the sign.", "Name its colour."]},
+    }
     for name, variant in VARIANTS.items():
-        rendered = variant.render(EXAMPLE).messages[-1]["content"]
-        assert rendered == shown.get(name, "Add the digits.")
+        if name in shown or variant.modality == "vision":
+            example = {**EXAMPLE, "other": sign} if name == "other_hints" else EXAMPLE
+            if name != "other_box_label":
+                rendered = variant.render(example).messages[-1]["content"]
+                assert rendered == shown.get(name, "Add the digits.")
 
 
 def test_tables_on_the_page_name_every_variant_and_finding():
     for name, variant in VARIANTS.items():
-        assert f"| `{name}` | {variant.modality} |" in PAGE
+        assert re.search(rf"^\|[^|]*`{name}`[^|]*\| {variant.modality} \|", PAGE, re.MULTILINE), name
     for code, severity in SEVERITIES.items():
         assert f"| `{code}` | {severity} |" in AUDIT_PAGE
     assert "(audit.md)" in PAGE

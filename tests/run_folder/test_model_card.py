@@ -10,9 +10,13 @@ import yaml
 from rich.console import Console
 
 from dopd_vl.common.files import read_jsonl
-from dopd_vl.run_folder.model_card import model_card, shown
+from dopd_vl.objectives import OBJECTIVES
+from dopd_vl.objectives.build import build_objective
+from dopd_vl.run_folder.model_card import CardFacts, DataFacts, model_card, shown
 from dopd_vl.train_config import DataSettings, LoopSettings, LoraSettings, ModelSettings, ObjectiveSettings, TrainConfig
+from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.run import RunResult, run_training
+from tests.conftest import MakeTrainer
 
 
 def finish(models: Path, data: Path, folder: Path, lora: LoraSettings | None = None) -> RunResult:
@@ -54,7 +58,7 @@ def test_student_and_best_have_cards_of_their_own_steps(finished: RunResult) -> 
         assert front == {
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
-            "tags": ["dopd-vl", "distillation", "on-policy", "trl"],
+            "tags": ["dopd-vl", "distillation", "on-policy", "trl", "arxiv:2606.30626"],
         }
         assert rows["optimizer steps"] == [f"{step} of 2"]
         assert rows["base model"] == [r"text\-student"]
@@ -91,7 +95,7 @@ def test_adapters_have_a_card_of_ours_and_not_of_peft(adapted: RunResult) -> Non
         assert front == {
             "library_name": "peft",
             "pipeline_tag": "text-generation",
-            "tags": ["dopd-vl", "distillation", "on-policy", "trl"],
+            "tags": ["dopd-vl", "distillation", "on-policy", "trl", "arxiv:2606.30626"],
         }
         assert rows["LoRA"] == ["rank 4, alpha 8"]
         assert rows["base model"] == [r"text\-student"]
@@ -103,19 +107,67 @@ def test_adapters_have_a_card_of_ours_and_not_of_peft(adapted: RunResult) -> Non
     assert rows["entropy"] == [f"{scored[0]['eval_entropy']:.4g}", f"{scored[-1]['eval_entropy']:.4g}"]
 
 
+def facts(**changed: Any) -> CardFacts:
+    known = {
+        "name": "run",
+        "student": "nano",
+        "teacher": "guide",
+        "objective": build_objective("dopd", {}),
+        "arguments": DopdConfig("run"),
+        "step": 0,
+        "steps": 5,
+        "metrics": [],
+        "train": DataFacts(),
+        "eval": None,
+    }
+    return CardFacts(**{**known, **changed})
+
+
 def test_a_hub_id_is_the_base_model_and_lora_is_told() -> None:
-    config = TrainConfig(model=ModelSettings(student="Qwen/Qwen3-VL-2B-Instruct", lora=LoraSettings(r=8)))
-    front, rows = parts_of(model_card(config, 5, [], sees_images=True))
+    front, rows = parts_of(model_card(facts(student="Qwen/Qwen3-VL-2B-Instruct", lora=(8, 64), sees_images=True)))
     assert front["base_model"] == "Qwen/Qwen3-VL-2B-Instruct"
     assert (front["library_name"], front["pipeline_tag"]) == ("peft", "image-text-to-text")
     assert rows["LoRA"] == ["rank 8, alpha 64"]
-    assert rows["records"] == ["unknown: the folder is not there any more"]
+    assert rows["records"] == ["unknown: a stream"]
 
 
 def test_a_plain_teacher_is_not_said_to_have_seen_more() -> None:
-    _, rows = parts_of(model_card(TrainConfig(objective=ObjectiveSettings("opd")), 0, [], sees_images=True))
+    _, rows = parts_of(model_card(facts(objective=build_objective("opd", {}))))
     assert rows["views"] == ["teacher on plain"]
     assert "privileged variant of the teacher" not in rows
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_the_paper_of_dopd_and_of_the_objective_are_cited(name: str) -> None:
+    front, _ = parts_of(card := model_card(facts(objective=build_objective(name, {}))))
+    own = OBJECTIVES[name].paper
+    assert re.fullmatch(r"\d{4}\.\d{5}", own)
+    assert f"arxiv:{own}" in front["tags"]
+    assert "arxiv:2606.30626" in front["tags"]
+    assert f"arXiv {own}; the toolkit" in card or own == "2606.30626"
+    assert "arXiv preprint arXiv:2606.30626" in card
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_what_python_saves_and_pushes_has_the_same_card(
+    make_trainer: MakeTrainer, tmp_path: Path, adapter: bool
+) -> None:
+    """TRL's would say that it is a fine-tuned version of None, and PEFT's that there is more information needed."""
+    from peft import LoraConfig
+
+    trainer = make_trainer(
+        "text", max_steps=1, peft_config=LoraConfig(r=4, target_modules=["q_proj"]) if adapter else None
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    trainer.create_model_card(model_name="anything")
+    for file in (tmp_path / "saved/README.md", Path(trainer.args.output_dir, "README.md")):
+        front, rows = parts_of(file.read_text())
+        assert "dopd-vl" in front["tags"]
+        assert rows["objective"] == ["dopd"]
+        assert rows["optimizer steps"] == [f"{trainer.state.global_step} of {trainer.state.max_steps}"]
+        assert rows["records"] == [str(len(trainer.train_dataset))]
+        assert ("LoRA" in rows) is adapter
 
 
 HOSTILE = (
@@ -124,13 +176,17 @@ HOSTILE = (
 
 
 def test_hostile_names_stay_text_on_one_line() -> None:
-    config = TrainConfig(
-        output_dir=f"runs/{HOSTILE}".replace("/b.png", ""),
-        model=ModelSettings(student=HOSTILE, teacher=HOSTILE),
-        data=DataSettings(train=HOSTILE, eval="held-out"),
-    )
     scores = [{"step": 0, "eval_accuracy": 0.25, f"eval_accuracy/{HOSTILE * 50}": 0.5}]
-    card = model_card(config, 0, scores, sees_images=False)
+    card = model_card(
+        facts(
+            name=HOSTILE,
+            student=HOSTILE,
+            teacher=HOSTILE,
+            train=DataFacts(HOSTILE, 3, {HOSTILE: 3}),
+            eval=DataFacts(HOSTILE, 3),
+            metrics=scores,
+        )
+    )
     front, rows = parts_of(card)
     assert "license" not in front
     assert "base_model" not in front
@@ -139,7 +195,7 @@ def test_hostile_names_stay_text_on_one_line() -> None:
     plain = re.sub(r"\\.", "", body)
     assert not re.search(r"[<>`\x1b\u202e]|!\[|\]\(|://|(?<!\w)www\.", plain)
     assert all(len(line) < 700 for line in body.splitlines())
-    assert len([line for line in body.splitlines() if line.startswith("#")]) == 4, "the card's own headings"
+    assert len([line for line in body.splitlines() if line.startswith("#")]) == 5, "the card's own headings"
 
 
 def test_a_name_is_cut_and_escaped() -> None:

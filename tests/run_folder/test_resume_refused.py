@@ -22,7 +22,7 @@ from dopd_vl.common.configuration import as_yaml
 from dopd_vl.common.digests import dataset_parts, digest_file, digest_image
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import exclusive
-from dopd_vl.common.run_layout import COMPLETE_FILE
+from dopd_vl.common.run_layout import COMPLETE_FILE, KEPT_FOLDER, checkpoint_step
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole, whole_checkpoints
 from dopd_vl.run_folder.fingerprint import difference
 from dopd_vl.train_config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
@@ -149,6 +149,7 @@ def test_another_number_of_processes_is_refused_by_all_of_them(resumed: TrainCon
 @pytest.mark.parametrize("content", ["", '{"format": "run-fing', '{"data.train": "0123"}', "[]"])
 def test_a_run_without_a_sound_fingerprint_is_not_taken_up(resumed: TrainConfig, content: str) -> None:
     (Path(resumed.output_dir) / "fingerprint.json").write_text(content)
+    without_copies(Path(resumed.output_dir))
     with pytest.raises(UserError, match=r"fingerprint\.json does not say what the run began with"):
         run(resumed)
 
@@ -156,6 +157,7 @@ def test_a_run_without_a_sound_fingerprint_is_not_taken_up(resumed: TrainConfig,
 @pytest.mark.parametrize("content", ["a: [", "\x00", "", "- 1"])
 def test_a_damaged_configuration_is_named(resumed: TrainConfig, content: str) -> None:
     (Path(resumed.output_dir) / "config.yaml").write_text(content)
+    without_copies(Path(resumed.output_dir))
     with pytest.raises(UserError, match=r"resume: .*config\.yaml"):
         run(resumed)
 
@@ -163,6 +165,13 @@ def test_a_damaged_configuration_is_named(resumed: TrainConfig, content: str) ->
 def test_a_second_run_in_the_same_folder_is_refused(resumed: TrainConfig) -> None:
     with exclusive(Path(resumed.output_dir), "run"), pytest.raises(UserError, match="another run is writing here"):
         run(resumed)
+
+
+def without_copies(folder: Path) -> None:
+    """Checkpoints as an earlier version left them, which kept no copies of the run folder's own files."""
+    for checkpoint in whole_checkpoints(folder):
+        shutil.rmtree(checkpoint / KEPT_FOLDER)
+        mark_whole(checkpoint, {"step": checkpoint_step(checkpoint), "refused": [0]})
 
 
 def _of(example: dict[str, Any], column: str, value: Any) -> None:

@@ -29,7 +29,7 @@ from dopd_vl.train_config import (
 )
 from dopd_vl.training.arguments import DopdConfig, trainer_arguments
 from dopd_vl.training.checks import check, check_requirements, say_what_is_not_scored
-from dopd_vl.training.metrics import is_correct
+from dopd_vl.training.metrics import verdict_on
 from privileged.schema import TASKS
 
 DATA = Dataset.from_dict({"task": ["code", "math", "code", "open"]})
@@ -60,10 +60,10 @@ def test_unscored_tasks_are_said_once_each(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_verdict_is_none_until_programs_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     example, response = {"task": "code", "answer": TESTS}, "```python\nprint(1)\n```"
     monkeypatch.delenv(ALLOW_CODE, raising=False)
-    assert is_correct(example, response) is None
+    assert verdict_on(response, example).right is None
     monkeypatch.setenv(ALLOW_CODE, "1")
-    assert is_correct(example, response) is True
-    assert is_correct({"task": "open", "answer": "a"}, "a") is None
+    assert verdict_on(response, example).right is True
+    assert verdict_on("a", {"task": "open", "answer": "a"}).right is None
 
 
 @pytest.mark.parametrize("name", ["uni-opd", "sdpo"])

@@ -1,6 +1,8 @@
 """A run that would train nothing is refused with the numbers; a step that has nothing to learn from is passed over."""
 
+import math
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,43 @@ def test_data_without_a_usable_example_are_no_success(nano_models: Path, text_da
     assert line.endswith("tokens, more than max_prompt_length=1")
     assert len({row["id"] for row in read_jsonl(tmp_path / "run" / "refused.jsonl")}) == 24
     assert not (tmp_path / "run" / "student").exists()
+
+
+def test_a_limit_that_was_set_too_low_can_be_raised_on_resume(
+    nano_models: Path, text_data: Path, tmp_path: Path
+) -> None:
+    """A run that learned of some examples goes on with it; one that learned of none begins anew."""
+    steps = ["--training.max_steps", 6, "--training.save_steps", 1, "--training.save_total_limit", 0]
+
+    def train(folder: str, limit: int, *options: object) -> subprocess.CompletedProcess[str]:
+        limits = ["--data.max_prompt_length", limit]
+        return dopd_vl(*command(nano_models, text_data, tmp_path / folder, *steps, *limits, *options))
+
+    assert train("some", 60).returncode == 0
+    before = read_jsonl(tmp_path / "some/refused.jsonl")
+    for name in ("student", "checkpoint-6", "checkpoint-5", "checkpoint-4", "checkpoint-3", "checkpoint-2"):
+        shutil.rmtree(tmp_path / "some" / name)
+    done = train("some", 400, "--resume", "true")
+    assert done.returncode == 0, done.stderr
+    assert "some: data.max_prompt_length was 60 and is 400 now; other examples are passed over" in done.stdout
+    assert read_jsonl(tmp_path / "some/refused.jsonl") == [row for row in before if row["step"] == 1]
+    assert "max_prompt_length: 400" in (tmp_path / "some/config.yaml").read_text()
+
+    assert "learned from" in train("none", 1).stderr
+    assert (tmp_path / "none/checkpoint-6").exists()
+    done = train("none", 400, "--resume", "true")
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read_jsonl(tmp_path / "none/metrics.jsonl") if "loss" in row]
+    assert [(row["step"], row["usable_rollouts"]) for row in rows] == [(step, 1) for step in range(1, 7)]
+    assert not (tmp_path / "none/refused.jsonl").exists() or read_jsonl(tmp_path / "none/refused.jsonl") == []
+
+
+def test_a_run_that_diverged_is_evaluated_to_its_end(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
+    options = ["--training.learning_rate", 1e38, "--training.eval_steps", 1, "--data.eval", text_data]
+    done = dopd_vl(*command(nano_models, text_data, tmp_path / "run", *options, "--data.eval_size", 2))
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "eval_entropy" in row]
+    assert [(row["step"], math.isnan(row["eval_entropy"])) for row in rows] == [(0, False), (1, True), (2, True)]
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))

@@ -15,6 +15,7 @@ from dopd_vl.objectives import OBJECTIVES
 from dopd_vl.objectives.base import Requirements
 from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.run import RunResult, run_training
+from privileged.rendering.render import UNRELATED
 
 LOGGED = {
     "opd": (),
@@ -24,6 +25,12 @@ LOGGED = {
     "eopd": ("eopd/gated_share",),
     "tip": ("tip/kept_share",),
     "va-opd": ("va-opd/visual_advantage",),
+    "top-d": ("top-d/reward", "token_share/raised"),
+    "sa-opd": ("sa-opd/dropped_gap_share", "token_share/kept"),
+    "cal-opd": ("cal-opd/reach", "loss_share/outside"),
+    "rp-opsd": ("kept_mass/student",),
+    "s2vopd": ("kept_mass/student",),
+    "opd-v": ("opd-v/weight", "token_share/evident"),
     "sdpo": ("sdpo/masked_rollouts",),
     "dopd": ("gap/mean", "token_share/HS"),
     "dopd-anchored": ("gap/mean", "token_share/copy"),
@@ -76,6 +83,61 @@ def test_an_objective_trains_and_goes_on(
     assert resumed.metrics == whole.metrics
     before, after = (load_file(result.student / "model.safetensors") for result in (whole, resumed))
     assert all(torch.equal(weight, after[key]) for key, weight in before.items())
+
+
+@pytest.mark.parametrize(("name", "view"), [("rp-opsd", "half_resolution"), ("s2vopd", "augmented")])
+def test_the_student_learns_on_its_own_view_and_its_teacher_sees_the_deployed_one(
+    name: str, view: str, nano_models: Path, vision_data: Path, tmp_path: Path
+) -> None:
+    train(name, "vision", nano_models, vision_data, tmp_path / "run", 1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    [seen] = [{s: shown for shown in row["views"] for s in shown["sources"]} for row in rows if "views" in row][:1]
+    student, teacher = seen["student/plain"], seen["average/plain"]
+    assert (student["variant"], teacher["variant"]) == (view, "none")
+    # 48 x 48 is 9 tokens of 16 x 16, half of it 4 at most.
+    assert "[image: 9 tokens]" in teacher["prompt"]
+    assert "[image: 9 tokens]" not in student["prompt"]
+    assert "images" in student
+    hints = {"privilege.student_variant": "hints", "privilege.copy_variant": "hints"}
+    with pytest.raises(UserError, match=f"shows the student '{view}'.* privilege.student_variant asks for 'hints'"):
+        train(name, "vision", nano_models, vision_data, tmp_path / "refused", 1, **hints)
+    halved = {"objective.settings": '{"student_variant": "halved"}'}
+    with pytest.raises(UserError, match="shows the student variant 'halved'"):
+        train(name, "vision", nano_models, vision_data, tmp_path / "refused", 1, **halved)
+
+
+def seen_by(run: Path, source: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    return [view for row in rows for view in row.get("views", ()) if source in view["sources"]]
+
+
+@pytest.mark.parametrize(
+    ("world", "variant", "heading"),
+    [("text", "other_hints", "Hints:"), ("vision", "other_box_label", "Relevant objects")],
+)
+def test_a_teacher_can_be_shown_what_another_example_has(
+    world: str, variant: str, heading: str, nano_models: Path, text_data: Path, vision_data: Path, tmp_path: Path
+) -> None:
+    data = {"text": text_data, "vision": vision_data}[world]
+    settings = {"objective.settings": '{"teacher_view": "privileged"}', "privilege.teacher_variant": variant}
+    train("opd", world, nano_models, data, tmp_path / "run", 2, **settings)
+    views = seen_by(tmp_path / "run", "teacher/privileged")
+    assert views
+    for view in views:
+        before, _, after = view["prompt"].partition(UNRELATED)
+        assert heading not in before
+        assert heading in after
+        assert view["variant"] == variant
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["usable_rollouts"] for row in metrics if "usable_rollouts" in row} == {1.0}
+
+
+def test_a_teacher_can_be_shown_the_rollout_itself(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
+    settings = {"objective.settings": '{"teacher_view": "own"}'}
+    train("opd", "text", nano_models, text_data, tmp_path / "run", 1, **settings)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    [view] = seen_by(tmp_path / "run", "teacher/own")[:1]
+    assert f"which may be right or wrong:\n{rows[0]['response']}" in view["prompt"]
 
 
 def test_what_an_objective_needs_and_has_not_is_named(nano_models: Path, text_data: Path, tmp_path: Path) -> None:

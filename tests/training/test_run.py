@@ -190,3 +190,17 @@ def test_text_student_with_image_data_is_refused_by_example(
     settings = config(nano_models, vision_data, tmp_path / "run", "text")
     with pytest.raises(UserError, match=r"data\.train: example 'nano-vision.*' has images, but model\.student"):
         run(settings)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_tells_what_came_of_the_run(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dopd_vl.commands import train
+    from dopd_vl.training import run
+
+    result = run.RunResult(tmp_path, tmp_path / "student", [{"step": 0, "eval_accuracy": 0.25}])
+    monkeypatch.setattr(run, "run_training", lambda config, console: result)
+    monkeypatch.setenv("RANK", str(rank))
+    assert train.main([]) == 0
+    assert ("held-out accuracy 25.0% before" in capsys.readouterr().out) is (rank == 0)

@@ -16,7 +16,7 @@ from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.training.run import load_examples
 from dopd_vl.training.student_copies import StudentCopies, trained
 from dopd_vl.views import processor_for
-from dopd_vl.views.rollouts import SOLUTION, ViewRenderer, render_with_right_rollouts, right_rollouts_to_show
+from dopd_vl.views.rollouts import ROLLOUT_VIEWS, ViewRenderer, render_with_rollouts, right_rollouts_to_show
 
 IDS = torch.arange(5, 15).unsqueeze(0)
 
@@ -189,7 +189,8 @@ def test_a_sibling_is_the_next_right_rollout_of_the_same_prompt() -> None:
     assert right_rollouts_to_show([True, True], 1) == [None, None]
 
 
-def test_a_view_with_a_sibling_ends_in_its_response(nano_models: Path, text_data: Path) -> None:
+@pytest.mark.parametrize("view", list(ROLLOUT_VIEWS))
+def test_a_view_with_a_rollout_ends_in_its_response(view: str, nano_models: Path, text_data: Path) -> None:
     from transformers import AutoTokenizer
 
     model = load(nano_models)
@@ -198,11 +199,16 @@ def test_a_view_with_a_sibling_ends_in_its_response(nano_models: Path, text_data
     example = load_examples(str(text_data))[0]
     plain = views.view(example)
     control = tokenizer.eos_token
-    shown, used = render_with_right_rollouts(
-        ViewRenderer(views, {}), [example] * 3, [plain] * 3, ["Answer: 7", f"bad {control}", "Answer: 9"], [2, 1, None]
+    shown, used = render_with_rollouts(
+        view,
+        ViewRenderer(views, {}),
+        [example] * 3,
+        [plain] * 3,
+        ["Answer: 7", f"bad {control}", "Answer: 9"],
+        [2, 1, None],
     )
     assert used == [2, None, None]
     assert shown[1] is plain
     assert shown[2] is plain
     question = example["prompt"][-1]["content"]
-    assert f"{question}\n\n{SOLUTION.format(response='Answer: 9')}" in tokenizer.decode(shown[0].prompt_ids)
+    assert f"{question}\n\n{ROLLOUT_VIEWS[view].format(response='Answer: 9')}" in tokenizer.decode(shown[0].prompt_ids)

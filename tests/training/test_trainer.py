@@ -17,6 +17,7 @@ from dopd_vl import DopdConfig, DopdTrainer
 from dopd_vl.common.errors import UserError
 from dopd_vl.core import Source
 from dopd_vl.core.divergences import kl, log_softmax
+from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.models import image_token_ids
 from dopd_vl.nano.tokenizer import MERGED
 from dopd_vl.objectives import Dopd, Opd
@@ -336,3 +337,22 @@ def test_prompts_in_parts_are_learned_from_as_those_with_markers(make_trainer: M
         trainer.train()
         assert trainer.refused == 0
     assert logged(parted, "loss") == pytest.approx(logged(written, "loss"), rel=1e-5)
+
+
+def test_a_verifier_that_fails_ends_no_run(
+    make_trainer: MakeTrainer, text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(response: str, answer: str) -> bool:
+        raise ZeroDivisionError("of a response")
+
+    few = load_examples(str(text_data), 3)
+    trainer = make_trainer("text", Opd(), eval_dataset=few, eval_strategy="steps", eval_steps=1)
+    for task in VERIFIERS:
+        monkeypatch.setitem(VERIFIERS, task, fail)
+    with pytest.warns(UserWarning, match="came to no verdict") as told:
+        trainer.train()
+    assert len([warning for warning in told if "came to no verdict" in str(warning.message)]) == 1
+    [step] = [row for row in trainer.state.log_history if "undecided_rollouts" in row]
+    assert (step["undecided_rollouts"], step["rollout_accuracy"]) == (1.0, 0.0)
+    [scored] = [row for row in trainer.state.log_history if "eval_accuracy" in row]
+    assert (scored["eval_undecided"], scored["eval_accuracy"]) == (3.0, 0.0)

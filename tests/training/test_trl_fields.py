@@ -1,6 +1,8 @@
 """Every field of TRL's configuration is meant as TRL means it, or refused by name with the reason."""
 
 import dataclasses
+import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,12 @@ from dopd_vl.training.trl_fields import MEANT, ONLY_FROM_PYTHON, REFUSED, REFUSE
 from tests.commands import dopd_vl
 from tests.conftest import MakeTrainer
 from tests.pages import text_of
+from tests.training.test_nothing_to_learn import command, refuses
 
 OTHERS: dict[str, Any] = {
     "label_names": ["labels"],
+    "liger_kernel_config": {"rope": True},
+    "ddp_static_graph": True,
     "include_for_metrics": ["loss"],
     "include_num_input_tokens_seen": "all",
     "train_sampling_strategy": "group_by_length",
@@ -81,8 +86,81 @@ def test_what_follows_from_other_keys_cannot_be_set_in_a_configuration(name: str
 def test_a_refused_key_of_a_mapping_is_named(name: str, key: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=rf"^trl\.{name}\.{key}: "):
         check(TrainConfig(trl={name: {key: 2}}))
-    with pytest.raises(ConfigurationError, match=rf"^{name}\.{key}: "):
+    either = name.replace("gradient", "(activation|gradient)")  # one name stands for the other
+    with pytest.raises(ConfigurationError, match=rf"^{either}\.{key}: "):
         DopdConfig(str(tmp_path), use_cpu=True, **{name: f'{{"{key}": true}}'})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("top_p", value) for value in (2.0, 0.0, -0.5, math.nan)],
+        *[("top_k", value) for value in (-1, 2.5)],
+        *[("min_p", value) for value in (-0.1, 1.5)],
+        *[("repetition_penalty", value) for value in (0, -1.0, math.inf)],
+        *[("pad_to_multiple_of", 0), ("neftune_noise_alpha", -5.0), ("adam_beta1", 1.0), ("adam_epsilon", -1.0)],
+        *[("dataloader_num_workers", -1), ("generation_kwargs", {"top_p": 2.0}), ("generation_kwargs", {"top_k": -1})],
+        *[("generation_kwargs", {"typical_p": 3.0}), ("generation_kwargs", {"epsilon_cutoff": 3.0})],
+        *[("generation_kwargs", {"no_repeat_ngram_size": -1}), ("generation_kwargs", {"num_beams": 0})],
+        *[("generation_kwargs", {"repetition_penalty": "high"}), ("generation_kwargs", {"max_time": -1.0})],
+        *[("generation_kwargs", {"topp": 0.9}), ("generation_kwargs", {"assistant_early_exit": 2})],
+        *[("generation_kwargs", {"presence_penalty": 1.0}), ("generation_kwargs", {"eos_token_id": 0})],
+    ],
+)
+def test_a_value_that_transformers_would_pass_by_is_refused(name: str, value: Any, tmp_path: Path) -> None:
+    key = f"{name}.{next(iter(value))}" if isinstance(value, dict) else name
+    with pytest.raises(ConfigurationError, match=rf"^trl\.{key}: "):
+        check(TrainConfig(trl={name: value}))
+    with pytest.raises(ConfigurationError, match=rf"^{key}: "):
+        DopdConfig(str(tmp_path), use_cpu=True, **{name: value})
+    given = json.dumps(value) if isinstance(value, dict) else value
+    with pytest.raises(ConfigurationError, match=rf"^{key}: "):
+        DopdConfig(str(tmp_path), use_cpu=True, **{name: given})
+
+
+def test_vllm_judges_keys_of_its_own() -> None:
+    def asking_for(penalty: float) -> TrainConfig:
+        trl = {"generation_kwargs": {"presence_penalty": penalty}, "vllm_mode": "server"}
+        return TrainConfig(trl=trl, training=LoopSettings(use_vllm=True))
+
+    check(asking_for(1.0))
+    with pytest.raises(ConfigurationError, match=r"^trl\.generation_kwargs\.presence_penalty: 3 is not "):
+        check(asking_for(3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"temperature": math.inf}, "temperature=inf must be above 0 and finite"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1 must be at least 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0 must be at least 0"),
+        ({"fp16": True}, "fp16=True needs a GPU"),
+        ({"ddp_timeout": 77}, "ddp_timeout=77 needs a GPU"),
+        ({"torch_empty_cache_steps": 3}, "torch_empty_cache_steps=3 needs a GPU"),
+        ({"cache_implementation": "offloaded"}, "cache_implementation=offloaded needs a GPU"),
+        ({"debug": "tpu_metrics_debug"}, "debug=.* needs a TPU"),
+        ({"optim_target_modules": ["q_proj"]}, "optim_target_modules=.* is of GaLore and APOLLO"),
+        ({"optim_args": "rank=3"}, "optim_args=rank=3 is not all read: optim=adamw_torch_fused knows no rank"),
+        ({"optim": "sgd", "optim_args": "momentm=0.9"}, "optim_args=.*: optim=sgd knows no momentm"),
+        (
+            {"gradient_checkpointing": False, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            "gradient_checkpointing_kwargs=.* needs gradient_checkpointing=True",
+        ),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers=True needs dataloader_num_workers"),
+        ({"dataloader_multiprocessing_context": "fork"}, "dataloader_multiprocessing_context=fork needs"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(settings: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{told}"):
+        DopdConfig(str(tmp_path), use_cpu=True, **settings)
+
+
+def test_the_command_names_the_key_of_what_nothing_would_read(
+    nano_models: Path, text_data: Path, tmp_path: Path
+) -> None:
+    words = command(nano_models, text_data, tmp_path / "run", "--trl.optim_args", "rank=3")
+    refuses(words, "trl.optim_args: optim_args=rank=3 is not all read: optim=adamw_torch_fused knows no rank")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_field_that_a_later_trl_brings_is_refused_until_it_is_in_a_table(
@@ -114,8 +192,21 @@ def test_tools_are_refused() -> None:
         DopdTrainer("nowhere", args=DopdConfig("x", use_cpu=True), tools=[print])
 
 
+@pytest.mark.parametrize(
+    ("chosen_by", "best"),
+    [
+        ({}, 2),
+        ({"metric_for_best_model": "tokens"}, 3),
+        ({"metric_for_best_model": "tokens", "greater_is_better": False}, 1),
+    ],
+)
 def test_the_best_student_is_loaded_at_the_end_by_its_accuracy(
-    make_trainer: MakeTrainer, text_data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_trainer: MakeTrainer,
+    text_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    chosen_by: dict[str, Any],
+    best: int,
 ) -> None:
     trainer = make_trainer(
         "text",
@@ -124,13 +215,19 @@ def test_the_best_student_is_loaded_at_the_end_by_its_accuracy(
         eval_dataset=load_examples(str(text_data)),
         **dict.fromkeys(("save_strategy", "eval_strategy"), "steps"),
         **dict.fromkeys(("save_steps", "eval_steps"), 1),
+        **chosen_by,
     )
-    assert trainer.args.metric_for_best_model == "accuracy"
+    assert trainer.args.metric_for_best_model == chosen_by.get("metric_for_best_model", "accuracy")
     accuracies = {1: 0.1, 2: 0.9, 3: 0.2}
-    monkeypatch.setattr(trainer, "evaluate", lambda *a, **k: {"eval_accuracy": accuracies[trainer.state.global_step]})
+
+    def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
+        step = trainer.state.global_step
+        return {"eval_accuracy": accuracies[step], "eval_tokens": float(step)}
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
     trainer.train()
-    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
-    saved = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / f"checkpoint-{best}")
+    saved = load_file(tmp_path / "run" / f"checkpoint-{best}" / "model.safetensors")
     weights = trainer.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in saved.items())
 

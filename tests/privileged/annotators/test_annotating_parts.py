@@ -92,9 +92,8 @@ def test_a_part_that_was_copied_in_part_is_named_and_one_that_was_damaged_is_mad
     file = sorted(folder.glob("outcomes-*.parquet"))[1]
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PrepareError, match=r"out\.part-2-of-2: files are missing or not whole"):
+    with pytest.raises(PrepareError, match=rf"{file.name}: is missing, or not what was written"):
         run(config(merge=True))
-    (folder / "part.json").unlink()
     run(config(part="2/2"))
     assert file.read_bytes() == whole
     assert run(config(merge=True)).records == 36

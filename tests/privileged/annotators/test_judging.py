@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from annotating import KEY
 from answering import Answering, completion
 from privileged_samples import files_of, noise
 from rich.console import Console
@@ -308,6 +309,25 @@ def test_an_endpoint_and_this_process_measure_the_same_of_one_model(tmp_path):
     assert [row["illusion_score"] for row in rows_of(there)][:3] == pytest.approx(here[:3], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("begins", "logprob"),
+    [(3, -(10**400)), (3, [KEY]), (3, KEY), (3, float("nan")), (-1, -1.0), (10**400, -1.0)],
+)
+def test_whatever_numbers_an_endpoint_gives_the_record_is_not_judged_and_the_run_goes_on(
+    begins, logprob, tmp_path, monkeypatch
+):
+    def numbered(part, body, seen):
+        usage = {"prompt_tokens": begins, "completion_tokens": 1}
+        return {**completion("."), "usage": usage, "prompt_logprobs": [None, *({"7": {"logprob": logprob}},) * 5]}
+
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with Answering(numbered).serving() as url:
+        result = run(tmp_path, TEXTS[:1], JudgeConfig(url=url, model="m", key_env="TEST_KEY", retries=0))
+    assert result.audit["counts"]["findings"]["not_judged"] == 1
+    assert [row["illusion_score"] for row in rows_of(result)] == [None]
+    assert KEY not in (result.output / "audit.json").read_text()
+
+
 def test_an_endpoint_without_log_probabilities_is_told_of_at_once(tmp_path):
     server = Answering(lambda part, body, seen: completion("The answer is here."))
     with server.serving() as url, pytest.raises(PrepareError, match=r"audit\.model\.ask: .* set ask: question"):
@@ -359,6 +379,10 @@ def test_a_set_of_before_there_was_a_judge_is_read_and_not_made_again(tmp_path):
     assert table["illusion_score"].null_count == len(TEXTS)
     now = dataset_parts(load_privileged(result.output, cache_dir=str(tmp_path / "now")))
     pq.write_table(table.drop_columns("illusion_score"), file)
+    audit = json.loads((result.output / "audit.json").read_text())
+    for key in ("digest", "digests", "checksum"):  # of before there were digests, too
+        del audit[key]
+    (result.output / "audit.json").write_text(json.dumps(audit))
     rows = load_privileged(result.output, cache_dir=str(tmp_path / "hf"))
     assert rows["illusion_score"][:] == [None] * len(TEXTS)
     assert dataset_parts(rows) == now == dataset_parts(rows.remove_columns("illusion_score")), "runs on it go on"

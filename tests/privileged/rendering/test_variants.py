@@ -8,6 +8,7 @@ import pkgutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from privileged_samples import noise, raw_record
 
 import privileged
@@ -16,8 +17,12 @@ from privileged.records.records import parse_record
 
 NAMES = [
     "none", "final_answer", "hints", "hints_executed", "hint_summary", "caption", "box_label", "box_caption",
-    "box_only", "box_drawn", "evidence_crop", "degraded", "wrong_hint",
+    "box_only", "box_drawn", "evidence_crop", "masked_crop", "zoomed", "masked", "degraded", "half_resolution",
+    "augmented", "wrong_hint", "no_prompt", "positive_feedback", "negative_feedback", "other_hints",
+    "other_hints_executed", "other_box_label",
 ]  # fmt: skip
+FREE = ("none", "no_prompt", "positive_feedback", "negative_feedback")
+"""They need nothing of an example but its prompt."""
 MODULES = [module.name for module in pkgutil.walk_packages(privileged.__path__, "privileged.")]
 
 
@@ -45,18 +50,19 @@ def test_every_variant_is_there_and_described():
 @pytest.mark.parametrize("name", NAMES)
 def test_rendering_leaves_the_example_as_it_is(name):
     original = example()
+    original["other"] = example(id="other")
     pixels = [np.array(image) for image in original["images"]]
-    kept = copy.deepcopy({key: value for key, value in original.items() if key != "images"})
+    kept = copy.deepcopy({key: value for key, value in original.items() if key not in ("images", "other")})
     images = list(original["images"])
     rendered = VARIANTS[name].render(original)
     rendered.messages[0]["content"] = "changed"
     rendered.images.clear()
-    assert {key: value for key, value in original.items() if key != "images"} == kept
+    assert {key: value for key, value in original.items() if key not in ("images", "other")} == kept
     assert all(a is b for a, b in zip(original["images"], images, strict=True))
     assert all(np.array_equal(np.array(a), b) for a, b in zip(original["images"], pixels, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FREE])
 def test_an_example_without_the_privilege_is_refused_by_its_id(name):
     bare = {"id": "bare-1", "prompt": [{"role": "user", "content": "q"}], "images": [], "answer": "a", "privileged": {}}
     assert VARIANTS[name].missing(bare)
@@ -126,6 +132,68 @@ def test_a_degraded_image_keeps_its_size_and_loses_its_detail():
     degraded = VARIANTS["degraded"].render({**original, "privileged": None}).images[0]
     assert degraded.size == (200, 100)
     assert np.array(degraded).std() < 0.3 * np.array(original["images"][0]).std()
+
+
+def test_an_image_at_half_resolution_is_not_enlarged_again():
+    halved = VARIANTS["half_resolution"].render(example(images=[noise(200, 101)])).images[0]
+    assert halved.size == (100, 50)
+
+
+def test_augmented_images_are_of_their_example_alone():
+    def augmented(name: str):
+        return VARIANTS["augmented"].render(example(id=name, images=[noise(200, 100)])).images[0]
+
+    images = {name: augmented(name) for name in map(str, range(40))}
+    assert all(np.array_equal(image, augmented(name)) for name, image in images.items())
+    sizes = [image.size for image in images.values()]
+    assert all(60 <= width <= 120 and 30 <= height <= 60 for width, height in sizes)
+    assert len(set(sizes)) > 20
+    # A grey image has the noise alone: 0.11 of 127.5 is 14 levels, on about half of the images.
+    grey = [
+        np.array(VARIANTS["augmented"].render(example(id=str(i), images=[Image.new("L", (200, 100), 128)])).images[0])
+        for i in range(40)
+    ]
+    spreads = [pixels.std() for pixels in grey]
+    assert all(spread < 1 or 13 < spread < 15 for spread in spreads)
+    assert 10 < sum(spread > 13 for spread in spreads) < 30
+
+
+def test_the_masked_image_lacks_the_boxes_and_nothing_else():
+    original = example()
+    masked = np.array(VARIANTS["masked"].render(original).images[0])
+    expected = np.array(noise())
+    expected[4:24, 4:20] = 0
+    assert np.array_equal(masked, expected)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_the_masked_crop_is_the_crop_with_a_third_of_it_black(number: int):
+    white = example(id=str(number), images=[Image.new("RGB", (300, 200), "white")])
+    white["privileged"]["boxes"] = [{"label": "a", "bbox": [50, 40, 170, 140], "image": 0}]
+    cropped, masked = (np.array(VARIANTS[name].render(white).images[0]) for name in ("evidence_crop", "masked_crop"))
+    assert masked.shape == cropped.shape
+    black = (masked == 0).all(-1)
+    assert black.mean() == pytest.approx(1 / 3, abs=0.02)
+    rows, columns = black.any(1).sum(), black.any(0).sum()
+    assert rows * columns == black.sum()
+    assert 0.45 < columns / rows < 2.2
+
+
+def test_the_zoomed_crop_fills_the_image():
+    # The crop is (2, 2)-(22, 26), 20 x 24; the image 48 x 32: enlarged by 32 / 24.
+    assert VARIANTS["zoomed"].render(example()).images[0].size == (27, 32)
+
+
+def test_another_example_is_shown_as_text_and_refused_where_it_lacks_the_part():
+    other = example(id="other", prompt="<image> What is the colour?")
+    shown = VARIANTS["other_hints"].render({**example(), "other": other})
+    assert len(shown.images) == 1
+    assert last(shown).startswith("What is in the picture?\n\nWhat follows is another problem")
+    assert "What is the colour?\n\nHints:\n1. " in last(shown)
+    assert "<image>" not in last(shown)
+    del other["privileged"]["hints"]
+    with pytest.raises(MissingPrivilege, match="of the other example, 'other': it has no hints"):
+        VARIANTS["other_hints"].render({**example(), "other": other})
 
 
 def test_boxes_without_labels_can_be_shown_only_where_no_label_is_needed():

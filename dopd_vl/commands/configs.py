@@ -1,0 +1,49 @@
+"""`dopd-vl configs`: the configurations that ship, each with its first line of comment."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dopd_vl.common.errors import ConfigurationError, nearest
+from dopd_vl.common.resources import shipped
+
+TAKEN_BY = {
+    "llm": "dopd-vl train, text",
+    "vlm": "dopd-vl train, images and text",
+    "prepare": "dopd-vl prepare",
+    "evaluate": "dopd-vl evaluate",
+    "study": "dopd-vl study: a world (study/worlds) and a question",
+    "accelerate": "accelerate launch --config_file, by the path that `dopd-vl configs NAME` prints",
+    ".": "several",
+}
+"""Folder of configs/ -> what takes its files."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dopd-vl configs", description="The configurations that ship.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print the path of this one, e.g. vlm/nano")
+    name = parser.parse_args(argv).name
+    root = shipped("configs")
+    found = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+    if name is not None:
+        if name not in found:
+            raise ConfigurationError(f"NAME: no configuration {name!r}, {nearest(name, found)}")
+        print(found[name])
+        return 0
+    width = max(map(len, found))
+    for folder, command in TAKEN_BY.items():
+        print(f"{command}:")
+        for short, path in found.items():
+            if Path(short).parts[0] == folder or (folder == "." and "/" not in short):
+                print(f"  {short:<{width}}  {_first_comment(path)}")
+    return 0
+
+
+def _first_comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    block = []
+    for line in lines:
+        if not line.startswith("#") or line.startswith("#  "):
+            break
+        block.append(line.removeprefix("#").strip())
+    return " ".join(block).partition(". ")[0].rstrip(".")
