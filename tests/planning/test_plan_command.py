@@ -196,6 +196,20 @@ def test_a_wrong_setting_is_named(arguments: list[str], message: str) -> None:
         main(["--config", "llm/nano", *arguments])
 
 
+@pytest.mark.parametrize(("family", "refused"), [("gemma2", "scales its logits"), ("llama", None)])
+def test_a_family_that_training_refuses_is_refused_by_its_folder(
+    tmp_path: Path, family: str, refused: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{family}", "num_hidden_layers": 2}}')
+    words = [word for role in ("student", "teacher") for word in (f"--model.{role}", str(tmp_path / "config.json"))]
+    if refused is not None:
+        with pytest.raises(UserError, match=f"model.student: the student {refused}"):
+            main([*words, "--gpus", "1xh200"])
+        return
+    assert main([*words, "--gpus", "1xh200"]) == 0
+    assert "activations of llama" in said(capsys)
+
+
 def test_settings_that_are_left_out_are_the_trainers_defaults() -> None:
     from dopd_vl.training.arguments import DopdConfig
 
