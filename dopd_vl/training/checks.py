@@ -31,13 +31,13 @@ from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_li
 from dopd_vl.common.resources import find_model
 from dopd_vl.common.terminal import tell
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
-from dopd_vl.models import check_weights, reading
+from dopd_vl.models import check_weights, reading, refuse_scaled_logits
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
 from dopd_vl.training.student_copies import check_copies
-from dopd_vl.views import VISION_PROCESSORS, load_views
+from dopd_vl.views import VISION_PROCESSORS, check_family, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
 
@@ -79,6 +79,7 @@ def check(
     _check_vllm(config)
     check_copies({source.policy for source in objective.sources()}, config.model.lora is not None, zero_stage)
     models: Models = {} if read_model is None else _read_models(config.model, needs_teacher(objective), read_model)
+    _check_families(models)
     if models and config.model.lora is not None and not config.model.trust_remote_code:
         check_lora(config.model.lora, models["student"])
     reads_images = not models or models["student"].model_type in VISION_PROCESSORS
@@ -127,6 +128,16 @@ def _read_models(
             "whole distributions, so both must be equal (some families pad it differently from size to size)"
         )
     return {"student": student, "teacher": teacher}
+
+
+def _check_families(models: Models) -> None:
+    """Families that no view or no loss is written for."""
+    for role, model in models.items():
+        try:
+            check_family(model)
+            refuse_scaled_logits(model, role)
+        except ValueError as error:
+            raise UserError(f"model.{role}: {error}") from error
 
 
 def _check_data(dataset: Dataset, key: str, models: Models) -> None:
