@@ -1,16 +1,26 @@
 """What is asked of a model, with adapters or without, by those who score it and those who train it."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from dopd_vl.common.errors import UserError
+from dopd_vl.common.errors import UserError, one_line
 from dopd_vl.common.resources import find_model
 
 
@@ -32,10 +42,9 @@ def load_config(name: str, key: str, trust_remote_code: bool = False) -> PreTrai
         raise UserError(f"{key}: no folder {path}")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # of a damaged file, whatever transformers trips over
         raise UserError(
-            f"{key}: {name!r} is neither a model folder nor a model that can be fetched ({reason})"
+            f"{key}: {name!r} is neither a model folder nor a model that can be fetched ({_told(error)})"
         ) from error
     if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
         raise UserError(
@@ -43,6 +52,88 @@ def load_config(name: str, key: str, trust_remote_code: bool = False) -> PreTrai
             "read: save the model with safetensors first"
         )
     return config
+
+
+@contextmanager
+def reading(key: str, path: str) -> Iterator[None]:
+    """What a library trips over in a damaged model folder becomes one line that names the setting and the folder.
+
+    Raises:
+        UserError: in place of any other error, but for a full memory.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{key}: {path} cannot be loaded ({_told(error)})") from error
+
+
+def check_weights(path: str, key: str, config: PreTrainedConfig) -> None:
+    """Whether a folder holds every weight of the model that its configuration describes, in its shape, and numbers.
+
+    transformers itself looks for them, without memory for any. Numbers are looked at in the first rows of each tensor:
+    a model that diverged has none there. Of a hub id nothing is known before it is fetched.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not Path(path).is_dir():
+        return
+    settings = Path(path) / "generation_config.json"
+    if settings.is_file():
+        with reading(key, str(settings)):
+            GenerationConfig.from_pretrained(path)
+    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    with reading(key, path):
+        load: Any = kind.from_pretrained
+        _, found = load(
+            path, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
+        )
+    if found["missing_keys"]:
+        raise UserError(f"{key}: {path} lacks weights of its model: {_some(found['missing_keys'])}")
+    if found["mismatched_keys"]:
+        other = [f"{name} has {list(theirs)} for {list(ours)}" for name, theirs, ours in found["mismatched_keys"]]
+        raise UserError(f"{key}: {path} holds weights of other shapes than its config.json says: {_some(other)}")
+    _check_numbers(Path(path), key)
+
+
+def check_adapters(path: str, key: str) -> None:
+    """Whether a folder of adapters can be read.
+
+    Raises:
+        UserError: it cannot.
+    """
+    with reading(key, path):
+        PeftConfig.from_pretrained(path)
+    _check_numbers(Path(path), key)
+
+
+def _check_numbers(folder: Path, key: str) -> None:
+    for file in sorted(folder.glob("*.safetensors")):
+        with reading(key, str(file)), safe_open(file, framework="pt") as tensors:
+            bad = [name for name in tensors.keys() if not _begins_with_numbers(tensors.get_slice(name))]  # noqa: SIM118
+        if bad:
+            raise UserError(f"{key}: {file} holds NaN or infinity, as of a model that diverged: {_some(bad)}")
+
+
+def _begins_with_numbers(tensor: Any) -> bool:
+    shape = tensor.get_shape()
+    first = tensor[: max(1, _LOOKED_AT // math.prod(shape[1:]))] if shape and math.prod(shape) else tensor[...]
+    return not first.is_floating_point() or bool(first.float().isfinite().all())
+
+
+_LOOKED_AT = 65_536
+"""Numbers of each tensor."""
+
+
+def _some(names: Collection[str]) -> str:
+    first = min(names)
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"[:250]
 
 
 def backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -3,10 +3,9 @@
 import shlex
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.processes import is_first_process
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.train_config import TrainConfig
 
 
@@ -16,12 +15,12 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.training.run import run_training  # torch and TRL: only once the configuration is sound
 
     quiet_libraries()
-    console = Console(quiet=not is_first_process())
+    console = Terminal(quiet=not is_first_process())
     result = run_training(config, console=console)
     scores = [row["eval_accuracy"] for row in result.metrics if "eval_accuracy" in row]
     if scores:
-        console.print(f"held-out accuracy {scores[0]:.1%} before, {scores[-1]:.1%} after", highlight=False)
-    console.print(f"student: {result.student}", highlight=False, soft_wrap=True)
-    console.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)
-    console.print(f"report: dopd-vl report {shlex.quote(str(result.folder))}", highlight=False, soft_wrap=True)
+        tell(console, f"held-out accuracy {scores[0]:.1%} before, {scores[-1]:.1%} after")
+    tell(console, f"student: {result.student}")
+    tell(console, f"run folder: {result.folder}")
+    tell(console, f"report: dopd-vl report {shlex.quote(str(result.folder))}")
     return 0

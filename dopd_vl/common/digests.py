@@ -107,14 +107,6 @@ def _checksum(value: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def digest_questions(dataset: "Dataset") -> str:
-    """Of the ids, questions, answers and tasks, in their order. Images are not read."""
-    digest = hashlib.sha256()
-    for rows in dataset.select_columns(["id", "prompt", "answer", "task"]).with_format(None).iter(batch_size=10_000):
-        digest.update(json.dumps(rows).encode())
-    return digest.hexdigest()
-
-
 def dataset_parts(dataset: "Dataset") -> dict[str, Any]:
     """The number of examples, and a digest of each column's content; a column of nulls alone is as good as none."""
     digests = {name: hashlib.sha256() for name in dataset.column_names}

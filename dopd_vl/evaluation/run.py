@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from dopd_vl.common.digests import digest_model, digest_questions
+from dopd_vl.common.digests import dataset_parts, digest_json, digest_model
 from dopd_vl.common.files import disk_told_of, exclusive, make_folder
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import find_model
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.evaluation.accuracy import (
     Accuracy,
     Asking,
@@ -30,8 +30,8 @@ from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.evaluation.generation import ignored_settings
-from dopd_vl.models import base_of_adapters, load_config
-from dopd_vl.views import VISION_PROCESSORS, Refusal, ViewProcessor, processor_for
+from dopd_vl.models import base_of_adapters, check_adapters, check_weights, load_config, reading
+from dopd_vl.views import VISION_PROCESSORS, Refusal, ViewProcessor, load_views
 
 WHAT_STAYS = "whole batches stay, run the same command again when it can be"
 
@@ -64,15 +64,13 @@ def load_model(
     config = load_config(base or name, _key(base), trust_remote_code)
     on_gpu = torch.cuda.is_available()
     auto = AutoModelForImageTextToText if config.model_type in VISION_PROCESSORS else AutoModelForCausalLM
-    model: Any = auto.from_pretrained(
-        base or path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
-    )
-    if base is not None:
-        model = PeftModel.from_pretrained(model, path)
-    processing_class = AutoProcessor.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
-    views = processor_for(config, processing_class, chat_template_kwargs=chat_template_kwargs)
-    if views.tokenizer.pad_token is None:
-        views.tokenizer.pad_token = views.tokenizer.eos_token
+    with reading("model", path):
+        model: Any = auto.from_pretrained(
+            base or path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+        if base is not None:
+            model = PeftModel.from_pretrained(model, path)
+    views = load_views(path, config, "model", trust_remote_code, chat_template_kwargs)
     return model.to(torch.device("cuda" if on_gpu else "cpu")).eval(), views
 
 
@@ -101,7 +99,7 @@ def evaluate_model(
     model, views = load_model(name, dtype, trust_remote_code)
     right = RightSoFar()
     title = title or f"evaluate {Path(name).name}"
-    with Progress(console or Console(), title, len(dataset), "responses") as progress:
+    with Progress(console or Terminal(), title, len(dataset), "responses") as progress:
 
         def show(batch: Batch) -> None:
             progress.advance(len(batch.predictions) + len(batch.refused), right.with_batch(batch))
@@ -116,17 +114,23 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     Raises:
         UserError: the model cannot be read, or the folder holds another evaluation.
     """
-    base = base_of_adapters(find_model(config.model), "model")
-    commit = getattr(load_config(base or config.model, _key(base), config.trust_remote_code), "_commit_hash", None)
+    model_path = find_model(config.model)
+    base = base_of_adapters(model_path, "model")
+    model_config = load_config(base or config.model, _key(base), config.trust_remote_code)
+    if base is not None:
+        check_adapters(model_path, "model")
+    if not config.trust_remote_code:
+        check_weights(find_model(base or config.model), _key(base), model_config)
+        load_views(model_path, model_config, "model", chat_template_kwargs=config.chat_template_kwargs)
+    commit = getattr(model_config, "_commit_hash", None)
     identity = {
         **{key: value for key, value in asdict(config).items() if key in _IDENTIFYING},
         "dtype": resolve_dtype(config.dtype),
         "model": digest_model(config.model, commit),
-        "data": digest_questions(dataset),
+        "data": digest_json(dataset_parts(dataset)),
         **({} if base is None else {"base": digest_model(base, commit)}),
     }
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
-    tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     count, title, right = len(dataset), f"evaluate {Path(config.model).name}", RightSoFar()
     progress = Progress(console, title, count * config.sampling.samples, "responses")
     make_folder(path)
@@ -134,14 +138,15 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         folder = EvaluationFolder(path, identity, config.overwrite)
         batches, left = folder.recover(count, config.batch_size, config.sampling)
         if folder.damaged:
-            tell(f"{path}: {folder.damaged} rows are not what was written; their batches are done again")
+            tell(console, f"{path}: {folder.damaged} rows are not what was written; their batches are done again")
         for batch in batches:
             right.with_batch(batch)
             progress.restore(len(batch_items(batch.number, count, config.batch_size, config.sampling)))
         if left:
             model, views = load_model(config.model, config.dtype, config.trust_remote_code, config.chat_template_kwargs)
             if ignored := ignored_settings(model):
-                tell(f"model: its generation_config is ignored ({ignored}); `sampling` says how responses are drawn")
+                told = f"model: its generation_config is ignored ({ignored}); `sampling` says how responses are drawn"
+                tell(console, told)
             for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
                 folder.add(batch)
                 batches.append(batch)

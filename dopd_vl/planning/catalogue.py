@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from dopd_vl.common.errors import UserError, nearest, one_line
 from dopd_vl.common.resources import find_model, shipped
+from dopd_vl.models import reading
 from dopd_vl.planning.shapes import ModelShape, shape_of
 
 
@@ -47,9 +48,10 @@ def model_config(name: str, key: str) -> PreTrainedConfig:
         UserError: nothing is known of it.
     """
     path, known = find_model(name), known_models()
-    try:
-        if (Path(path) / "config.json").is_file():
+    if (Path(path) / "config.json").is_file():
+        with reading(key, path):
             return AutoConfig.from_pretrained(path)
+    try:
         if path.endswith(".yaml") and Path(path).is_file():
             return published(Path(path))[0]
         if path in known:

@@ -77,6 +77,7 @@ def _check_what_reads_them(settings: DopdConfig) -> None:
     if settings.device.type == "cpu":
         on_gpus = {
             "fp16": settings.fp16,
+            "ddp_timeout": settings.ddp_timeout != DopdConfig.ddp_timeout,
             "torch_empty_cache_steps": settings.torch_empty_cache_steps,
             "cache_implementation": str(settings.cache_implementation).startswith("offloaded"),
         }

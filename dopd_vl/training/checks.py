@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,13 +29,15 @@ from transformers.utils.hub import hf_api
 from dopd_vl.common.configuration import check_values
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_line
 from dopd_vl.common.resources import find_model
+from dopd_vl.common.terminal import tell
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
+from dopd_vl.models import check_weights, reading
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
 from dopd_vl.training.student_copies import check_copies
-from dopd_vl.views import VISION_PROCESSORS
+from dopd_vl.views import VISION_PROCESSORS, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
 
@@ -94,9 +97,14 @@ def check_here(config: TrainConfig, checked: Checked, datasets: Mapping[str, Dat
     """
     check_device(config)
     models = checked.models
-    names = [config.model.student, *([str(config.model.teacher)] if "teacher" in models else [])]
-    ids = [token_ids(find_model(name), config.model.trust_remote_code) for name in names]
-    check_same_ids(ids[0], ids[-1], "model.teacher")
+    paths = {role: find_model(str(getattr(config.model, role))) for role in models}
+    remote = config.model.trust_remote_code
+    if not remote:
+        for role, path in paths.items():
+            check_weights(path, f"model.{role}", models[role])
+    views = load_views(paths["student"], models["student"], "model.student", remote, config.chat_template_kwargs)
+    if "teacher" in paths:
+        check_same_ids(views.tokenizer.get_vocab(), token_ids(paths["teacher"], remote), "model.teacher")
     for key, dataset in datasets.items():
         _check_data(dataset, key, models)
     reads_images = models["student"].model_type in VISION_PROCESSORS
@@ -391,9 +399,12 @@ def token_ids(name: str, trust_remote_code: bool, revision: str | None = None) -
     """The id of every token of a model's tokenizer; None where it has none."""
     kwargs = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
-        return AutoTokenizer.from_pretrained(name, **kwargs).get_vocab()
-    except (OSError, ValueError):  # a teacher folder without a tokenizer: its vocabulary size was compared
-        return None
+        with reading("model.teacher", name):
+            return AutoTokenizer.from_pretrained(name, **kwargs).get_vocab()
+    except UserError:
+        if any(Path(name).glob("*token*")):  # it is there, and damaged
+            raise
+        return None  # none: its vocabulary size was compared
 
 
 def _check_requirements(config: TrainConfig, objective: Objective, reads_images: bool, data: Dataset | None) -> None:
@@ -460,4 +471,4 @@ def say_what_is_not_scored(dataset: Any, console: Console) -> None:
     present = set(dataset.unique("task"))
     for task, reason in unscored_tasks().items():
         if task in present:
-            console.print(f"responses to tasks {task!r} are not scored: {reason}", highlight=False, soft_wrap=True)
+            tell(console, f"responses to tasks {task!r} are not scored: {reason}")

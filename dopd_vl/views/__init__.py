@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from dopd_vl.common.errors import UserError
+from dopd_vl.models import reading
 from dopd_vl.views.base import Refusal, Request, View, ViewError, ViewProcessor
 from dopd_vl.views.qwen_vl import QwenVLViewProcessor, limit_images
 from dopd_vl.views.text import TextViewProcessor
@@ -19,6 +21,7 @@ __all__ = [
     "ViewError",
     "ViewProcessor",
     "limit_images",
+    "load_views",
     "processor_for",
 ]
 
@@ -52,3 +55,42 @@ def processor_for(
     else:
         chosen = TextViewProcessor
     return chosen(config, processing_class, max_prompt_length, chat_template_kwargs)
+
+
+def load_views(
+    path: str,
+    config: PreTrainedConfig,
+    key: str,
+    trust_remote_code: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> ViewProcessor:
+    """The processor of a model folder or hub id, once it has rendered a trial.
+
+    Args:
+        config: the model's own.
+        key: what names the model, for errors.
+
+    Raises:
+        UserError: its tokenizer, processor or chat template is missing or damaged, or knows more tokens than the model.
+    """
+    with reading(key, path):
+        load: Any = AutoProcessor.from_pretrained
+        processing_class = load(path, padding_side="left", trust_remote_code=trust_remote_code)
+        views = processor_for(config, processing_class, chat_template_kwargs=chat_template_kwargs)
+        if views.tokenizer.pad_token is None:
+            views.tokenizer.pad_token = views.tokenizer.eos_token
+        highest, known = max(views.tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    if highest >= known:
+        raise UserError(f"{key}: the tokenizer in {path} has a token {highest}, and the model knows {known} alone")
+    with reading(key, path):
+        try:
+            trial = views.view({"id": "1 + 1", "prompt": [{"role": "user", "content": "1 + 1"}]})
+            if views.reads_images:
+                views.picture  # noqa: B018 - made when it is asked for
+        except ViewError as error:
+            raise UserError(f"{key}: nothing can be shown to the model in {path}: {error}") from error
+        if "1" not in views.tokenizer.decode(trial.prompt_ids):  # transformers makes an empty one of a missing file
+            raise UserError(
+                f"{key}: the tokenizer in {path} has no tokens for a text; its tokenizer.json may be missing"
+            )
+    return views

@@ -98,7 +98,7 @@ def load_model(settings: ModelConfig) -> tuple[Any, Any, bool]:
         processor = kinds[0].from_pretrained(name)
         model = kinds[1].from_pretrained(name, dtype=settings.dtype, use_safetensors=True)
         return processor, model.to(settings.device).eval(), takes_images
-    except (OSError, ValueError, RuntimeError) as error:  # no such model, no such dtype or device, out of memory
+    except Exception as error:  # no such model, dtype or device, out of memory, or whatever a damaged file leads to
         raise ConfigurationError(
             f"{settings.KEY}.model: {name} cannot be loaded ({' '.join(str(error).split())})"
         ) from error

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from dopd_vl.cli import main
+from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import exclusive
 from dopd_vl.evaluation.accuracy import Batch, Prediction, summarise
-from dopd_vl.evaluation.run import _scored
+from dopd_vl.evaluation.config import EvaluateConfig
+from dopd_vl.evaluation.run import _scored, evaluate_in_folder
+from dopd_vl.training.run import load_examples
 from tests.commands import Fork
 from tests.damages import DAMAGES, files_of
 
@@ -65,6 +69,23 @@ def test_rows_that_are_not_what_was_written_are_counted(
     assert main(command(model, text_data, whole)) == 0
     assert "3 rows are not what was written" in capsys.readouterr().out
     assert json.loads((whole / "scores.json").read_text()) == before
+
+
+@pytest.mark.parametrize("column", ["images", "privileged", "source"])
+def test_a_set_with_the_same_questions_is_another_set(
+    column: str, nano_models: Path, vision_data: Path, tmp_path: Path
+) -> None:
+    examples = load_examples(str(vision_data), 4)
+    changed = examples[column][1]
+
+    def change(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {column: changed if number == 0 else row[column]} if column != "source" else {column: "another"}
+
+    other = examples.map(change, with_indices=True, features=examples.features)
+    config = EvaluateConfig(str(nano_models / "vision-student"), "set", max_new_tokens=2)
+    evaluate_in_folder(config, examples, tmp_path, Console(quiet=True))
+    with pytest.raises(UserError, match="holds another evaluation, whose data was"):
+        evaluate_in_folder(config, other, tmp_path, Console(quiet=True))
 
 
 def test_results_of_nobody_knows_what_are_left_alone(

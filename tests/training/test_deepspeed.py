@@ -4,6 +4,7 @@ DOPD_DEEPSPEED_PYTHON names the Python of an environment with DeepSpeed and this
 (docs/vllm-and-deepspeed.md says how to make one).
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -47,16 +48,20 @@ trl: {{top_k: 1}}
 
 
 def train(config: Path, processes: int, stage: int | None, *more: str) -> subprocess.CompletedProcess[str]:
+    return launch(["train", "--config", config, *more], processes, stage)
+
+
+def launch(words: list[object], processes: int, stage: int | None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command: list[object] = [PYTHON, "-m"]
+    command: list[object] = [PYTHON]
     if stage is None:
-        command += ["dopd_vl.cli"]
+        command += [WORKER]
     else:
         environment["DS_ACCELERATOR"] = "cpu"
         environment["PATH"] = f"{Path(str(PYTHON)).parent}:{environment['PATH']}"  # ninja is there
-        command += ["accelerate.commands.launch", "--config_file", ROOT / f"configs/accelerate/zero{stage}.yaml"]
+        command += ["-m", "accelerate.commands.launch", "--config_file", ROOT / f"configs/accelerate/zero{stage}.yaml"]
         command += ["--num_processes", processes, "--mixed_precision", "no", "--main_process_port", free_port(), WORKER]
-    command += ["train", "--config", config, *more]
+    command += words
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=1200)
 
 
@@ -116,6 +121,21 @@ def test_a_run_under_zero3_goes_on_from_its_checkpoint(nano_models: Path, text_d
     for key, weight in weights.items():
         assert torch.allclose(weight, expected[key], atol=2e-5), key
     assert [row["step"] for row in read_jsonl(output / "metrics.jsonl")] == [row["step"] for row in rows]
+
+
+@needs_deepspeed
+def test_a_head_that_learns_and_the_bases_own_are_whole_where_they_act_under_zero3(
+    nano_models: Path, text_data: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for name, processes, stage in (("one", 1, None), ("zero3", 2, 3)):
+        done = launch(["head", nano_models / "text-student", text_data, tmp_path / name], processes, stage)
+        assert done.returncode == 0, (name, done.stderr[-4000:])
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["zero3"]["shape"] == [0], "not in shards"
+    for ours, theirs in zip(found["zero3"]["log"], found["one"]["log"], strict=True):
+        for key in ("loss", "grad_norm", "entropy/start/privileged"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
 
 
 @pytest.mark.parametrize(("policy", "has_adapters"), [("start", False), ("average", False), ("average", True)])

@@ -135,6 +135,7 @@ def test_vllm_judges_keys_of_its_own() -> None:
         ({"weight_decay": -0.1}, "weight_decay=-0.1 must be at least 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0 must be at least 0"),
         ({"fp16": True}, "fp16=True needs a GPU"),
+        ({"ddp_timeout": 77}, "ddp_timeout=77 needs a GPU"),
         ({"torch_empty_cache_steps": 3}, "torch_empty_cache_steps=3 needs a GPU"),
         ({"cache_implementation": "offloaded"}, "cache_implementation=offloaded needs a GPU"),
         ({"debug": "tpu_metrics_debug"}, "debug=.* needs a TPU"),

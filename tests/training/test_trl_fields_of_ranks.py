@@ -15,7 +15,6 @@ from tests.training.test_distributed import APART, run_in
 
 DDP: dict[str, Any] = {
     "ddp_backend": "gloo",
-    "ddp_timeout": 77,
     "ddp_bucket_cap_mb": 3,
     "ddp_broadcast_buffers": False,
     "ddp_find_unused_parameters": False,
@@ -61,7 +60,6 @@ def learn(models: Path, data: Path, output: Path, settings: dict[str, Any]) -> N
         "kind": type(wrapped).__name__,
         "layers": type(of_layers[0]).__name__,
         "backend": torch.distributed.get_backend(),
-        "timeout": torch.distributed.distributed_c10d._get_default_timeout(torch.distributed.Backend("gloo")).seconds,
         "verbosity": transformers.utils.logging.get_verbosity(),
         "log": [row for row in trainer.state.log_history if "loss" in row],
         **{name: getattr(wrapped, name, None) for name in names},

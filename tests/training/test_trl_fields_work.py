@@ -310,17 +310,19 @@ ELSEWHERE = {
     "tf32": _CUDA,
     "fp16": _CUDA,
     "torch_empty_cache_steps": _CUDA,
+    "ddp_timeout": _CUDA,
     "dataloader_pin_memory": _CUDA,
     "optim_target_modules": "needs GaLore or APOLLO",
     "dataloader_drop_last": "a step that the data cannot fill is never taken, with it or without",
     "log_on_each_node": "needs two nodes",
+    "local_rank": "is the launcher's to set",
     "deepspeed": "needs DeepSpeed: test_deepspeed.py",
     "ds3_gather_for_generation": "needs DeepSpeed",
     "report_to": "test_trackers.py",
     "trackio_static_space_id": "is read when a Space of the hub is made",
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), "test_trl_fields.py"),
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "resume_from_checkpoint"), _SCRIPT),
-    **dict.fromkeys(("fsdp", "fsdp_config", "local_rank", "log_level_replica", "ddp_backend", "ddp_timeout"), _RANKS),
+    **dict.fromkeys(("fsdp", "fsdp_config", "log_level_replica", "ddp_backend"), _RANKS),
     **dict.fromkeys(("ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_find_unused_parameters"), _RANKS),
 }
 """Fields that are not seen in this file, with the reason."""
@@ -497,7 +499,9 @@ def test_every_key_of_generation_kwargs_that_is_taken_is_gone_by(run: Callable[.
     values = {key: value for key, (value, _) in BY_PROCESSORS.items()}
     seen = run(generation_kwargs=values)
     assert set(seen.processors) == {kind for _, kind in BY_PROCESSORS.values()}
-    assert run().processors == {}
+    assert set(run().processors) <= {
+        "InfNanRemoveLogitsProcessor"
+    }  # a student that diverged is drawn from all the same
     seen = run(generation_kwargs=BY_SEARCH)
     assert {key: getattr(seen.drawn_by, key) for key in BY_SEARCH} == BY_SEARCH
 
