@@ -190,8 +190,7 @@ class DopdTrainer(DistillationTrainer):
         taught = "teacher" in self.policies.copies.policies
         of_student = args.copy_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        of_objective = self.requirements.student_variant
-        student_variant = args.student_variant if of_objective == "none" else of_objective
+        student_variant = self.requirements.shown_to_student(args.student_variant)
         others: Any = train_dataset if isinstance(train_dataset, Sized) else ()
         self.renderer = ViewRenderer(self.views, variants, student_variant, others)
         reads_images = self.views.reads_images
