@@ -11,7 +11,7 @@ from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
-from dopd_vl.planning.objective_needs import needs_of
+from dopd_vl.planning.objective_needs import longest_lesson, needs_of
 from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Parallel, Workload
 from dopd_vl.training.checks import check, check_shards
@@ -47,6 +47,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     evaluates = config.data.eval is not None
     shows_more = any(variant != "none" for variant in loop.eval_variants)
     prompt, privileged = config.prompt_tokens or default, config.privileged_tokens or default
+    longest = longest_lesson(objective, prompt, privileged, loop.max_completion_length)
     return Workload(
         student=student,
         teacher=shapes.get("teacher"),
@@ -56,7 +57,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         accumulation=loop.gradient_accumulation_steps,
         group=loop.num_generations,
         scoring_batch=loop.scoring_batch_size or loop.per_device_train_batch_size,
-        prompt_tokens=prompt,
+        prompt_tokens=longest,
         privileged_tokens=privileged,
         response_tokens=loop.max_completion_length,
         images=config.images if student.vision else 0,

@@ -19,7 +19,7 @@ from datasets import Dataset
 from dopd_vl.common.files import write_atomically
 from dopd_vl.common.run_layout import CARD_FILE
 from dopd_vl.common.visible import in_card
-from dopd_vl.objectives.base import Objective, needs_teacher
+from dopd_vl.objectives.base import Objective, Requirements, needs_teacher
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
 MAX_ROWS = 40
@@ -173,7 +173,8 @@ def _origin(facts: CardFacts) -> Iterator[tuple[str, str]]:
     if any(source.view == "privileged" for source in objective.sources()):
         yield "privileged variant of the teacher", in_card(arguments.teacher_variant)
         yield "privileged variant of the student's copy", in_card(arguments.copy_variant)
-    yield "shown to the student that learns", in_card(arguments.student_variant)
+    shown = Requirements.of(facts.objective).shown_to_student(arguments.student_variant)
+    yield "shown to the student that learns", in_card(shown)
     yield "optimizer steps", f"{facts.step} of {facts.steps}"
     scheduler = arguments.lr_scheduler_type
     yield "learning rate", f"{arguments.learning_rate:g}, {in_card(getattr(scheduler, 'value', scheduler))}"

@@ -420,14 +420,19 @@ def token_ids(name: str, trust_remote_code: bool, revision: str | None = None) -
 
 def _check_requirements(config: TrainConfig, objective: Objective, reads_images: bool, data: Dataset | None) -> None:
     try:
-        variant = config.privilege.student_variant
-        check_requirements(objective, config.training.num_generations, reads_images, data, variant)
+        variant, reward = config.privilege.student_variant, config.training.task_reward
+        check_requirements(objective, config.training.num_generations, reads_images, data, variant, reward)
     except ValueError as error:
         raise UserError(f"objective.name: {error}") from error
 
 
 def check_requirements(
-    objective: Objective, num_generations: int, reads_images: bool, dataset: Any, student_variant: str = "none"
+    objective: Objective,
+    num_generations: int,
+    reads_images: bool,
+    dataset: Any,
+    student_variant: str = "none",
+    task_reward: float = 0.0,
 ) -> None:
     """Raises: ValueError: the objective needs what is not there; the message says what."""
     name, needs = objective.name, Requirements.of(objective)
@@ -444,6 +449,11 @@ def check_requirements(
             f"objective {name!r} shows the student {needs.student_variant!r}, and privilege.student_variant asks for "
             f"{student_variant!r}; leave one of them out"
         )
+    if task_reward and num_generations < 2 * len(needs.lessons):
+        raise ValueError(
+            f"training.task_reward={task_reward} compares rollouts of one prompt: num_generations={num_generations} "
+            f"must be at least {2 * len(needs.lessons)}"
+        )
     if num_generations < needs.needs_siblings:
         raise ValueError(
             f"objective {name!r} compares rollouts of one prompt: num_generations={num_generations} must be at least "
@@ -456,15 +466,15 @@ def check_requirements(
         )
     if needs.needs_images and not reads_images:
         raise ValueError(f"objective {name!r} is about images, but the student reads text only")
-    if needs.needs_verifier and isinstance(dataset, Dataset):  # of a stream it is known example by example
+    judges = needs.needs_verifier or task_reward > 0.0
+    if judges and isinstance(dataset, Dataset):  # of a stream it is known example by example
+        who = f"objective {name!r}" if needs.needs_verifier else "training.task_reward"
         unknown = sorted({str(task) for task in dataset.unique("task")} - set(VERIFIERS))
         if unknown:
-            raise ValueError(
-                f"objective {name!r} needs a verdict on every rollout; no verifier for task {unknown[0]!r}"
-            )
+            raise ValueError(f"{who} needs a verdict on every rollout; no verifier for task {unknown[0]!r}")
         for task, reason in unscored_tasks().items():
             if task in dataset.unique("task"):
-                raise ValueError(f"objective {name!r} needs a verdict on every rollout; task {task!r}: {reason}")
+                raise ValueError(f"{who} needs a verdict on every rollout; task {task!r}: {reason}")
 
 
 def say_what_is_not_scored(dataset: Any, console: Console) -> None:

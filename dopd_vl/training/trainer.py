@@ -51,6 +51,7 @@ from dopd_vl.models import forget_image_positions, image_token_ids
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
+from dopd_vl.objectives.task_reward import with_task_reward
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.run_folder.model_card import write_card
 from dopd_vl.training.arguments import DopdConfig
@@ -189,12 +190,13 @@ class DopdTrainer(DistillationTrainer):
         taught = "teacher" in self.policies.copies.policies
         of_student = args.copy_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        of_objective = self.requirements.student_variant
-        student_variant = args.student_variant if of_objective == "none" else of_objective
+        student_variant = self.requirements.shown_to_student(args.student_variant)
         others: Any = train_dataset if isinstance(train_dataset, Sized) else ()
         self.renderer = ViewRenderer(self.views, variants, student_variant, others)
         reads_images = self.views.reads_images
-        check_requirements(self.objective, args.num_generations, reads_images, train_dataset, args.student_variant)
+        check_requirements(
+            self.objective, args.num_generations, reads_images, train_dataset, args.student_variant, args.task_reward
+        )
         self.refusals: list[Refusal] = []
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""
@@ -324,8 +326,11 @@ class DopdTrainer(DistillationTrainer):
         response_mask &= rendered.usable.to(device)[:, None]
 
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        judged = [verdict_on(text, example) for text, example in zip(texts, inputs, strict=True)]
-        verdicts = [None if b % len(lessons) else verdict.right for b, verdict in enumerate(judged)]
+        judged = [
+            Verdict(None) if b % len(lessons) else verdict_on(text, example)
+            for b, (text, example) in enumerate(zip(texts, inputs, strict=True))
+        ]
+        verdicts = [verdict.right for verdict in judged]
         self._tell_of_undecided((str(e["id"]), v.undecided) for e, v in zip(inputs, judged, strict=True))
         usable = response_mask.any(dim=-1).tolist()
         shown = right_rollouts_to_show([v if u else None for v, u in zip(verdicts, usable, strict=True)], group)
@@ -359,7 +364,7 @@ class DopdTrainer(DistillationTrainer):
             has_sibling=torch.tensor([other is not None for other in shown], device=device),
             lesson=torch.arange(len(inputs), device=device) % len(lessons),
         )
-        self._decision = decision = self.objective.decide(scores)
+        self._decision = decision = with_task_reward(self.objective.decide(scores), scores, self.args.task_reward)
         self._log_rollouts(judged, scores, token_mask)
         self.kept_rollouts = keep_rollouts(chosen, inputs, views, responses, texts, verdicts, scores, decision)
 
