@@ -56,12 +56,16 @@ def _evaluate_data(config: EvaluateConfig, folder: Path) -> int:
 def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, console: Console) -> None:
     from rich.table import Table
 
+    from dopd_vl.evaluation.accuracy import why_unscored
+
     samples = config.sampling.samples
     table = Table("", f"avg@{samples}", "95 % interval", title=f"{config.model} on {config.data} ({config.variant})")
     for source, estimate in evaluation.by_source.items():
         table.add_row(source, *_cells(estimate))
     for name, estimate in evaluation.estimates.items():
         table.add_row("all" if name.startswith("avg") else f"all, {name}", *_cells(estimate), style="bold")
+    if not evaluation.estimates:
+        table.add_row("all", "not scored", "", style="bold")
     console.print(table)
     scores = evaluation.scores
     if evaluation.estimates:
@@ -69,6 +73,9 @@ def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, conso
         how = {"wilson": "Wilson score interval", "bootstrap": "bootstrap over questions"}[method]
         console.print(f"intervals: {how}", highlight=False)
     unscored = f", {scores.unscored} without a verdict" if scores.unscored else ""
+    if not evaluation.estimates:
+        why = why_unscored(evaluation.predictions, evaluation.refused)
+        console.print(f"not scored: {why}", highlight=False, markup=False, soft_wrap=True)
     summary = f"{scores.count - scores.unscored} responses scored, {scores.refused} questions passed over{unscored}"
     console.print(f"{summary}: {folder}", highlight=False, soft_wrap=True)
     if undecided := [prediction for prediction in evaluation.predictions if prediction.undecided]:

@@ -18,9 +18,15 @@ def main(argv: Sequence[str]) -> int:
     quiet_libraries()
     console = Console(quiet=not is_first_process())
     result = run_training(config, console=console)
-    scores = [row["eval_accuracy"] for row in result.metrics if "eval_accuracy" in row]
-    if scores:
-        console.print(f"held-out accuracy {scores[0]:.1%} before, {scores[-1]:.1%} after", highlight=False)
+    evaluations = [row for row in result.metrics if any(name.startswith("eval_") for name in row)]
+    if evaluations:
+        first, last = (row.get("eval_accuracy") for row in (evaluations[0], evaluations[-1]))
+        if first is None or last is None:
+            best = "of its last step" if result.best_by is None else f"with the highest {result.best_by}"
+            told = f"held-out accuracy: not scored; best/ is the student {best}"
+        else:
+            told = f"held-out accuracy {first:.1%} before, {last:.1%} after"
+        console.print(told, highlight=False, soft_wrap=True)
     console.print(f"student: {result.student}", highlight=False, soft_wrap=True)
     console.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)
     console.print(f"report: dopd-vl report {shlex.quote(str(result.folder))}", highlight=False, soft_wrap=True)
