@@ -5,23 +5,25 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dopd_vl.common.visible import one_visible_line, print_line
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 2 for a mistake that the user can mend, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        print_line(_help())
         return 0
     if arguments[0] in ("-V", "--version"):
         from dopd_vl.common.version import __version__
 
-        print(f"dopd-vl {__version__}")
+        print_line(f"dopd-vl {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         from dopd_vl.common.errors import nearest
 
-        print(f"error: unknown command {name!r}, {nearest(name, COMMANDS)}", file=sys.stderr)
+        print_line(f"error: unknown command {name!r}, {nearest(name, COMMANDS)}", error=True)
         return 2
     # Training reports nothing to anyone unless the user asks.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -31,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(importlib.import_module(COMMANDS[name][0]).main(rest))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_line(f"error: {one_visible_line(str(error))}", error=True)
         return 2
     except KeyboardInterrupt:
-        print(f"\nstopped; {_again(name)} to go on", file=sys.stderr)
+        print_line(f"\nstopped; {_again(name)} to go on", error=True)
         return 130
     except Exception as error:
         from dopd_vl.common.files import told_of_disk
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = told_of_disk(error)
         if told is None:
             raise
-        print(f"error: {told}; what is whole stays, {_again(name)} when it can be used", file=sys.stderr)
+        print_line(f"error: {told}; what is whole stays, {_again(name)} when it can be used", error=True)
         return 2
 
 

@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import subprocess
 
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault(
@@ -13,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,15 @@ def make_trainer(nano_models: Path, vision_data: Path, text_data: Path, tmp_path
         )
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not permitted here; limits of a file's size stand in for it elsewhere")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -29,7 +29,7 @@ from transformers import (
 from dopd_vl.cli import main
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import read_jsonl
-from dopd_vl.run_folder.model_card import shown
+from dopd_vl.common.visible import in_card
 from dopd_vl.train_config import DataSettings, LoopSettings, LoraSettings, ModelSettings, ObjectiveSettings, TrainConfig
 from dopd_vl.training.prompt_sharing import can_go_on
 from dopd_vl.training.run import run_training
@@ -149,7 +149,7 @@ def check_run(run: Path, base: Path, steps: int, objective: str) -> None:
     assert not list(student.glob("model*.safetensors"))
     card = (student / "README.md").read_text(encoding="utf-8")
     assert "library_name: peft" in card
-    assert f"| objective | {shown(objective)} |" in card
+    assert f"| objective | {in_card(objective)} |" in card
 
 
 def test_it_learns_on_its_own_chat_template_and_leaves_adapters(run: Path, llama: Path) -> None:

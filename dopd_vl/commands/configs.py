@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dopd_vl.common.errors import ConfigurationError, nearest
 from dopd_vl.common.resources import shipped
+from dopd_vl.common.visible import print_line
 
 TAKEN_BY = {
     "llm": "dopd-vl train, text",
@@ -28,14 +29,14 @@ def main(argv: Sequence[str]) -> int:
     if name is not None:
         if name not in found:
             raise ConfigurationError(f"NAME: no configuration {name!r}, {nearest(name, found)}")
-        print(found[name])
+        print_line(str(found[name]))
         return 0
     width = max(map(len, found))
     for folder, command in TAKEN_BY.items():
-        print(f"{command}:")
+        print_line(f"{command}:")
         for short, path in found.items():
             if Path(short).parts[0] == folder or (folder == "." and "/" not in short):
-                print(f"  {short:<{width}}  {_first_comment(path)}")
+                print_line(f"  {short:<{width}}  {_first_comment(path)}")
     return 0
 
 

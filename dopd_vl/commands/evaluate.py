@@ -10,6 +10,7 @@ from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.common.resources import NANO_PREFIX
 from dopd_vl.common.run_layout import name_of_model
+from dopd_vl.common.terminal import Terminal, show, tell
 from dopd_vl.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         return _evaluate_data(config, folder)
     from dopd_vl.harnesses.suite import run_suite
 
-    return run_suite(config, folder, Console())
+    return run_suite(config, folder, Terminal())
 
 
 def default_folder(config: EvaluateConfig) -> Path:
@@ -47,7 +48,7 @@ def _evaluate_data(config: EvaluateConfig, folder: Path) -> int:
     if config.allow_code:
         allow_code()
     quiet_libraries()
-    console = Console()
+    console = Terminal()
     evaluation = evaluate_in_folder(config, load_examples(config.data, config.size), folder, console)
     _print(config, evaluation, folder, console)
     return 0
@@ -66,22 +67,22 @@ def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, conso
         table.add_row("all" if name.startswith("avg") else f"all, {name}", *_cells(estimate), style="bold")
     if not evaluation.estimates:
         table.add_row("all", "not scored", "", style="bold")
-    console.print(table)
+    show(console, table)
     scores = evaluation.scores
     if evaluation.estimates:
         method = next(iter(evaluation.estimates.values())).method
         how = {"wilson": "Wilson score interval", "bootstrap": "bootstrap over questions"}[method]
-        console.print(f"intervals: {how}", highlight=False)
+        tell(console, f"intervals: {how}")
     unscored = f", {scores.unscored} without a verdict" if scores.unscored else ""
     if not evaluation.estimates:
         why = why_unscored(evaluation.predictions, evaluation.refused)
-        console.print(f"not scored: {why}", highlight=False, markup=False, soft_wrap=True)
+        tell(console, f"not scored: {why}")
     summary = f"{scores.count - scores.unscored} responses scored, {scores.refused} questions passed over{unscored}"
-    console.print(f"{summary}: {folder}", highlight=False, soft_wrap=True)
+    tell(console, f"{summary}: {folder}")
     if undecided := [prediction for prediction in evaluation.predictions if prediction.undecided]:
         told = f"{len(undecided)} responses count as wrong, as their verifier came to no verdict; the first: "
         told += f"{undecided[0].id}: {undecided[0].undecided}"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        tell(console, told)
 
 
 def _cells(estimate: "Estimate") -> tuple[str, str]:

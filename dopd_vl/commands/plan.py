@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from dopd_vl.common.configuration import read_config
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.planning.config import PlanConfig
 
 
@@ -21,21 +20,21 @@ def main(argv: Sequence[str]) -> int:
     mean = work.of_mean_length(config.mean_share)
     memory = memory_of(work, int(device_bytes))
     fits = memory.peak <= device_bytes
-    console = Console()
+    console = Terminal()
     teacher = "no teacher" if work.teacher is None else f"teacher {work.teacher.name}"
-    console.print(
+    tell(
+        console,
         f"{config.objective.name}: student {work.student.name} ({work.student.parameters / 1e9:.2f} B parameters, "
         f"{work.trained / 1e9:.3f} B trained), {teacher}; {devices} x {device_bytes / 1e9:g} GB, {work.parallel}",
-        highlight=False,
     )
     report.print_memory(console, memory)
     report.print_time(console, work, time_of(work, machine, mean), config.training.max_steps)
     report.print_assumptions(console, work, machine, mean)
     if work.vllm_share:
         room = report.vllm_room(work, device_bytes)
-        console.print(f"vLLM's share has room for {max(room, 0):.1f} whole rollouts at a time.", highlight=False)
+        tell(console, f"vLLM's share has room for {max(room, 0):.1f} whole rollouts at a time.")
         if room < 1:
-            console.print("That is too little: raise trl.vllm_gpu_memory_utilization.", highlight=False)
+            tell(console, "That is too little: raise trl.vllm_gpu_memory_utilization.")
             fits = False
     report.print_verdict(console, memory, device_bytes, [] if fits else changes_to_fit(work, device_bytes))
     return 0 if fits else 1

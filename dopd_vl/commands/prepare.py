@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from dopd_vl.common.configuration import read_config
+from dopd_vl.common.terminal import Terminal
+from dopd_vl.common.visible import print_line
 from privileged.prepare.config import PrepareConfig
 
 
@@ -16,9 +16,9 @@ def main(argv: Sequence[str]) -> int:
 
     quiet_libraries()
     if config.annotate is not None and config.annotate.dry_run:
-        print("\n".join(estimate_annotation(config, {"nano": NanoSource}).lines()))
+        print_line("\n".join(estimate_annotation(config, {"nano": NanoSource}).lines()))
         return 0
-    result = prepare(config, {"nano": NanoSource}, Console(stderr=True))
+    result = prepare(config, {"nano": NanoSource}, Terminal(stderr=True))
     done = "was complete already" if result.was_complete else "is complete"
-    print(f"{result.output} {done}: {result.records} records, {result.rejected} set aside")
+    print_line(f"{result.output} {done}: {result.records} records, {result.rejected} set aside")
     return 0

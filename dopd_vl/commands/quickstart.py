@@ -10,16 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from dopd_vl.common.configuration import as_yaml, read_config
 from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.common.files import make_folder, read_jsonl, write_atomically, write_json, writing_to
 from dopd_vl.common.run_layout import ALARMS_FILE
+from dopd_vl.common.terminal import Terminal, show, tell
 
 if TYPE_CHECKING:
-    from dopd_vl.studies.config import Run, StudyConfig
+    from dopd_vl.studies.config import StudyConfig
+    from dopd_vl.studies.run import Outcome
 
 EVALUATIONS = 5
 """of each run on its way"""
@@ -66,31 +67,30 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.reporting.inspector import read_rollouts
     from dopd_vl.reporting.page import report_page
     from dopd_vl.reporting.runs import read_runs
-    from dopd_vl.studies.config import unfold
     from dopd_vl.studies.run import run_study
 
     quiet_libraries()
-    console = Console()
+    console = Terminal()
     started = time.monotonic()
     folder = Path(config.output_dir)
     _same_run(folder, config)
     study = as_study(config)
-    failures, scored = run_study(study, console)
-    if failures:
-        failed = failures[0]
+    outcome = run_study(study, console)
+    if outcome.failures:
+        failed = outcome.failures[0]
         raise UserError(f"{failed.title}: {failed.reason} ({failed.log})")
-    runs = unfold(study)
-    rows = rows_of(study, runs, scored)
-    console.print(as_table(rows, config))
+    runs = outcome.runs
+    rows = rows_of(study, outcome)
+    show(console, as_table(rows, config))
     for row in rows:
         if row.alarm is not None:
-            console.print(f"{row.name}: {row.alarm}", markup=False, highlight=False, soft_wrap=True)
+            tell(console, f"{row.name}: {row.alarm}")
     write_json(folder / "summary.json", {"config": asdict(config), "rows": [asdict(row) for row in rows]})
     shown = read_runs([Path(run.stages[-1][1].output_dir) for run in runs], None)
     report = folder / "report.html"
     write_atomically(report, report_page(shown, [read_rollouts(run.folder, None) for run in shown]))
-    console.print(f"took {time.monotonic() - started:.0f} s", highlight=False)
-    console.print(f"run folder: {folder}\nreport: {report}", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"took {time.monotonic() - started:.0f} s")
+    tell(console, f"run folder: {folder}\nreport: {report}")
     return 0
 
 
@@ -123,11 +123,8 @@ def as_study(config: QuickstartConfig) -> "StudyConfig":
     )
 
 
-def rows_of(study: "StudyConfig", runs: "Sequence[Run]", scored: Mapping[Path, Mapping[str, Any]]) -> list[Row]:
-    """The student before, the student after each run, and the teacher.
-
-    `scored`: model -> data set -> variant -> scores of each job, by its folder.
-    """
+def rows_of(study: "StudyConfig", outcome: "Outcome") -> list[Row]:
+    """The student before, the student after each run, and the teacher."""
     from dopd_vl.studies.run import reference_folder
 
     def row(name: str, scores: Mapping[str, Any], **more: Any) -> Row:
@@ -136,14 +133,16 @@ def rows_of(study: "StudyConfig", runs: "Sequence[Run]", scored: Mapping[Path, M
         return Row(name, plain["accuracy"], privileged["accuracy"], plain["entropy"], **more)
 
     before, *teacher = (
-        row(f"{role} {when}".strip(), scored[reference_folder(study, model)])
-        for (role, when), model in zip((("student", "before"), ("teacher", "")), runs[0].references, strict=False)
+        row(f"{role} {when}".strip(), outcome.scores[reference_folder(study, model)])
+        for (role, when), model in zip(
+            (("student", "before"), ("teacher", "")), outcome.runs[0].references, strict=False
+        )
     )
     rows = [before]
-    for run in runs:
+    for run in outcome.runs:
         alarms = read_jsonl(Path(run.stages[-1][1].output_dir) / ALARMS_FILE)
         alarm = f"alarm at step {alarms[0]['step']}, {alarms[0]['kind']}: {alarms[0]['message']}" if alarms else None
-        after = row(run.cell.name, scored[run.folder], alarm=alarm)
+        after = row(run.cell.name, outcome.scores[run.folder], alarm=alarm)
         start, end, most = before.accuracy, after.accuracy, teacher[0].accuracy if teacher else None
         if start is not None and end is not None and most is not None and most > start:
             after = replace(after, gap_recovered=(end - start) / (most - start))

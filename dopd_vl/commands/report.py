@@ -1,9 +1,10 @@
 """`dopd-vl report`: one or more runs as a page to read, and their curves as figures for a paper."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from dopd_vl.common.visible import print_line
 
 STEPS = 20
 
@@ -22,11 +23,11 @@ def main(argv: Sequence[str]) -> int:
     for run, some in zip(runs, rollouts, strict=True):
         if some.missing:
             files = ", ".join(some.missing)
-            print(f"{run.folder}: gone or damaged, and not on the page: {files}", file=sys.stderr)
+            print_line(f"{run.folder}: gone or damaged, and not on the page: {files}", error=True)
     page = report_page(runs, rollouts)
     with writing_to(arguments.output, "--output"):
         write_atomically(arguments.output, page)
-    print(f"report: {arguments.output}")
+    print_line(f"report: {arguments.output}")
     if arguments.figures is not None:
         make_folder(arguments.figures, "--figures")
         with writing_to(arguments.figures, "--figures"):
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
                 for name in section.names:
                     if lines := curve(runs, name):
                         draw_figure(lines, title_of(name), arguments.figures / name.replace("/", "-"))
-        print(f"figures: {arguments.figures}")
+        print_line(f"figures: {arguments.figures}")
     return 0
 
 

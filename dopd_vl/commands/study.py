@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from dopd_vl.common.configuration import read_config
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.studies.config import StudyConfig
 
 
@@ -17,14 +16,14 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.studies.tables import as_markdown, write
 
     quiet_libraries()
-    console = Console()
-    failures, scored = run_study(config, console)
-    result = gather(config, scored)
+    console = Terminal()
+    outcome = run_study(config, console)
+    result = gather(config, outcome)
     files = [*write(config, result), *draw(config, result)]
-    console.print(as_markdown(config, result), highlight=False, markup=False, soft_wrap=True)
+    tell(console, as_markdown(config, result))
     for file in files:
-        console.print(str(file), highlight=False, soft_wrap=True)
-    for failure in failures:
+        tell(console, str(file))
+    for failure in outcome.failures:
         told = f"failed: {failure.title}: {failure.reason} ({failure.log})"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
-    return 1 if failures else 0
+        tell(console, told)
+    return 1 if outcome.failures else 0

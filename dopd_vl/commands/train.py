@@ -3,10 +3,9 @@
 import shlex
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.processes import is_first_process
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.train_config import TrainConfig
 
 
@@ -16,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.training.run import run_training  # torch and TRL: only once the configuration is sound
 
     quiet_libraries()
-    console = Console(quiet=not is_first_process())
+    console = Terminal(quiet=not is_first_process())
     result = run_training(config, console=console)
     evaluations = [row for row in result.metrics if any(name.startswith("eval_") for name in row)]
     if evaluations:
@@ -26,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
             told = f"held-out accuracy: not scored; best/ is the student {best}"
         else:
             told = f"held-out accuracy {first:.1%} before, {last:.1%} after"
-        console.print(told, highlight=False, soft_wrap=True)
-    console.print(f"student: {result.student}", highlight=False, soft_wrap=True)
-    console.print(f"run folder: {result.folder}", highlight=False, soft_wrap=True)
-    console.print(f"report: dopd-vl report {shlex.quote(str(result.folder))}", highlight=False, soft_wrap=True)
+        tell(console, told)
+    tell(console, f"student: {result.student}")
+    tell(console, f"run folder: {result.folder}")
+    tell(console, f"report: dopd-vl report {shlex.quote(str(result.folder))}")
     return 0

@@ -19,6 +19,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from dopd_vl.common.terminal import tell
+from dopd_vl.common.visible import visible
+
 SECONDS_BETWEEN_LINES = 10.0
 """at first; a long piece of work says something less often"""
 MOST_SECONDS_BETWEEN_LINES = 300.0
@@ -83,13 +86,13 @@ class Progress:
         self._before = self._done = done
         self._start = self._last_line = time.monotonic()
         self._bar = live_bar(console)
-        self._task = self._bar.add_task(title, total=total, completed=done, facts="")
+        self._task = self._bar.add_task(visible(title), total=total, completed=done, facts="")
 
     def __enter__(self) -> "Progress":
         self._bar.start()
         if not self._console.is_terminal:
             begun = f", {self._done} done" if self._done else ""
-            self._print(f"{self._title}: begins, {self._total} {self._unit}{begun}")
+            tell(self._console, f"{self._title}: begins, {self._total} {self._unit}{begun}")
         return self
 
     def __exit__(
@@ -113,12 +116,9 @@ class Progress:
         rate = (done - self._before) / max(now - self._start, 1e-9)
         pace = f"{rate:.3g} {self._unit}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s/{self._unit[:-1]}"
         told = ", ".join(text for text in (pace, facts) if text)
-        self._bar.update(self._task, completed=done, facts=told)
+        self._bar.update(self._task, completed=done, facts=visible(told))
         pause = min(max(SECONDS_BETWEEN_LINES, (now - self._start) / LINES_SO_FAR), MOST_SECONDS_BETWEEN_LINES)
         if not self._console.is_terminal and (say or now - self._last_line >= pause):
             self._last_line = now
             left = f", {(self._total - done) / rate:.0f} s left" if rate else ""
-            self._print(f"{self._title}: {done}/{self._total} {self._unit}, {told}{left}")
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            tell(self._console, f"{self._title}: {done}/{self._total} {self._unit}, {told}{left}")

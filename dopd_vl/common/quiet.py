@@ -4,6 +4,8 @@ import logging
 import warnings
 from types import ModuleType
 
+from dopd_vl.common.visible import one_visible_line
+
 
 def quiet_libraries() -> None:
     """Turn off the progress bars of model and data loading and warnings about the libraries' own affairs.
@@ -16,7 +18,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.disable_progress_bar()
-    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {one_visible_line(str(message))}\n"
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

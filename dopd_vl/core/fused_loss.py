@@ -296,8 +296,13 @@ class Supervisors(NamedTuple):
             mine = z if last else z.clone()
             place = piece.gradient if len(terms) == 1 else mine
             scale = (weight * piece.factor.to(z.dtype)).unsqueeze(-1)
-            target_log_z = mass_of(target).log()
-            value = dense_divergence(term.divergence, mine, log_z, target, target_log_z, scale, place, term.entry_clip)
+            mine_log_z = log_z
+            if term.temperature != 1.0:
+                mine.div_(term.temperature)
+                target.div_(term.temperature)
+                scale, mine_log_z = scale / term.temperature, mass_of(mine).log()
+            pair = mine, mine_log_z, target, mass_of(target).log()
+            value = dense_divergence(term.divergence, *pair, scale, place, term.entry_clip)
             values += weight * value.squeeze(-1)
             gradient = place if gradient is None else gradient.add_(place)
 

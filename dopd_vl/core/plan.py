@@ -63,6 +63,8 @@ class Term:
     tail: TermTail = "bucket"
     entry_clip: float = math.inf
     """nats that one vocabulary entry (or the bucket) counts for at most; what is above has no gradient"""
+    temperature: float = 1.0
+    """that both distributions are compared at; other than 1 with support "full" alone"""
 
     def __post_init__(self) -> None:
         choices = (
@@ -78,6 +80,8 @@ class Term:
             raise ValueError(f"top_k={self.top_k} must be at least 1")
         if not self.entry_clip > 0.0:
             raise ValueError(f"entry_clip={self.entry_clip} must be above 0")
+        if not self.temperature > 0.0 or (self.temperature != 1.0 and self.support != "full"):
+            raise ValueError(f'temperature={self.temperature} must be above 0, and 1 unless support is "full"')
         if self.support == "sampled" and self.tail == "renormalize":
             raise ValueError('support="sampled" with tail="renormalize" is zero everywhere: use "bucket" or "drop"')
 
@@ -131,12 +135,12 @@ def _token_loss(
         applies = mask & (term.weight != 0)
         if not applies.any():
             continue
-        student_logp = log_softmax(student_logits[applies])
         if isinstance(term, PolicyGradient):
-            logp = sampled_logp(student_logp, response_ids[applies])
+            logp = sampled_logp(log_softmax(student_logits[applies]), response_ids[applies])
             values = -(logp - logp.detach()).exp()
         else:
-            target_logp = log_softmax(source_logits[term.source][applies].detach())
+            student_logp = log_softmax(student_logits[applies] / term.temperature)
+            target_logp = log_softmax(source_logits[term.source][applies].detach() / term.temperature)
             values = term_divergence(term, student_logp, target_logp, response_ids[applies])
         weighted = (values * term.weight[applies]).to(dtype)
         token_loss = token_loss.index_put(applies.nonzero(as_tuple=True), weighted, accumulate=True)

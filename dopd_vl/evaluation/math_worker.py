@@ -38,7 +38,8 @@ def main() -> None:
 
     verdict: bool | str | None = None  # ready
     while True:
-        print(json.dumps(verdict), file=answers, flush=True)
+        answers.write(f"{json.dumps(verdict)}\n")
+        answers.flush()
         asked = sys.stdin.readline()
         if not asked:
             return

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from dopd_vl.common.digests import dataset_parts, digest_json, digest_model
 from dopd_vl.common.files import disk_told_of, exclusive, make_folder
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import find_model
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.evaluation.accuracy import (
     Accuracy,
     Asking,
@@ -99,7 +99,7 @@ def evaluate_model(
     model, views = load_model(name, dtype, trust_remote_code)
     right = RightSoFar()
     title = title or f"evaluate {Path(name).name}"
-    with Progress(console or Console(), title, len(dataset), "responses") as progress:
+    with Progress(console or Terminal(), title, len(dataset), "responses") as progress:
 
         def show(batch: Batch) -> None:
             progress.advance(len(batch.predictions) + len(batch.refused), right.with_batch(batch))
@@ -131,7 +131,6 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         **({} if base is None else {"base": digest_model(base, commit)}),
     }
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
-    tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     count, title, right = len(dataset), f"evaluate {Path(config.model).name}", RightSoFar()
     progress = Progress(console, title, count * config.sampling.samples, "responses")
     make_folder(path)
@@ -139,14 +138,15 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         folder = EvaluationFolder(path, identity, config.overwrite)
         batches, left = folder.recover(count, config.batch_size, config.sampling)
         if folder.damaged:
-            tell(f"{path}: {folder.damaged} rows are not what was written; their batches are done again")
+            tell(console, f"{path}: {folder.damaged} rows are not what was written; their batches are done again")
         for batch in batches:
             right.with_batch(batch)
             progress.restore(len(batch_items(batch.number, count, config.batch_size, config.sampling)))
         if left:
             model, views = load_model(config.model, config.dtype, config.trust_remote_code, config.chat_template_kwargs)
             if ignored := ignored_settings(model):
-                tell(f"model: its generation_config is ignored ({ignored}); `sampling` says how responses are drawn")
+                told = f"model: its generation_config is ignored ({ignored}); `sampling` says how responses are drawn"
+                tell(console, told)
             for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
                 folder.add(batch)
                 batches.append(batch)

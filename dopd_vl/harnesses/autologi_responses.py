@@ -17,6 +17,7 @@ from typing import Any
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import append_jsonl, read_jsonl, write_jsonl
+from dopd_vl.common.visible import print_line
 
 ATTEMPTS = 5
 SECONDS_PER_RESPONSE = 3600
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         ask_all(read_config(ResponsesConfig, argv, "autologi_responses"))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         return 2
     return 0
 
@@ -70,7 +71,7 @@ def ask_all(config: ResponsesConfig) -> None:
             number = asked[done]
             answers[number] = done.result()
             append_jsonl(kept, [{"number": number, "response": answers[number]}])
-            print(f"{len(answers)}/{len(questions)}", flush=True)
+            print_line(f"{len(answers)}/{len(questions)}")
     finally:
         pool.shutdown(cancel_futures=True)
     write_jsonl(output, ({**question, "gen": [answers[number]]} for number, question in enumerate(questions)))

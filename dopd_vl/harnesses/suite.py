@@ -18,10 +18,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.text import Text
 
 from dopd_vl.common.digests import sealed, unsealed
 from dopd_vl.common.files import exclusive, make_folder, read_json, write_atomically, write_json, writing_to
 from dopd_vl.common.processes import end_group
+from dopd_vl.common.terminal import show, tell
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.harnesses.comparison import BASE, TEACHER, as_markdown, gaps, reference
 from dopd_vl.harnesses.job import Job, ResultError, Step
@@ -46,7 +48,7 @@ def run_suite(config: EvaluateConfig, folder: Path, console: Console) -> int:
         with writing_to(folder):
             write_atomically(folder / "commands.sh", script_of(planned))
         _say_obstacles(planned, console)
-        console.print(f"commands: {folder / 'commands.sh'}", highlight=False, soft_wrap=True)
+        tell(console, f"commands: {folder / 'commands.sh'}")
         if config.dry_run:
             return 0
         results, failed = _run_all(planned, config.overwrite, console)
@@ -63,8 +65,8 @@ def run_suite(config: EvaluateConfig, folder: Path, console: Console) -> int:
         }
         write_atomically(folder / "results.md", table)
         write_json(folder / "scores.json", gathered)
-    console.print(Markdown(table))
-    console.print(f"{len(results)} of {len(names)} benchmarks scored: {folder}", highlight=False, soft_wrap=True)
+    show(console, Markdown(table))
+    tell(console, f"{len(results)} of {len(names)} benchmarks scored: {folder}")
     return 1 if failed or not results else 0
 
 
@@ -72,17 +74,17 @@ def _say_obstacles(planned: Sequence[Planned], console: Console) -> None:
     told = set()
     for one in planned:
         if one.obstacle is not None:
-            console.print(f"{one.job.benchmark.name}: {one.obstacle}", highlight=False, soft_wrap=True)
+            tell(console, f"{one.job.benchmark.name}: {one.obstacle}")
         elif one.environment.version != one.job.harness.version:
             line = f"{one.job.harness.name}: {one.environment.version} is installed; its results are read as those of "
             if one.job.harness.name not in told:
-                console.print(line + one.job.harness.version, highlight=False, soft_wrap=True)
+                tell(console, line + one.job.harness.version)
             told.add(one.job.harness.name)
     for environment in {one.environment.folder: one.environment for one in planned}.values():
         if environment.missing is not None:
-            console.print(f"to install {environment.harness.name}:", highlight=False)
+            tell(console, f"to install {environment.harness.name}:")
             for command in environment.install():
-                console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+                tell(console, f"  {command}")
 
 
 def _run_all(planned: Sequence[Planned], overwrite: bool, console: Console) -> tuple[dict[str, Any], bool]:
@@ -93,15 +95,11 @@ def _run_all(planned: Sequence[Planned], overwrite: bool, console: Console) -> t
         try:
             done = _finished(one, overwrite)
             if done is None and one.obstacle is None:
-                console.print(
-                    f"{number}/{len(planned)} {name}: {one.job.harness.name}, {one.job.folder / LOG_FILE}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                tell(console, f"{number}/{len(planned)} {name}: {one.job.harness.name}, {one.job.folder / LOG_FILE}")
                 done = _run(one, console)
         except ResultError as error:
             failed = True
-            console.print(f"{name} failed: {error}", highlight=False, markup=False, soft_wrap=True)
+            tell(console, f"{name} failed: {error}")
             continue
         if done is not None:
             results[name] = done
@@ -145,9 +143,9 @@ def _run_locked(one: Planned, lock: int, console: Console) -> dict[str, Any]:
     write_json(job.folder / JOB_FILE, sealed(one.identity()))
     # Some harnesses end with 0 when they failed: what an earlier run left must not be taken for this one's.
     shutil.rmtree(job.folder / "results", ignore_errors=True)
-    with console.status(job.benchmark.name) as status:
+    with console.status(Text(job.benchmark.name)) as status:
         for step in one.steps():
-            _run_step(job, step, lock, lambda: status.update(_under_way(job, started)))
+            _run_step(job, step, lock, lambda: status.update(Text(_under_way(job, started))))
     try:
         score = one.adapter.read(job)
     except ResultError as error:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dopd_vl.common.files import append_jsonl, iterate_rows, read_rows, write_json
 from dopd_vl.common.run_layout import ALARMS_FILE, METRICS_FILE, STOPPED_FILE
+from dopd_vl.common.terminal import tell
 from dopd_vl.health.alarms import Alarm, alarms_at
 from dopd_vl.health.rows import History, RunFacts
 from dopd_vl.train_config import HealthSettings
@@ -70,5 +71,5 @@ class Watch(TrainerCallback):
             self._told.add(alarm.kind)
             append_jsonl(self.folder / ALARMS_FILE, [alarm._asdict()])
             text = f"alarm at step {step}, {alarm.kind}: {alarm.message}"
-            self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            tell(self.console, text, style="yellow")
         return new[0] if new else None

@@ -3,6 +3,7 @@
 from dopd_vl.objectives.base import Decision, Objective, Scores
 from dopd_vl.objectives.cal_opd import CalOpd
 from dopd_vl.objectives.controls import Negative, SelfPlain
+from dopd_vl.objectives.dapd import Dapd
 from dopd_vl.objectives.dopd import Dopd
 from dopd_vl.objectives.dopd_anchored import DopdAnchored
 from dopd_vl.objectives.eopd import Eopd
@@ -24,7 +25,7 @@ from dopd_vl.objectives.vision_opd import VisionOpd
 
 _SHIPPED: tuple[type[Objective], ...] = (
     *(Opd, Opcd, ExOpd, UniOpd, Sdft, Opsd, Sdpo, Eopd, Tip, VisionOpd, VaOpd),
-    *(TopD, SaOpd, CalOpd, RpOpsd, S2vOpd, OpdV),
+    *(TopD, SaOpd, CalOpd, RpOpsd, S2vOpd, OpdV, Dapd),
     *(Dopd, DopdAnchored),
     *(Negative, SelfPlain),
 )
@@ -34,6 +35,7 @@ OBJECTIVES = {objective.name: objective for objective in _SHIPPED}
 __all__ = [
     "OBJECTIVES",
     "CalOpd",
+    "Dapd",
     "Decision",
     "Dopd",
     "DopdAnchored",

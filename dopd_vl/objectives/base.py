@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -20,6 +20,15 @@ class Pair(NamedTuple):
     divergence: DivergenceName
     student: Source
     target: Source
+
+
+class Lesson(NamedTuple):
+    """A sequence that the student learns on: a trajectory, and what it sees before it."""
+
+    trajectory: Literal["rollout", "reference"]
+    """the student's own, or a reference solution of the example"""
+    view: str
+    """"plain", "own" or a variant"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Scores:
     """`[B, N]` for every pair that was asked for"""
     has_sibling: Tensor | None = None
     """`[B]` bool: another rollout of the same prompt is right, and stands in the view "sibling" """
+    lesson: Tensor | None = None
+    """`[B]` int64: which of several `Requirements.lessons` each sequence is"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,11 @@ class Requirements(NamedTuple):
     pairs: tuple[Pair, ...] = ()
     """divergences to measure"""
     average_rate: float = 0.0
-    """share of the student's weights in their slow average, each optimizer step"""
+    """share of the student's weights in their slow average, each time that it moves"""
+    average_every: int = 1
+    """optimizer steps between two moves of the average"""
+    lessons: tuple[Lesson, ...] = (Lesson("rollout", "plain"),)
+    """sequences of one rollout that the student learns on, each a row of the batch; the first is the rollout itself"""
     needs_siblings: int = 1
     """rollouts per prompt, at least"""
     needs_verifier: bool = False

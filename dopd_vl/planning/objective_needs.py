@@ -63,5 +63,6 @@ def _decide(objective: Objective, group: int, top_k: int) -> tuple[Plan, Scores]
         correct=(torch.arange(shape[0]) % 2).float(),
         pairs={pair: -nats() for pair in Requirements.of(objective).pairs},
         has_sibling=torch.ones(shape[0], dtype=torch.bool),
+        lesson=torch.arange(shape[0]) % len(Requirements.of(objective).lessons),
     )
     return objective.decide(scores).plan, scores

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from dopd_vl.common.terminal import show, tell
 from dopd_vl.planning import activations as act
 from dopd_vl.planning.advice import Change
 from dopd_vl.planning.compute import Machine, Part
@@ -26,30 +27,30 @@ def print_memory(console: Console, memory: Memory) -> None:
             table.add_row(line.name, f"{line.bytes / _GB:.2f}", line.reason)
     table.add_section()
     table.add_row("peak", f"{memory.peak / _GB:.2f}", "")
-    console.print(table)
+    show(console, table)
     sums = Table(title="Every moment", title_justify="left")
     for moment in MOMENTS:
         sums.add_column(moment, justify="right")
     sums.add_row(*(f"{memory.at(moment) / _GB:.1f}" for moment in MOMENTS))
-    console.print(sums)
+    show(console, sums)
 
 
 def print_verdict(console: Console, memory: Memory, device_bytes: float, changes: list[Change]) -> None:
     """Whether it fits, and if not what to change."""
     have, need = device_bytes / _GB, memory.peak / _GB
     if memory.peak <= device_bytes:
-        console.print(f"It fits: {need:.1f} of {have:g} GB a GPU.", highlight=False)
+        tell(console, f"It fits: {need:.1f} of {have:g} GB a GPU.")
         return
-    console.print(f"It does not fit: {need:.1f} GB are needed, a GPU has {have:g} GB.", highlight=False)
+    tell(console, f"It does not fit: {need:.1f} GB are needed, a GPU has {have:g} GB.")
     table = Table(title="Change, in this order", title_justify="left")
     for name in ("setting", "saves GB", "then GB", "in return"):
         table.add_column(name, justify="right" if "GB" in name else "left", overflow="fold")
     for change in changes:
         table.add_row(change.settings, f"{change.saves / _GB:.1f}", f"{change.peak / _GB:.1f}", change.cost)
     if changes:
-        console.print(table)
+        show(console, table)
     if not changes or changes[-1].peak > device_bytes:
-        console.print("No setting brings it below: it needs GPUs of more memory, or smaller models.", highlight=False)
+        tell(console, "No setting brings it below: it needs GPUs of more memory, or smaller models.")
 
 
 def print_time(console: Console, work: Workload, parts: list[Part], steps: int) -> None:
@@ -62,13 +63,10 @@ def print_time(console: Console, work: Workload, parts: list[Part], steps: int) 
     total = sum(part.seconds for part in parts)
     table.add_section()
     table.add_row("step", f"{sum(part.flops for part in parts) / 1e12:,.0f}", f"{total:.1f}", "without communication")
-    console.print(table)
+    show(console, table)
     hours = total * steps / 3600
     rollouts = work.rollouts * work.devices
-    console.print(
-        f"{steps} steps of {rollouts} rollouts: {hours:.1f} hours, {hours * work.devices:.0f} GPU hours",
-        highlight=False,
-    )
+    tell(console, f"{steps} steps of {rollouts} rollouts: {hours:.1f} hours, {hours * work.devices:.0f} GPU hours")
 
 
 def print_assumptions(console: Console, work: Workload, machine: Machine, mean: Workload) -> None:
@@ -85,7 +83,7 @@ def print_assumptions(console: Console, work: Workload, machine: Machine, mean: 
         lines.append(f"images in a prompt: {work.images}, of {work.image_tokens} tokens (--images, --image_tokens)")
     if any(scoring.keeps_hidden and not scoring.of_all_tokens for scoring in work.scorings):
         lines.append(f"{work.full_share:.0%} of the tokens taught over the whole vocabulary (--full_share)")
-    console.print("Assumed: " + "; ".join(lines) + ".", highlight=False)
+    tell(console, "Assumed: " + "; ".join(lines) + ".")
 
 
 def vllm_room(work: Workload, device_bytes: float) -> float:

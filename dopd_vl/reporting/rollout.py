@@ -13,6 +13,7 @@ from typing import Any
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import iterate_rows
 from dopd_vl.common.run_layout import ROLLOUTS_FILE
+from dopd_vl.common.visible import print_line
 from dopd_vl.core import Regime
 from dopd_vl.objectives.dopd import PUBLISHED, published_lessons
 from dopd_vl.run_folder.kept_files import check_unchanged
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{arguments.run} holds no rollouts")
     if not 0 <= arguments.index < len(chosen):
         raise UserError(f"{arguments.run}: step {step} has {len(chosen)} kept rollouts, there is no {arguments.index}")
-    print(describe(chosen[arguments.index]))
+    print_line(describe(chosen[arguments.index]))
     return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.common.digests import digest_file, digest_json
+from dopd_vl.common.digests import digest_file, sealed, unsealed
 from dopd_vl.common.files import read_json, sync_folder, write_json
 from dopd_vl.common.run_layout import CARD_FILE, COMPLETE_FILE, checkpoint_step
 
@@ -23,12 +23,12 @@ def mark_whole(folder: Path, facts: Mapping[str, Any], mark: str = COMPLETE_FILE
     """
     sync_folder(folder)
     files = {str(p.relative_to(folder)): digest_file(p) for p in _files(folder, {mark, CARD_FILE})}
-    write_signed(folder / mark, {**facts, "files": files})
+    write_json(folder / mark, sealed({**facts, "files": files}))
 
 
 def read_mark(folder: Path, mark: str = COMPLETE_FILE) -> dict[str, Any] | None:
     """The facts of a whole checkpoint, or student; None for any other folder."""
-    facts = read_signed(folder / mark)
+    facts = unsealed(read_json(folder / mark))
     if facts is None or not isinstance(facts.get("files"), dict) or not facts["files"]:
         return None
     return None if damaged(folder, facts["files"]) else facts
@@ -37,19 +37,6 @@ def read_mark(folder: Path, mark: str = COMPLETE_FILE) -> dict[str, Any] | None:
 def damaged(folder: Path, files: Mapping[str, str]) -> list[str]:
     """Those of the named files that are gone, or have another digest now."""
     return [n for n, digest in files.items() if not (folder / n).is_file() or digest_file(folder / n) != digest]
-
-
-def write_signed(file: Path, facts: Mapping[str, Any]) -> None:
-    """Write an object with a digest of itself."""
-    write_json(file, {**facts, "digest": digest_json(facts)})
-
-
-def read_signed(file: Path) -> dict[str, Any] | None:
-    """What `write_signed` wrote, as it was; None where it is gone or damaged. Earlier versions wrote no digest."""
-    facts = read_json(file)
-    if facts is not None and "digest" in facts and facts.pop("digest") != digest_json(facts):
-        return None
-    return facts
 
 
 def has_checkpoints(folder: Path) -> bool:

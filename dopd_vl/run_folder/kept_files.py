@@ -7,13 +7,15 @@ has the digests of all of them in the run folder, too, for those who read it wit
 
 import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dopd_vl.common.digests import sealed, unsealed
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import commit_file, keep_up_to, write_atomically
+from dopd_vl.common.files import commit_file, keep_up_to, read_json, write_atomically, write_json
 from dopd_vl.common.run_layout import (
     ALARMS_FILE,
     BEST_FOLDER,
@@ -27,10 +29,14 @@ from dopd_vl.common.run_layout import (
     ROLLOUTS_FILE,
     checkpoint_step,
 )
-from dopd_vl.run_folder.checkpoints import damaged, read_mark, read_signed, whole_checkpoints, write_signed
+from dopd_vl.run_folder.checkpoints import damaged, read_mark, whole_checkpoints
 
 _LOGS = (METRICS_FILE, REFUSED_FILE, ALARMS_FILE)
 _BLOCK = 1024 * 1024
+_LOST = (
+    "not as the run wrote it, and no checkpoint holds a copy; put one back that you have, or delete it: its rows are "
+    "lost then"
+)
 
 
 class GrowingFile:
@@ -63,8 +69,8 @@ class KeptFiles:
         """To be called when everything of a step was logged."""
         of_settings = {name: GrowingFile(self.folder / name) for name in (CONFIG_FILE, FINGERPRINT_FILE)}
         files = {name: file.facts() for name, file in {**self._growing, **of_settings}.items()}
-        best = read_signed(self.folder / BEST_FOLDER / FACTS_FILE)
-        write_signed(self.folder / DIGESTS_FILE, {"files": files, "best": best})
+        best = unsealed(read_json(self.folder / BEST_FOLDER / FACTS_FILE))
+        write_json(self.folder / DIGESTS_FILE, sealed({"files": files, "best": best}))
 
     def copy_into(self, checkpoint: Path) -> None:
         """Before the checkpoint is marked as whole."""
@@ -85,8 +91,9 @@ def check_unchanged(folder: Path, names: Sequence[str]) -> list[str]:
     """
     if not (folder / DIGESTS_FILE).exists():
         return []
-    again = f"dopd-vl train --config {folder / CONFIG_FILE} --output_dir {folder} --resume true"
-    digests = read_signed(folder / DIGESTS_FILE)
+    words = ["dopd-vl", "train", "--config", folder / CONFIG_FILE, "--output_dir", folder, "--resume", "true"]
+    again = shlex.join(map(str, words))
+    digests = unsealed(read_json(folder / DIGESTS_FILE))
     if digests is None:
         raise UserError(f"{folder / DIGESTS_FILE}: damaged; delete it, or `{again}` writes it anew")
     for name in names:
@@ -97,12 +104,6 @@ def check_unchanged(folder: Path, names: Sequence[str]) -> list[str]:
         who = "the command that trained it, with --resume true," if name == CONFIG_FILE else f"`{again}`"
         raise UserError(f"{folder / name}: not as the run wrote it; {who} puts it right from its last checkpoint")
     return [name for name in names if digests["files"][name]["bytes"] and not (folder / name).exists()]
-
-
-_LOST = (
-    "not as the run wrote it, and no checkpoint holds a copy; put one back that you have, or delete it: its rows are "
-    "lost then"
-)
 
 
 def is_as_it_was(file: Path, facts: Mapping[str, Any] | None) -> bool:
@@ -166,7 +167,7 @@ def mend_best(folder: Path, checkpoint: Path | None) -> str | None:
                 break
         else:
             raise UserError(_best_is_lost(best / name, recorded["step"], folder))
-    write_signed(best / FACTS_FILE, recorded)
+    write_json(best / FACTS_FILE, sealed(recorded))
     return f"{best}: damaged, and put right from checkpoints: {', '.join([*bad, FACTS_FILE])}"
 
 
@@ -210,4 +211,4 @@ def restore(folder: Path, checkpoint: Path | None) -> None:
 
 def _digests(checkpoint: Path | None) -> dict[str, Any]:
     file = kept_in(checkpoint, DIGESTS_FILE)
-    return (read_signed(file) or {}) if file is not None else {}
+    return (unsealed(read_json(file)) or {}) if file is not None else {}

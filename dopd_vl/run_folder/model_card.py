@@ -18,11 +18,10 @@ from datasets import Dataset
 
 from dopd_vl.common.files import write_atomically
 from dopd_vl.common.run_layout import CARD_FILE
+from dopd_vl.common.visible import in_card
 from dopd_vl.objectives.base import Objective, needs_teacher
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
-MAX_NAME = 80
-"""Characters of one name in a card."""
 MAX_ROWS = 40
 """Sources of data that a table names."""
 PAPER = "2606.30626"
@@ -35,7 +34,6 @@ CITATION = """\
     }"""
 
 _TIMINGS = ("runtime", "per_second")
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$:-])")
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def model_card(facts: CardFacts) -> str:
     """The card's Markdown."""
     lines = ["---", yaml.safe_dump(_front_matter(facts), sort_keys=False).strip(), "---", ""]
     lines += [
-        f"# {shown(facts.name)}: a student distilled with dopd-vl",
+        f"# {in_card(facts.name)}: a student distilled with dopd-vl",
         "",
         "It learnt on its own rollouts, from teachers that may have seen more than it did: the table says what.",
         "",
@@ -139,18 +137,6 @@ def model_card(facts: CardFacts) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def shown(value: object) -> str:
-    """Any text as one short line that Markdown and HTML take for nothing but text.
-
-    >>> shown("a|b <script>")
-    'a\\\\|b \\\\<script\\\\>'
-    """
-    text = "".join(character if character.isprintable() else " " for character in " ".join(str(value).split()))
-    if len(text) > MAX_NAME:
-        text = text[: MAX_NAME - 1] + "…"
-    return _MARKUP.sub(r"\\\1", text).replace("www.", r"www\.")
 
 
 def _front_matter(facts: CardFacts) -> dict[str, Any]:
@@ -179,39 +165,39 @@ def _origin(facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "base model", _model_name(facts.student)
     if facts.teacher is not None and needs_teacher(objective):
         yield "teacher", _model_name(facts.teacher)
-    yield "objective", shown(objective.name)
+    yield "objective", in_card(objective.name)
     settings: dict[str, Any] = asdict(objective) if is_dataclass(objective) else {}
     for name, value in settings.items():
-        yield f"objective, {shown(name)}", shown(value)
-    yield "views", ", ".join(f"{shown(source.policy)} on {shown(source.view)}" for source in objective.sources())
+        yield f"objective, {in_card(name)}", in_card(value)
+    yield "views", ", ".join(f"{in_card(source.policy)} on {in_card(source.view)}" for source in objective.sources())
     if any(source.view == "privileged" for source in objective.sources()):
-        yield "privileged variant of the teacher", shown(arguments.teacher_variant)
-        yield "privileged variant of the student's copy", shown(arguments.copy_variant)
-    yield "shown to the student that learns", shown(arguments.student_variant)
+        yield "privileged variant of the teacher", in_card(arguments.teacher_variant)
+        yield "privileged variant of the student's copy", in_card(arguments.copy_variant)
+    yield "shown to the student that learns", in_card(arguments.student_variant)
     yield "optimizer steps", f"{facts.step} of {facts.steps}"
     scheduler = arguments.lr_scheduler_type
-    yield "learning rate", f"{arguments.learning_rate:g}, {shown(getattr(scheduler, 'value', scheduler))}"
+    yield "learning rate", f"{arguments.learning_rate:g}, {in_card(getattr(scheduler, 'value', scheduler))}"
     yield "rollouts per prompt", str(arguments.num_generations)
     yield "longest response", f"{arguments.max_completion_length} tokens"
     if facts.lora is not None:
         yield "LoRA", f"rank {facts.lora[0]}, alpha {facts.lora[1]:g}"
     yield "seed", str(arguments.seed)
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    yield "made with", shown(f"dopd-vl {version('dopd-vl')}") + f"; Python {platform.python_version()}, {libraries}"
+    yield "made with", in_card(f"dopd-vl {version('dopd-vl')}") + f"; Python {platform.python_version()}, {libraries}"
 
 
 def _model_name(name: str) -> str:
     """A hub id in full, of a folder only its own name: where it lies is nobody's business."""
-    return shown(name if not Path(name).exists() else Path(name).name)
+    return in_card(name if not Path(name).exists() else Path(name).name)
 
 
 def _of_data(data: DataFacts) -> Iterator[tuple[str, str]]:
     if data.name is not None:
-        yield "trained on", shown(data.name)
+        yield "trained on", in_card(data.name)
     yield "records", "unknown: a stream" if data.records is None else str(data.records)
     sources = list(data.sources.items())
     for name, count in sources[:MAX_ROWS]:
-        yield f"of {shown(name)}", shown(count)
+        yield f"of {in_card(name)}", in_card(count)
     if len(sources) > MAX_ROWS:
         yield f"of {len(sources) - MAX_ROWS} other sources", str(sum(count for _, count in sources[MAX_ROWS:]))
 
@@ -223,12 +209,12 @@ def _scores(facts: CardFacts) -> list[str]:
     first, last = scored[0], scored[-1]
     names = [
         name
-        for name in last
+        for name in sorted(last)  # a run that was taken up has them in this order, too
         if name.startswith("eval_") and isinstance(last[name], int | float) and not name.endswith(_TIMINGS)
     ]
     rows = [("accuracy", "not scored", "not scored")] if "eval_accuracy" not in last else []
-    rows += [(shown(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]
-    name = "held-out data" if facts.eval.name is None else shown(facts.eval.name)
+    rows += [(in_card(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]
+    name = "held-out data" if facts.eval.name is None else in_card(facts.eval.name)
     size = "" if facts.eval.records is None else f", {facts.eval.records} examples"
     return [
         f"Greedy, by the verifiers of the tasks, on {name}{size}. Accuracy is a share of 1, entropy is in nats per "

@@ -106,7 +106,7 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
             for name in (BEST_FOLDER, f".{BEST_FOLDER}.stale"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             remove_newer(folder, None)  # of a run that learned nothing
-        restore(folder, None)
+            restore(folder, None)
         write_json(folder / FINGERPRINT_FILE, fingerprint)
         # Last: a folder without it holds no run yet.
         write_atomically(folder / CONFIG_FILE, as_yaml(config))

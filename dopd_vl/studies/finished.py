@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dopd_vl.common.digests import dataset_parts, model_parts
+from dopd_vl.common.digests import dataset_parts, model_parts, unsealed
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import read_json
 from dopd_vl.common.resources import find_model
@@ -23,7 +23,7 @@ from dopd_vl.common.run_layout import (
     ROLLOUTS_FILE,
     STUDENT_FOLDER,
 )
-from dopd_vl.run_folder.checkpoints import read_mark, read_signed
+from dopd_vl.run_folder.checkpoints import read_mark
 from dopd_vl.run_folder.fingerprint import difference
 from dopd_vl.run_folder.kept_files import check_unchanged
 from dopd_vl.run_folder.resume import changed_settings, made_a_step
@@ -86,7 +86,7 @@ def changes(config: TrainConfig, contents: Contents) -> Iterator[str]:
             yield f"{key} was {before!r} and is {now!r} now"
     except UserError:
         return
-    saved = read_signed(folder / FINGERPRINT_FILE)
+    saved = unsealed(read_json(folder / FINGERPRINT_FILE))
     if saved is None or _damage(folder, [FINGERPRINT_FILE]):
         return
     of_content = {key: value for key, value in saved.items() if key.startswith(("data.", "model."))}
@@ -113,7 +113,7 @@ def _damage(folder: Path, names: list[str]) -> str | None:
 
 def outdated_scores(file: Path, job: Mapping[str, Any], contents: Contents) -> str | None:
     """Why scores do not count; None where they do. The job's models must be whole."""
-    saved = read_signed(file)
+    saved = unsealed(read_json(file))
     if saved is None or "made_from" not in saved:
         told = "damaged, or of an earlier version" if file.exists() else "missing"
         return f"{file} is {told}"

@@ -13,8 +13,8 @@ from dopd_vl.common.files import iterate_rows, read_rows
 from dopd_vl.common.resources import shipped
 from dopd_vl.common.run_layout import METRICS_FILE, ROLLOUTS_FILE
 from dopd_vl.evaluation.estimates import gap_recovered
-from dopd_vl.studies.config import Run, StudyConfig, unfold
-from dopd_vl.studies.run import reference_folder, score_sets
+from dopd_vl.studies.config import Run, StudyConfig
+from dopd_vl.studies.run import Outcome, reference_folder, score_sets
 from dopd_vl.studies.statistics import Comparison, Summary, compare, holm, rank_correlation, summarise
 
 CURVES = (
@@ -67,12 +67,9 @@ class StudyResult:
     """rows (cell, nats, rollouts, accuracy, gap) where the training set has illusion scores"""
 
 
-def gather(config: StudyConfig, scored: Mapping[Path, Mapping[str, Any]]) -> StudyResult:
-    """Put together what is finished; unfinished cells say which seeds are missing.
-
-    `scored`: the scores of each job that is done, by its folder.
-    """
-    runs = unfold(config)
+def gather(config: StudyConfig, outcome: Outcome) -> StudyResult:
+    """Put together what is finished; unfinished cells say which seeds are missing."""
+    runs, scored = outcome.runs, outcome.scores
     by_cell: dict[str, list[Run]] = {}
     for run in runs:
         by_cell.setdefault(run.cell.name, []).append(run)

@@ -21,6 +21,7 @@ from dopd_vl.common.files import exclusive, make_folder, write_atomically, write
 from dopd_vl.common.processes import end_group
 from dopd_vl.common.progress import live_bar
 from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
+from dopd_vl.common.terminal import tell
 from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder
 from dopd_vl.studies.finished import Contents, changes, load_scores, outdated_scores, unfinished_stage
 from dopd_vl.studies.worker import IN_STUDY
@@ -69,8 +70,18 @@ class Failure:
     log: Path
 
 
-def run_study(config: StudyConfig, console: Console) -> tuple[list[Failure], dict[Path, dict[str, Any]]]:
-    """Do what is not done yet: what failed, and the scores of each job that is done, by its folder.
+@dataclass(frozen=True)
+class Outcome:
+    """What a study came to."""
+
+    runs: list[Run]
+    failures: list[Failure]
+    scores: dict[Path, dict[str, Any]]
+    """of each job that is done, by its folder"""
+
+
+def run_study(config: StudyConfig, console: Console) -> Outcome:
+    """Do what is not done yet.
 
     Raises:
         ConfigurationError: something is wrong with the study, or runs of it were made with other settings; nothing was
@@ -87,15 +98,14 @@ def run_study(config: StudyConfig, console: Console) -> tuple[list[Failure], dic
         jobs = [*_reference_jobs(config, runs), *(_job(config, run) for run in runs)]
         undone = {job: reason for job in jobs if (reason := _undone(job, contents)) is not None}
         if len(undone) < len(jobs):
-            console.print(f"{len(jobs) - len(undone)} of {len(jobs)} jobs are done already", highlight=False)
+            tell(console, f"{len(jobs) - len(undone)} of {len(jobs)} jobs are done already")
         for job, reason in undone.items():
             if job.output.exists():
-                told = f"{job.title}: done again, {reason}"
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
+                tell(console, f"{job.title}: done again, {reason}")
         failures = _run_all(list(undone), config, console, lock) if undone else []
         contents = Contents()  # students are other ones now
         done = [job for job in jobs if job not in undone or _undone(job, contents) is None]
-        return failures, {job.folder: load_scores(job.output) for job in done}
+        return Outcome(runs, failures, {job.folder: load_scores(job.output) for job in done})
 
 
 def _refuse_other_settings(config: StudyConfig, runs: list[Run], contents: Contents) -> None:
@@ -316,7 +326,7 @@ def _run_all(jobs: list[Job], config: StudyConfig, console: Console, lock: int) 
                     if code:
                         failures.append(Failure(job.title, reason, job.log))
                     told = f"failed: {reason} ({job.log})" if code else "done"
-                    console.print(f"{job.title}: {told}", highlight=False, markup=False, soft_wrap=True)
+                    tell(console, f"{job.title}: {told}")
                 progress.update(whole, completed=finished_steps + under_way)
         finally:
             for worker in running:

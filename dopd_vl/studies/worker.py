@@ -20,9 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dopd_vl.common.digests import sealed
 from dopd_vl.common.errors import UserError
-from dopd_vl.common.files import write_json
+from dopd_vl.common.files import told_of_disk, write_json
 from dopd_vl.common.processes import is_first_process
+from dopd_vl.common.terminal import Terminal
 
 IN_STUDY = "DOPD_VL_STUDY_WORKER"
 """Environment variable: a study started this process, in a session of its own."""
@@ -69,8 +71,10 @@ def run_job(job_file: str) -> int:
     except UserError as error:
         code, reason = 2, " ".join(str(error).split())
     except Exception as error:  # whatever a run died of, the others go on; the traceback is in its log
-        traceback.print_exc()
-        code, reason = 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        disk = told_of_disk(error)
+        if disk is None:
+            traceback.print_exc()
+        code, reason = (1, f"{type(error).__name__}: {' '.join(str(error).split())}") if disk is None else (2, disk)
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first_process():
@@ -79,7 +83,6 @@ def run_job(job_file: str) -> int:
 
 
 def _train_and_score(job: dict[str, Any]) -> None:
-    from rich.console import Console
 
     from dopd_vl.common.configuration import read_config
     from dopd_vl.common.quiet import quiet_libraries
@@ -88,7 +91,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
     from dopd_vl.training.run import run_training
 
     quiet_libraries()
-    console = Console(width=160)
+    console = Terminal(width=160)
     for file in job["train"]:
         config = read_config(TrainConfig, ["--config", file], "dopd-vl study")
         if unfinished_stage(config) is not None:
@@ -100,7 +103,6 @@ def _train_and_score(job: dict[str, Any]) -> None:
 def _score(job: dict[str, Any], console: Any) -> None:
     """Scores of each model on each data set in each variant, each prediction's verdict, and what they are made from."""
     from dopd_vl.evaluation.run import evaluate_model
-    from dopd_vl.run_folder.checkpoints import write_signed
     from dopd_vl.studies.finished import Contents
     from dopd_vl.training.run import load_examples
 
@@ -118,7 +120,7 @@ def _score(job: dict[str, Any], console: Any) -> None:
                     **asdict(accuracy),
                     "correct": {prediction.id: prediction.correct for prediction in predictions},
                 }
-    write_signed(Path(job["output"]), {"made_from": made_from, "scores": scores})
+    write_json(Path(job["output"]), sealed({"made_from": made_from, "scores": scores}))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from transformers.utils.hub import hf_api
 from dopd_vl.common.configuration import check_values
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_line
 from dopd_vl.common.resources import find_model
+from dopd_vl.common.terminal import tell
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
 from dopd_vl.models import check_weights, reading
 from dopd_vl.objectives import Objective
@@ -437,6 +438,11 @@ def check_requirements(
             f"objective {name!r} compares rollouts of one prompt: num_generations={num_generations} must be at least "
             f"{needs.needs_siblings}"
         )
+    if num_generations % len(needs.lessons):
+        raise ValueError(
+            f"objective {name!r} learns on {len(needs.lessons)} sequences a rollout, which are rows of the batch: "
+            f"num_generations={num_generations} must be a multiple of it"
+        )
     if needs.needs_images and not reads_images:
         raise ValueError(f"objective {name!r} is about images, but the student reads text only")
     if needs.needs_verifier and isinstance(dataset, Dataset):  # of a stream it is known example by example
@@ -455,4 +461,4 @@ def say_what_is_not_scored(dataset: Any, console: Console) -> None:
     present = set(dataset.unique("task"))
     for task, reason in unscored_tasks().items():
         if task in present:
-            console.print(f"responses to tasks {task!r} are not scored: {reason}", highlight=False, soft_wrap=True)
+            tell(console, f"responses to tasks {task!r} are not scored: {reason}")

@@ -6,6 +6,7 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dopd_vl.common.progress import Progress
+from dopd_vl.common.terminal import Terminal
 
 _SHOWN = {"loss": "loss {:.3f}", "rollout_accuracy": "rollouts {:.0%}", "eval_accuracy": "held-out {:.1%}"}
 
@@ -15,7 +16,7 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, title: str, console: Console | None = None):
         self.title = title
-        self.console = console or Console()
+        self.console = console or Terminal()
         self._progress: Progress | None = None
         self._facts: dict[str, str] = {}
 

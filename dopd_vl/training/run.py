@@ -14,6 +14,7 @@ from dopd_vl.common.files import disk_told_of, read_jsonl
 from dopd_vl.common.hub import open_repository, push_folder
 from dopd_vl.common.resources import find_model
 from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
+from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.evaluation.code import allow_code
 from dopd_vl.health.rows import RunFacts
 from dopd_vl.health.watch import Watch
@@ -80,7 +81,7 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     if hub is not None:
         open_repository(hub, "model", "training.push_to_hub")
     if arguments.process_index == 0:
-        say_what_is_not_scored(datasets["data.train"], console or Console(stderr=True))
+        say_what_is_not_scored(datasets["data.train"], console or Terminal(stderr=True))
     names = {"student": config.model.student, "teacher": str(config.model.teacher)}
 
     def fingerprint() -> Fingerprint:
@@ -90,9 +91,9 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     folder = Path(config.output_dir)
     run_folder = RunFolder(folder, config.training.save_total_limit)
     stays = "whole checkpoints stay; when it can be written again, go on with --resume true"
-    terminal = console or Console()
+    terminal = console or Terminal()
     vllm_rollouts.check_server(arguments)
-    say = partial(terminal.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(tell, terminal)
     with (
         opened_on_every_rank(config, fingerprint, arguments.process_index, say) as checkpoint,
         settings_told_of(config, lambda: run_folder.made_a_step),

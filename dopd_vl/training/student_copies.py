@@ -97,11 +97,11 @@ def check_copies(policies: set[str], has_adapters: bool, zero_stage: int) -> Non
 class StudentCopies:
     """The policies "start" and "average" of one student; only what the objective asks for is kept."""
 
-    def __init__(self, model: PreTrainedModel, policies: set[str], average_rate: float):
+    def __init__(self, model: PreTrainedModel, policies: set[str], average_rate: float, average_every: int = 1):
         """To be called while the model has its first weights, and before they are sharded."""
         self.model: Any = model
         self.policies = policies
-        self.average_rate = average_rate
+        self.average_rate, self.average_every = average_rate, average_every
         self.start: WeightCopy | None = None
         self.average: WeightCopy | None = None
         has_adapters = hasattr(model, "disable_adapter")
@@ -150,9 +150,9 @@ class StudentCopies:
         if self.average is not None:
             self.average.save(folder, write)
 
-    def after_step(self) -> None:
-        """The average follows, once per optimizer step."""
-        if self.average is not None:
+    def after_step(self, step: int) -> None:
+        """The average follows, where it is time; `step` optimizer steps have been taken."""
+        if self.average is not None and step % self.average_every == 0:
             self.average.follow(self.model, self.average_rate)
 
 
@@ -179,8 +179,8 @@ class CopiesAlongTheRun(TrainerCallback):
         policies = self.trainer.policies
         policies.copies.begin(policies.models.bare("student"), self.trainer.resumed_from)
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.policies.copies.after_step()
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.trainer.policies.copies.after_step(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = checkpoint_folder(Path(str(args.output_dir)), state.global_step)

@@ -43,7 +43,7 @@ from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.core import fused_plan_loss, item_count, rows_to_keep, token_scale
+from dopd_vl.core import Source, fused_plan_loss, item_count, rows_to_keep, token_scale
 from dopd_vl.evaluation.accuracy import predict, summarise, why_unscored
 from dopd_vl.evaluation.generation import bare_policy, ignored_settings
 from dopd_vl.evaluation.verifiers import Verdict
@@ -79,6 +79,7 @@ from dopd_vl.views.rollouts import (
     render_batch,
     render_with_rollouts,
     right_rollouts_to_show,
+    trajectories,
 )
 
 COLUMNS = ["id", "prompt", "images", "answer", "task", "source", "privileged", "illusion_score"]
@@ -206,11 +207,11 @@ class DopdTrainer(DistillationTrainer):
         self._sums = TokenSums()
 
     def _policies(self) -> Policies:
-        args, policies = self.args, {source.policy for source in self.objective.sources()}
+        args, needs, policies = self.args, self.requirements, {source.policy for source in self.objective.sources()}
         if "teacher" in policies and self.teacher_model is None:
             raise ValueError(f"objective {self.objective.name!r} needs a teacher_model")
         check_copies(policies, self.models.has_adapters, self.models.zero_stage)
-        copies = StudentCopies(self.models.bare("student"), policies, self.requirements.average_rate)
+        copies = StudentCopies(self.models.bare("student"), policies, needs.average_rate, needs.average_every)
         return Policies(
             self.models,
             self.views,
@@ -312,35 +313,45 @@ class DopdTrainer(DistillationTrainer):
         group = self.args.num_generations
         sources = self.objective.sources()
         fixed = [source for source in sources if source.view not in ROLLOUT_VIEWS]
-        rendered = render_batch(self.renderer, inputs, [PLAIN_STUDENT, *fixed], group)
+        lessons = self.requirements.lessons
+        learned_on = [Source("student", lesson.view) for lesson in lessons]
+        given = [source for source in learned_on if source.view not in ROLLOUT_VIEWS]
+        rendered = render_batch(self.renderer, inputs, [*dict.fromkeys([PLAIN_STUDENT, *fixed, *given])], group)
         self.refusals += rendered.refusals
         plain_views = rendered.views[PLAIN_STUDENT]
         forget_image_positions(self.models.bare("student"))
         with self.models.whole_for_rollouts():
-            _, responses, _, _, _ = self._generate(plain_views)
+            # vLLM draws whole groups; otherwise only what is learned on is drawn, once for all of its lessons.
+            drawn = 1 if self.use_vllm else len(lessons)
+            _, responses, _, _, _ = self._generate(plain_views[::drawn])
+        if len(lessons) > 1:
+            rollouts, longest = responses[:: len(lessons) // drawn], self.args.max_completion_length or 512
+            responses = trajectories(lessons, inputs, rollouts, self.views, longest)
         device = self.accelerator.device
         response_ids, response_mask = (t.to(device) for t in pad_responses(responses, self._tokenizer.pad_token_id))
         response_mask &= rendered.usable.to(device)[:, None]
 
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
         judged = [verdict_on(text, example) for text, example in zip(texts, inputs, strict=True)]
-        verdicts = [verdict.right for verdict in judged]
+        verdicts = [None if b % len(lessons) else verdict.right for b, verdict in enumerate(judged)]
         self._tell_of_undecided((str(e["id"]), v.undecided) for e, v in zip(inputs, judged, strict=True))
         usable = response_mask.any(dim=-1).tolist()
         shown = right_rollouts_to_show([v if u else None for v, u in zip(verdicts, usable, strict=True)], group)
         views = dict(rendered.views)
-        asked = {source.view for source in sources}
+        asked = {source.view for source in (*sources, *learned_on)}
         prompts = self.renderer, inputs, plain_views, texts
         if SIBLING_VIEW in asked:
             by_sibling, shown = render_with_rollouts(SIBLING_VIEW, *prompts, shown)
             views |= {source: by_sibling for source in sources if source.view == SIBLING_VIEW}
         if OWN_VIEW in asked:
-            by_itself, _ = render_with_rollouts(OWN_VIEW, *prompts, range(len(inputs)))
-            views |= {source: by_itself for source in sources if source.view == OWN_VIEW}
+            itself = [b - b % len(lessons) for b in range(len(inputs))]
+            by_itself, _ = render_with_rollouts(OWN_VIEW, *prompts, itself)
+            views |= {source: by_itself for source in (*sources, *learned_on) if source.view == OWN_VIEW}
+        student_views = [views[learned_on[b % len(lessons)]][b] for b in range(len(inputs))]
 
         # One process keeps some rollouts to look at, with their scores.
         most = self.args.rollouts_to_keep if self.accelerator.is_main_process else 0
-        chosen = [row for row, takes_part in enumerate(usable) if takes_part][:most]
+        chosen = [row for row, takes_part in enumerate(usable) if takes_part and row % len(lessons) == 0][:most]
         token_mask = response_mask
         if not self.requirements.needs_scores:
             token_mask = torch.zeros_like(response_mask)
@@ -354,6 +365,7 @@ class DopdTrainer(DistillationTrainer):
             correct=torch.tensor([math.nan if v is None else float(v) for v in verdicts], device=device),
             pairs={pair: self.policies.measure(pair, scored, response_mask) for pair in self.requirements.pairs},
             has_sibling=torch.tensor([other is not None for other in shown], device=device),
+            lesson=torch.arange(len(inputs), device=device) % len(lessons),
         )
         self._decision = decision = self.objective.decide(scores)
         self._log_rollouts(judged, scores, token_mask)
@@ -367,7 +379,7 @@ class DopdTrainer(DistillationTrainer):
             response_ids=response_ids,
             response_mask=response_mask,
             places=torch.arange(len(inputs)),
-            views=plain_views,
+            views=student_views,
             scale=token_scale(response_mask, plan.reduction),
             plan=plan,
             parts=decision.parts,

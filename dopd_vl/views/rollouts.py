@@ -11,11 +11,13 @@ from torch import Tensor
 
 from dopd_vl.common.errors import nearest
 from dopd_vl.core import Source
+from dopd_vl.objectives.base import Lesson
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.train_config import DEFAULT_VARIANT
 from dopd_vl.views.base import Refusal, Request, View, ViewProcessor
 from privileged import VARIANTS
 from privileged.records.images import load_image
+from privileged.rendering.render import privilege
 from privileged.rendering.variants import OTHER, OTHER_PREFIX
 
 SIBLING_VIEW, OWN_VIEW = "sibling", "own"
@@ -145,6 +147,31 @@ def pad_responses(responses: Sequence[Sequence[int]], fill: int) -> tuple[Tensor
     ids = torch.tensor([list(r) + [fill] * (length - len(r)) for r in responses], dtype=torch.long).reshape(-1, length)
     mask = torch.arange(length)[None] < torch.tensor([len(r) for r in responses])[:, None]
     return ids, mask
+
+
+def reference_solution(example: Mapping[str, Any]) -> str:
+    """The steps with their results and the final answer, as far as the example has them."""
+    steps, answer = (privilege(example, key) for key in ("hints_executed", "final_answer"))
+    return "\n".join([*(steps or ()), f"The final answer is: {answer}"])
+
+
+def trajectories(
+    lessons: Sequence[Lesson],
+    examples: Sequence[Mapping[str, Any]],
+    rollouts: Sequence[list[int]],
+    views: ViewProcessor,
+    max_length: int,
+) -> list[list[int]]:
+    """The response ids of a batch in which every run of `lessons` is of one rollout; a reference solution is cut at
+    `max_length` tokens."""
+    found = []
+    for b, example in enumerate(examples):
+        if lessons[b % len(lessons)].trajectory == "rollout":
+            found.append(rollouts[b // len(lessons)])
+            continue
+        ids = views.tokenizer(reference_solution(example), add_special_tokens=False)["input_ids"]
+        found.append([*ids, views.tokenizer.eos_token_id][:max_length])
+    return found
 
 
 def right_rollouts_to_show(verdicts: Sequence[bool | None], group: int) -> list[int | None]:

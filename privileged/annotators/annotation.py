@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dopd_vl.common.errors import RecordError
+from dopd_vl.common.visible import visible
 from privileged.annotators.asking import Asker, RequestFailed
 from privileged.annotators.coordinates import Replied
 from privileged.annotators.parts import TEXT_PARTS, check_request, generation_requests, replied_text, wanted_parts
@@ -103,7 +104,13 @@ class RecordAnnotator:
 
         def drop(number: int, stage: str, reason: str, value: Any = None) -> None:
             dropped.append(
-                {"part": part, "try": number + 1, "stage": stage, "reason": reason[:MAX_REASON], "value": value}
+                {
+                    "part": part,
+                    "try": number + 1,
+                    "stage": stage,
+                    "reason": visible(reason[:MAX_REASON]),
+                    "value": value,
+                }
             )
 
         # A detector finds the same boxes however often it is asked.

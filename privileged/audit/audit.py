@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 from dopd_vl.common.configuration import check_between, check_choice
 from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.visible import visible
 from privileged.audit.code_leaks import code_leak
 from privileged.audit.contamination import EvaluationQuestions, file_digest, word_count
 from privileged.audit.leaks import answer_leaks, executed_step, same_answer
 from privileged.model_settings import ModelConfig, SamplingConfig
-from privileged.records.fields import Finding, valid_text
+from privileged.records.fields import Finding
 from privileged.records.records import Record, message_texts, user_text
 from privileged.rendering.boxes import is_empty
 
@@ -302,7 +303,7 @@ class Tally:
     def keep(self, row: Mapping[str, Any], variants: Iterable[str]) -> None:
         self.numbers.update(records=1, images=len(row["images"]), boxes=len(row["privileged"]["boxes"]))
         self.tasks[row["task"]] += 1
-        self.sources[row["source"]] += 1
+        self.sources[visible(row["source"])] += 1
         self.variants.update(variants)
 
     def note(self, name: str, codes: Iterable[str]) -> None:
@@ -311,7 +312,7 @@ class Tally:
             self.findings[code] += 1
             examples = self.examples.setdefault(code, [])
             if len(examples) < EXAMPLES_KEPT:
-                examples.append(valid_text(name))
+                examples.append(visible(name))
 
     def judged(self, illusion_score: float | None) -> None:
         if illusion_score is not None:

@@ -7,9 +7,10 @@ content: the front matter holds a digest of the rows, so that no other folder's 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dopd_vl.common.visible import in_card
 from privileged.audit.audit import DESCRIPTIONS
 from privileged.dataset import CARD_BEGINS
 from privileged.rendering.variants import VARIANTS
@@ -35,13 +36,13 @@ def card(audit: Mapping[str, Any]) -> str:
         "`privileged` holds what a teacher may see and the deployed student never will. All raw annotations are kept; "
         "which of them is shown (the variant) is chosen at training time.",
         "",
-        *_table("Source", counts["sources"]),
-        *_table("Task (verifier)", counts["tasks"]),
-        *_table("Variant", {name: counts["variants"].get(name, 0) for name in VARIANTS}),
+        *_table("Source", [(in_card(name), count) for name, count in counts["sources"].items()]),
+        *_table("Task (verifier)", counts["tasks"].items()),
+        *_table("Variant", [(name, counts["variants"].get(name, 0)) for name in VARIANTS]),
     ]
     if counts.get("illusion"):
         by_score = sorted(counts["illusion"].items(), key=lambda item: int(item[0]))
-        lines += _table("Illusion score (nats, rounded down)", dict(by_score))
+        lines += _table("Illusion score (nats, rounded down)", by_score)
     if counts["findings"]:
         lines += ["| Audit finding | count | what happens | meaning |", "|---|---|---|---|"]
         for code, count in counts["findings"].items():
@@ -51,8 +52,8 @@ def card(audit: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Prepared from `{audit['source']['kind']}`; settings and counts: `audit.json`.", ""])
 
 
-def _table(title: str, counts: Mapping[str, int]) -> list[str]:
-    rows = [f"| {str(name).replace('|', '/')} | {count} |" for name, count in counts.items()]
+def _table(title: str, counts: Iterable[tuple[str, int]]) -> list[str]:
+    rows = [f"| {name} | {count} |" for name, count in counts]
     return [f"| {title} | records |", "|---|---|", *rows, ""]
 
 

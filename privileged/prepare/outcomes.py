@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from dopd_vl.common.errors import ImageError, PrepareError, RecordError
 from dopd_vl.common.progress import Progress
+from dopd_vl.common.terminal import tell
+from dopd_vl.common.visible import visible
 from privileged.annotators.ahead import AnnotationAhead
 from privileged.annotators.annotation import Annotation
 from privileged.annotators.estimate import estimate
@@ -30,7 +32,7 @@ from privileged.audit.contamination import EvaluationQuestions
 from privileged.prepare.config import PrepareConfig
 from privileged.prepare.near import near_keys, signature
 from privileged.records.annotations import own_annotations
-from privileged.records.fields import Finding, valid_text
+from privileged.records.fields import Finding
 from privileged.records.records import MAX_ID, Record, default_id, parse_record, user_text
 from privileged.rendering.variants import VARIANTS
 from privileged.sources.cards import prompt_template
@@ -64,7 +66,7 @@ class Outcome:
     illusion_score: float | None = None
 
     def set_aside(self, stage: str, reason: str) -> None:
-        self.stage, self.reason, self.row = stage, valid_text(reason[:MAX_REASON]), None
+        self.stage, self.reason, self.row = stage, visible(reason[:MAX_REASON]), None
 
 
 OutcomeStream = tuple[Iterator[Outcome], Callable[[], str] | None]
@@ -105,11 +107,6 @@ def outcome_stream(
     finally:
         ahead.close()
         say(ahead.spent())
-
-
-def tell(console: Console, text: str) -> None:
-    """A line for people; a terminal wraps it, a file keeps it whole."""
-    console.print(text, highlight=False, soft_wrap=True)
 
 
 def counted(
@@ -203,7 +200,7 @@ class RecordProcessor:
             outcome.set_aside("image", str(error))
             return outcome
         except RecordError as error:
-            outcome.id = valid_text(error.record or outcome.id)
+            outcome.id = visible(error.record or outcome.id)
             outcome.set_aside(outcome.stage or "record", str(error))
             return outcome
         findings = []
@@ -254,7 +251,7 @@ class RecordProcessor:
             if not isinstance(raw, Mapping):
                 raise RecordError(f"a record must be a mapping, not {type(raw).__name__}")
             if isinstance(raw.get("id"), str):  # for the report, should the record not parse
-                outcome.id = valid_text(raw["id"][:MAX_ID])
+                outcome.id = visible(raw["id"][:MAX_ID])
             privileged = own_annotations(raw)
             for part in without:
                 privileged.pop(part, None)

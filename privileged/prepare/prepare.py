@@ -24,6 +24,7 @@ from dopd_vl.common.errors import ConfigurationError, PrepareError, UserError
 from dopd_vl.common.files import disk_told_of, exclusive, write_atomically
 from dopd_vl.common.hub import open_repository, push_folder
 from dopd_vl.common.progress import Progress
+from dopd_vl.common.terminal import Terminal, tell
 from privileged.annotators.ahead import annotation_fingerprint
 from privileged.annotators.estimate import Estimate, estimate
 from privileged.annotators.judging import judge_fingerprint
@@ -47,7 +48,7 @@ from privileged.prepare.card import card, dataset_info
 from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.prepare.duplicates import Duplicates
 from privileged.prepare.journal import OUR_FILES, PARTIAL_AUDIT_FILE, Journal, Seen, dumps
-from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, counted, outcome_stream, tell
+from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, counted, outcome_stream
 from privileged.prepare.partition import merged_outcomes, part_folder, prepare_part
 from privileged.prepare.sample import sample_note, sample_places, write_sample
 from privileged.prepare.shards import ShardWriter
@@ -100,9 +101,7 @@ def prepare(
     """
     config.check()
     if console is None:
-        from rich.console import Console
-
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
     config, source, factory = with_source(config, extra_sources)
     hub = config.push_to_hub
     output = _output_folder(config)

@@ -28,9 +28,12 @@ MAX_JSON = 4_000_000
 """Characters of a text that is read as JSON."""
 
 CONTROL_TOKEN = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|(?:vision|image|video|object_ref|box|quad|fim|audio)_?\w*)\|>"
+    r"<\|(?:im_start|im_end|endoftext|repo_name|file_sep|(?:vision|image|video|object_ref|box|quad|fim|audio)_?\w*)\|>"
+    r"|</?(?:think|tool_call|tool_response)>"
 )
-"""Chat and vision control tokens. Inside a text they would forge turns or images once it is tokenised."""
+"""What Qwen3's and Qwen3-VL's tokenizers read as a token of its own (ids 151643 to 151668). Inside a text they would
+forge turns, images, thinking or what a tool said, once it is tokenised. Thinking is refused like the others: in a hint
+that the teacher is shown it would open the teacher's own. The transform after_thinking keeps what follows it."""
 
 
 IMAGE_MARKS = re.compile(
@@ -69,15 +72,6 @@ def image_number(mark: str) -> int | None:
     """
     digits = re.search(r"\d+", mark)
     return int(digits.group()) if digits and mark[1:4].casefold() in ("ima", "img") else None
-
-
-def valid_text(text: str) -> str:
-    r"""A text for reports: lone surrogates, which the name of a file may hold, are written out.
-
-    >>> valid_text("a\udcff.png")
-    'a\\udcff.png'
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -140,7 +134,8 @@ def required_text(value: Any, where: str, limit: int = MAX_TEXT) -> str:
     except UnicodeEncodeError as error:
         raise RecordError(f"{where} holds a lone surrogate at character {error.start}: it is no valid text") from error
     if token := CONTROL_TOKEN.search(value):
-        raise RecordError(f"{where} holds the control token {token.group()}")
+        way_on = "; a card's transform after_thinking keeps what follows it" if "think" in token.group() else ""
+        raise RecordError(f"{where} holds the control token {token.group()}{way_on}")
     return str(value)
 
 

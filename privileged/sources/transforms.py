@@ -15,6 +15,7 @@ from typing import Any
 from dopd_vl.common.configuration import call_of, check_choice
 from dopd_vl.common.errors import ConfigurationError, RecordError
 from privileged.records.fields import MAX_JSON, is_visible
+from privileged.records.grounding import without_thinking
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 
@@ -99,6 +100,15 @@ def unbox(value: Any) -> str:
         if depth == 0:
             return text[starts[-1] : position].strip()
     raise RecordError(f"unbox: {reprlib.repr(text)} has a \\boxed without its closing brace")
+
+
+def after_thinking(value: Any) -> str:
+    """What follows a model's thinking; a text without any stays as it is, but for space around it.
+
+    >>> after_thinking("<think>17 is prime.</think> Yes.")
+    'Yes.'
+    """
+    return without_thinking(_text(value, "after_thinking"))
 
 
 def template(value: Any, text: str) -> str:
@@ -195,6 +205,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
     "strip_prefix": strip_prefix,
     "strip_suffix": strip_suffix,
     "unbox": unbox,
+    "after_thinking": after_thinking,
     "template": template,
     "rename": rename,
     "join_folder": join_folder,

@@ -139,6 +139,9 @@ def test_terms_that_cannot_be_are_named():
         ({"tail": "keep"}, r"unknown tail 'keep'"),
         ({"top_k_source": "teacher"}, r"unknown top_k_source 'teacher'"),
         ({"top_k": 0}, r"top_k=0 must be at least 1"),
+        ({"entry_clip": 0.0}, r"entry_clip=0.0 must be above 0"),
+        ({"temperature": 1.1}, r"temperature=1.1 must be above 0, and 1 unless support is \"full\""),
+        ({"temperature": 0.0, "support": "full"}, r"temperature=0.0 must be above 0"),
         ({"support": "sampled", "tail": "renormalize"}, r"is zero everywhere: use \"bucket\" or \"drop\""),
     ]
     for changed, message in cases:

@@ -330,6 +330,33 @@ def test_without_a_chunk_size_it_is_that_of_the_device(monkeypatch: pytest.Monke
     assert seen == [4, 4, 4, 3, 7, 7, 1]
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside others"])
+def test_distributions_are_compared_at_a_terms_temperature(name: str, others: bool):
+    batch = make_batch(31)
+    ids, mask = batch["response_ids"], batch["response_mask"]
+    teacher, weight = Source("teacher", "privileged"), torch.rand(B, N, generator=torch.manual_seed(0)) - 0.3
+    terms = [Term(teacher, name, "full", weight, temperature=2.0, entry_clip=0.5)]
+    if others:
+        terms += [Term(teacher, "js", "full", weight + 1), Term(teacher, "js", "full", weight, temperature=0.7)]
+        terms += [Term(teacher, "reverse_kl", "top_k", weight, top_k=3)]
+    hidden, head = (batch[key].requires_grad_() for key in ("student_hidden", "student_head"))
+    target = Projection(batch["teacher_hidden"], batch["teacher_head"])
+    plan = Plan(tuple(terms))
+    fused = fused_plan_loss(plan, Projection(hidden, head), {teacher: target}, ids, mask, chunk_size=4)
+    target_logits = target.hidden @ target.weight.T
+    reference = execute_plan(plan, hidden @ head.T, {teacher: target_logits}, ids, mask)
+    assert torch.allclose(fused.token_loss, reference, atol=1e-12)
+    expected = gradients_of(reduce(reference, mask, "sequence"), hidden, head)
+    for ours, theirs in zip(gradients_of(fused.loss, hidden, head), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+    # Softmax of logits / 2 of a student (0, 2 ln 3) and a target (2 ln 3, 0): (1/4, 3/4) and (3/4, 1/4).
+    by_hand = Plan((Term(teacher, "forward_kl", "full", torch.ones(1, 1), temperature=2.0),))
+    pair = (torch.tensor([[[0.0, 2 * math.log(3)]]]), torch.tensor([[[2 * math.log(3), 0.0]]]))
+    loss = execute_plan(by_hand, pair[0], {teacher: pair[1]}, torch.zeros(1, 1).long(), torch.ones(1, 1).bool())
+    assert loss.item() == pytest.approx(0.5 * math.log(3))  # 3/4 ln 3 - 1/4 ln 3
+
+
 PRIVILEGED, PLAIN = Source("teacher", "privileged"), Source("student", "plain")
 ROW_TERMS = [
     (name, support, tail, source)

@@ -90,11 +90,11 @@ def test_progress_tells_rate_accuracy_and_time_left_of_this_run(monkeypatch: pyt
         progress.restore(4)
         now = 102.0
         progress.advance(4, so_far.with_batch(Batch(1, right, [])))
-        assert said.getvalue() == ""  # one line every ten seconds
+        assert said.getvalue() == "evaluate m: begins, 20 responses\n"  # one line every ten seconds
         now = 120.0
         progress.advance(4, so_far.with_batch(Batch(2, right, [])))
     # 8 responses of this run in 20 s, 3 of 12 right, 8 left at 2.5 s each.
-    assert said.getvalue() == "evaluate m: 12/20 responses, 2.5 s/response, 25.0% right, 20 s left\n"
+    assert said.getvalue().splitlines()[1:] == ["evaluate m: 12/20 responses, 2.5 s/response, 25.0% right, 20 s left"]
 
 
 def test_greedy_is_greedy_whatever_the_model_says_of_generation(

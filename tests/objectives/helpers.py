@@ -36,6 +36,7 @@ def scores_of(
     correct: Sequence[float] | None = None,
     has_sibling: Sequence[bool] | None = None,
     pairs: Sequence[Pair] = (),
+    lesson: Sequence[int] | None = None,
 ) -> Scores:
     return Scores(
         policies={s: score_tokens(project(z.detach()), response_ids, response_mask, 4) for s, z in logits.items()},
@@ -53,6 +54,7 @@ def scores_of(
             for pair in pairs
         },
         has_sibling=None if has_sibling is None else torch.tensor(has_sibling),
+        lesson=None if lesson is None else torch.tensor(lesson),
     )
 
 

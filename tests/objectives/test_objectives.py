@@ -97,7 +97,8 @@ def test_the_fused_loss_and_its_gradient_are_those_of_the_whole_logits(name: str
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     objective = cls(**({"top_k": 3} if "top_k" in fields else {}))
     batch = random_batch(objective)
-    given = batch.scores(objective, group=[0, 0, 1, 1], correct=[1.0, 0.0, 1.0, 0.0], has_sibling=[True, False] * 2)
+    facts = {"correct": [1.0, 0.0, 1.0, 0.0], "has_sibling": [True, False] * 2, "lesson": [0, 1, 3, 2]}
+    given = batch.scores(objective, group=[0, 0, 1, 1], **facts)
     plan = objective.decide(given).plan
     token_loss = execute_plan(plan, batch.student, batch.logits, batch.ids, batch.mask)
     loss = reduce(token_loss, batch.mask, plan.reduction)

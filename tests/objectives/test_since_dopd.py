@@ -22,7 +22,7 @@ from helpers import (
 )
 
 from dopd_vl.core import PolicyGradient, Source, Term
-from dopd_vl.objectives import CalOpd, Opd, OpdV, Opsd, RpOpsd, S2vOpd, SaOpd, TopD
+from dopd_vl.objectives import CalOpd, Dapd, Opd, OpdV, Opsd, RpOpsd, S2vOpd, SaOpd, TopD
 from dopd_vl.objectives.base import Requirements
 
 AVERAGE = Source("average", "plain")
@@ -232,6 +232,48 @@ def test_opd_vs_loss_is_the_published_formula():
     check_loss(OpdV(top_k=3), naive, reduction="token")
 
 
+# ---- DAPD -----------------------------------------------------------------------------------------------------------
+
+START, SOLVED, START_OWN = (Source("start", view) for view in ("plain", "hints_executed", "own"))
+SNAPSHOT, SNAPSHOT_OWN = Source("average", "hints_executed"), Source("average", "own")
+
+
+def test_dapds_loss_is_the_published_formula():
+    # The rows of the batch, of 6, 3, 1 and no tokens: y after x, y after x and y, r after x and r; r after x.
+    lesson, targets = (
+        [0, 1, 3, 2],
+        {
+            0: [(SNAPSHOT, 2 / 15)],
+            1: [(SOLVED, 2 / 15), (START, 2 / 5)],
+            2: [(START, 2 / 15), (START_OWN, 4 / 5)],
+        },
+    )
+
+    def at_temperature(p):
+        return p ** (1 / 1.1) / (p ** (1 / 1.1)).sum()
+
+    def naive(here, S, at, y):
+        pairs = [(at_temperature(here[source]), at_temperature(S), weight) for source, weight in targets[at[0]]]
+        sums = [
+            weight * sum(min(t * np.log(t / s), 0.05) for t, s in zip(T, S1, strict=True)) for T, S1, weight in pairs
+        ]
+        return sum(sums) * 10 / [6, 3, 1][at[0]]  # a mean over its own tokens, where ten are divided by
+
+    check_loss(Dapd(), naive, reduction="token", lesson=lesson)
+
+
+def test_dapds_six_terms_have_the_published_shares():
+    given = dict.fromkeys(Dapd().sources(), ((0.5, 0.5), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)))
+    decision = Dapd().decide(sampled(given, [[1, 1], [1, 0], [1, 1], [1, 1]], lesson=[0, 1, 2, 3]))
+    # Seven tokens are divided by; the two, one, two and two of a lesson weigh 7/2, 7 or 7/2 each, times the share.
+    weights = [term.weight.sum().item() / 7 for term in decision.plan.terms]
+    assert weights == pytest.approx([2 / 15, 2 / 15, 2 / 15, 2 / 5, 2 / 5, 4 / 5])
+    assert sum(weights) == pytest.approx(2.0)
+    assert decision.parts["rollout"].tolist() == [[True, True], [True, False], [False, False], [False, False]]
+    with pytest.raises(ValueError, match="which lesson"):
+        Dapd().decide(sampled(given, [[1, 1]] * 4))
+
+
 # ---- clipped entries ------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +318,8 @@ def test_a_batch_of_masked_tokens_teaches_nothing(objective):
         (S2vOpd, {"divergence": "kl"}, "divergence"),
         (OpdV, {"average_rate": 0.0}, "average_rate"),
         (Opsd, {"entry_clip": 0.0}, "entry_clip"),
+        (Dapd, {"temperature": 0.0}, "temperature"),
+        (Dapd, {"average_every": 0}, "average_every"),
         (Opd, {"entry_clip": -exp(1)}, "entry_clip"),
     ],
 )

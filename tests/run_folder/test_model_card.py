@@ -10,9 +10,10 @@ import yaml
 from rich.console import Console
 
 from dopd_vl.common.files import read_jsonl
+from dopd_vl.common.visible import in_card
 from dopd_vl.objectives import OBJECTIVES
 from dopd_vl.objectives.build import build_objective
-from dopd_vl.run_folder.model_card import CardFacts, DataFacts, model_card, shown
+from dopd_vl.run_folder.model_card import CardFacts, DataFacts, model_card
 from dopd_vl.train_config import DataSettings, LoopSettings, LoraSettings, ModelSettings, ObjectiveSettings, TrainConfig
 from dopd_vl.training.arguments import DopdConfig
 from dopd_vl.training.run import RunResult, run_training
@@ -199,5 +200,5 @@ def test_hostile_names_stay_text_on_one_line() -> None:
 
 
 def test_a_name_is_cut_and_escaped() -> None:
-    assert shown("nano-text/steps") == r"nano\-text/steps"
-    assert len(shown("x" * 500)) == 80
+    assert in_card("nano-text/steps") == r"nano\-text/steps"
+    assert len(in_card("x" * 500)) == 80

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -201,18 +200,6 @@ def test_data_that_vanishes_is_missed_when_it_is_next_read(config: Path, text_da
 
 def _remove(folder: Path, _: Path | None) -> None:
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not permitted here; limits of a file's size stand in for it above")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_full_and_a_read_only_disk(config: Path, undisturbed: Path, small_disk: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ def study(nano_models: Path, text_data: Path, tmp_path_factory: pytest.TempPathF
     }
 
 
-def run(study: dict[str, Any], output: Path, *options: object) -> tuple[int, str]:
-    file = output.with_suffix(".yaml")
+def run(study: dict[str, Any], output: Path, *options: object, file: Path | None = None) -> tuple[int, str]:
+    file = file or output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(study, sort_keys=False))
     done = dopd_vl("study", "--config", file, "--output_dir", output, *options, timeout=400)
     return done.returncode, done.stdout + done.stderr
@@ -128,6 +129,32 @@ def test_rollouts_that_cannot_be_mended_are_told_and_left_out_of_the_results(
     assert code == 0, said
     name = "study/results.json"
     assert (done / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_disk_that_cannot_be_written_is_one_line_and_the_same_command_goes_on(
+    study: dict[str, Any], undisturbed: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    output = small_disk / "studies"
+    shutil.copytree(undisturbed, output)
+    (output / "study" / B / "scores.json").unlink()
+    shutil.rmtree(output / "study" / B / "student")
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 200_000))
+    code, said = run(study, output, file=tmp_path / "study.yaml")
+    assert code in (1, 2), said
+    assert "Traceback" not in said
+    assert "No space left on device" in said
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    code, said = run(study, output, file=tmp_path / "study.yaml")
+    assert code == 2, said
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in said
+    assert "Read-only file system" in said
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    filler.unlink()
+    code, said = run(study, output, file=tmp_path / "study.yaml")
+    assert code == 0, said
+    assert (output / "study/results.json").read_bytes() == (undisturbed / "study/results.json").read_bytes()
 
 
 def test_a_study_that_is_killed_takes_its_worker_along(

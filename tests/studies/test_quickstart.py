@@ -44,8 +44,8 @@ def test_it_ends_with_a_table_of_what_it_measured_a_report_and_alarms(nano_model
     for row in summary["rows"]:
         assert row["name"] in result.stdout
         assert f"{row['accuracy']:.1%}" in result.stdout
-    scores = json.loads((folder / "methods/runs/vanilla-opd/seed-1/scores.json").read_text())
-    assert scores["scores"]["student"]["held-out"]["none"]["accuracy"] == summary["rows"][1]["accuracy"]
+    scores = json.loads((folder / "methods/runs/vanilla-opd/seed-1/scores.json").read_text())["scores"]
+    assert scores["student"]["held-out"]["none"]["accuracy"] == summary["rows"][1]["accuracy"]
     blown_up = summary["rows"][2]["alarm"]
     assert blown_up.startswith("alarm at step ")
     assert f"blown up: {blown_up}" in result.stdout

@@ -76,6 +76,8 @@ def test_objectives_that_need_a_verdict_refuse_tasks_without_one(name: str, monk
             check_requirements(objective, 4, False, data)
     monkeypatch.setenv(ALLOW_CODE, "1")
     check_requirements(objective, 4, False, DATA.select([0, 1]))
+    with pytest.raises(ValueError, match=r"4 sequences a rollout.*num_generations=6 must be a multiple of it"):
+        check_requirements(OBJECTIVES["dapd"](), 6, False, None)
     check_requirements(OBJECTIVES["dopd"](), 4, False, DATA)
 
 

@@ -44,7 +44,7 @@ def test_start_and_average_act_and_leave_the_student_as_it_was(nano_models: Path
     disturb(model, 0.04)
     now = logits(model)
     assert not torch.allclose(now, first, atol=1e-3)
-    times.after_step()
+    times.after_step(1)
     average = copy.deepcopy(load(nano_models))
     disturb(average, 0.25 * 0.04)
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_an_average_is_saved_whole_and_taken_up_again(nano_models: Path, tmp_pat
     times = StudentCopies(model, {"average"}, average_rate=0.5)
     times.begin(model, None)
     disturb(model, 0.1)
-    times.after_step()
+    times.after_step(1)
     times.save(tmp_path, write=True)
     assert [path.name for path in tmp_path.iterdir()] == ["average.safetensors"]
     again = StudentCopies(model, {"average"}, average_rate=0.5)
@@ -181,6 +181,26 @@ def test_a_head_that_is_trained_beside_adapters_is_the_copys_own_where_the_copy_
 def test_a_missing_teacher_is_named(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="objective 'dopd' needs a teacher_model"):
         trainer(nano_models, text_data, tmp_path, Dopd())
+
+
+def test_a_snapshot_is_renewed_only_when_it_is_time(nano_models: Path) -> None:
+    model = load(nano_models)
+    first = logits(model)
+    times = StudentCopies(model, {"average"}, average_rate=1.0, average_every=3)
+    times.begin(model, None)
+    for step in range(1, 5):
+        disturb(model, 0.02)
+        now = logits(model) if step == 3 else None
+        times.after_step(step)
+        with times.acting("average"):
+            shown = logits(model)
+        if step < 3:
+            assert torch.equal(shown, first)
+        elif step == 3:
+            renewed = now
+            assert torch.equal(shown, renewed)
+        else:
+            assert torch.equal(shown, renewed)
 
 
 def test_a_sibling_is_the_next_right_rollout_of_the_same_prompt() -> None:

@@ -20,7 +20,7 @@ from dopd_vl.core.divergences import kl, log_softmax
 from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.models import image_token_ids
 from dopd_vl.nano.tokenizer import MERGED
-from dopd_vl.objectives import Dopd, Opd
+from dopd_vl.objectives import Dapd, Dopd, Opd
 from dopd_vl.objectives.dopd import DopdSettings
 from dopd_vl.objectives.dopd_loss import dopd_loss
 from dopd_vl.run_folder.kept_rollouts import rollout_records
@@ -141,6 +141,37 @@ def test_siblings_share_their_prompt_and_their_group(
     trainer.train()
     assert ids[0] == ids[1] != ids[2] == ids[3]
     assert Watch.groups.tolist() == [0, 0, 1, 1]
+
+
+def test_each_lesson_of_a_rollout_is_a_row_with_its_own_view_and_trajectory(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("text", Dapd(), num_generations=4, per_device_train_batch_size=8)
+    seen: list[tuple[Any, Any]] = []
+    score = trainer._generate_and_score_completions
+    monkeypatch.setattr(
+        trainer, "_generate_and_score_completions", lambda batch: (seen.append((batch, p := score(batch))), p)[1]
+    )
+    drawn: list[int] = []
+    generate = trainer._generate
+    monkeypatch.setattr(trainer, "_generate", lambda prompts: (drawn.append(len(prompts)), generate(prompts))[1])
+    trainer.train()
+    assert drawn[0] == 2  # each rollout once, not once a lesson
+    (batch, packed), tokenizer = seen[0], trainer.views.tokenizer
+    ids, mask = packed["completion_ids"], packed["completion_mask"].bool()
+    for first in (0, 4):
+        example = batch[first]
+        rollout, again, reference, once_more = (ids[b][mask[b]].tolist() for b in range(first, first + 4))
+        assert rollout == again
+        assert reference == once_more
+        told = "\n".join([*example["privileged"]["hints_executed"], f"The final answer is: {example['answer']}"])
+        assert reference == tokenizer(told)["input_ids"][:6]  # as long as the longest response
+        prompts = [tokenizer.decode(packed["views"][b].prompt_ids) for b in range(first, first + 4)]
+        assert prompts[0] == prompts[2]
+        assert "Hints:" not in prompts[0]
+        assert f"which may be right or wrong:\n{tokenizer.decode(rollout, skip_special_tokens=True)}" in prompts[1]
+        assert "Hints:" in prompts[3]
+    assert len(trainer.kept_rollouts) == 2
 
 
 def test_an_example_that_cannot_be_shown_is_passed_over_by_id(make_trainer: MakeTrainer, vision_data: Path) -> None:

@@ -5,17 +5,17 @@ import sqlite3
 
 import pytest
 import yaml
-from annotating import KEY, lines, write_records
-from answering import Answering
+from annotating import KEY, lines, question_number, write_records
+from answering import Answering, completion
 
 from tests.commands import dopd_vl
 
 MEMORY = 256 * 2**20
 
 
-def annotated(folder, url, memory=None):
+def annotated(folder, url, memory=None, retries=0):
     """`dopd-vl prepare` with annotation of the records in a folder."""
-    asked = {"url": url, "model": "m", "key_env": "TEST_KEY", "retries": 0}
+    asked = {"url": url, "model": "m", "key_env": "TEST_KEY", "retries": retries}
     settings = {
         "source": {"kind": "jsonl", "options": {"path": "records.jsonl"}, "default_task": "exact"},
         "output": "out",
@@ -73,6 +73,22 @@ def test_a_key_that_a_reply_spells_in_escapes_is_in_no_file_and_no_line(tmp_path
         if file.is_file():
             assert all(text.encode() not in file.read_bytes() for text in (KEY, spelt)), file
     assert KEY not in done.stdout + done.stderr
+
+
+def test_what_a_server_says_moves_nothing_on_a_terminal_and_ends_no_run(tmp_path):
+    said = "x\x1b[2J[/red]\u202e\u200b\x9b"
+
+    def hostile(part, body, seen):
+        number = question_number(body) if part == "hints" else 0
+        return [said.encode(), completion("x", refusal=said), json.dumps({"hints": [said] * 30})][number]
+
+    write_records(tmp_path, 3)
+    with Answering(hostile).serving() as url:
+        done = annotated(tmp_path, url, retries=1)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "[/red]" in done.stderr
+    printed = done.stdout + done.stderr + (tmp_path / "out" / "rejected.jsonl").read_text()
+    assert all(sign.isprintable() or sign == "\n" for sign in printed)
 
 
 @pytest.mark.parametrize("number", ["1e999", "-" + "9" * 400, "NaN", '"10"', "true", "9" * 5000])

@@ -17,7 +17,18 @@ from privileged.prepare.prepare import prepare
 from privileged.records.records import parse_record
 from privileged.sources.cards import find_card, read_card, resolve_source
 from privileged.sources.sources import SOURCES, hub_source
-from privileged.sources.transforms import TRANSFORMS, item, join_folder, key, objects, parse_json, rename, unbox, yes_no
+from privileged.sources.transforms import (
+    TRANSFORMS,
+    after_thinking,
+    item,
+    join_folder,
+    key,
+    objects,
+    parse_json,
+    rename,
+    unbox,
+    yes_no,
+)
 
 CARDS = sorted(shipped("data/sources").glob("*.yaml"))
 DAPO_BEFORE = (
@@ -338,6 +349,7 @@ def test_values_that_a_transform_cannot_take_are_bad_records() -> None:
         lambda: item([], 0),
         lambda: key({"a": 1}, "b"),
         lambda: unbox("\\boxed{1"),
+        lambda: after_thinking("<think>Well"),
         lambda: rename("rule", {"model": "open"}),
         lambda: join_folder(3, "images"),
         lambda: yes_no("true"),
@@ -350,4 +362,4 @@ def test_values_that_a_transform_cannot_take_are_bad_records() -> None:
         with pytest.raises(RecordError):
             call()
     assert find_card("virl39k").name == "virl39k.yaml"
-    assert len(TRANSFORMS) == 12
+    assert len(TRANSFORMS) == 13
