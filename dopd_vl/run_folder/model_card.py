@@ -204,7 +204,7 @@ def _of_data(data: DataFacts) -> Iterator[tuple[str, str]]:
 
 
 def _scores(facts: CardFacts) -> list[str]:
-    scored = [row for row in facts.metrics if "eval_accuracy" in row]
+    scored = [row for row in facts.metrics if any(name.startswith("eval_") for name in row)]
     if not scored or facts.eval is None:
         return ["It was not scored while it was trained.", ""]
     first, last = scored[0], scored[-1]
@@ -213,7 +213,8 @@ def _scores(facts: CardFacts) -> list[str]:
         for name in sorted(last)  # a run that was taken up has them in this order, too
         if name.startswith("eval_") and isinstance(last[name], int | float) and not name.endswith(_TIMINGS)
     ]
-    rows = [(in_card(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]
+    rows = [("accuracy", "not scored", "not scored")] if "eval_accuracy" not in last else []
+    rows += [(in_card(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]
     name = "held-out data" if facts.eval.name is None else in_card(facts.eval.name)
     size = "" if facts.eval.records is None else f", {facts.eval.records} examples"
     return [

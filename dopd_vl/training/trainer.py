@@ -44,7 +44,7 @@ from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.core import Source, fused_plan_loss, item_count, rows_to_keep, token_scale
-from dopd_vl.evaluation.accuracy import predict, summarise
+from dopd_vl.evaluation.accuracy import predict, summarise, why_unscored
 from dopd_vl.evaluation.generation import bare_policy, ignored_settings
 from dopd_vl.evaluation.verifiers import Verdict
 from dopd_vl.models import forget_image_positions, image_token_ids
@@ -204,6 +204,7 @@ class DopdTrainer(DistillationTrainer):
         self._empty_steps: int | None = 0
         """steps since the run began that no rank had a usable example for; None once one had"""
         self._told_of_undecided = False
+        self._told_of_unscored: set[str] = set()
         self._decision: Decision | None = None
         self._sums = TokenSums()
 
@@ -254,9 +255,14 @@ class DopdTrainer(DistillationTrainer):
     ) -> dict[str, float]:
         """Greedy accuracy by the tasks' verifiers on every variant of `eval_variants`, shared among ranks.
 
+        A metric that there was nothing to measure by is left out, and a warning says why.
+
         Args:
             eval_dataset: in place of the trainer's own; of several, by name, each is scored with its name behind the
                 prefix. Or the name of one of the trainer's own.
+
+        Raises:
+            UserError: while it trains, nothing is scored by which `metric_for_best_model` is to choose.
         """
         own: Any = self.eval_dataset
         dataset: Any = (
@@ -282,16 +288,18 @@ class DopdTrainer(DistillationTrainer):
                     model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
                 )
             self._tell_of_undecided((p.id, p.undecided) for p in predictions)
-            total = summarise(gather_object(predictions), len(gather_object(refused)))
+            predictions, refused = gather_object(predictions), gather_object(refused)
+            total = summarise(predictions, len(refused))
             prefix = metric_key_prefix if number == 0 else f"{metric_key_prefix}_{variant}"
+            measured = {name: getattr(total, name) for name in ("accuracy", "entropy", "mean_tokens", "clipped")}
+            counted = {name: getattr(total, name) for name in ("undecided", "unscored", "refused")}
             metrics |= {
-                f"{prefix}_accuracy": total.accuracy,
-                f"{prefix}_entropy": total.entropy,
-                f"{prefix}_mean_tokens": total.mean_tokens,
-                f"{prefix}_clipped": total.clipped,
-                **({f"{prefix}_undecided": float(total.undecided)} if total.undecided else {}),
+                **{f"{prefix}_{name}": value for name, value in measured.items() if value is not None},
+                **{f"{prefix}_{name}": float(count) for name, count in counted.items() if count},
                 **{f"{prefix}_accuracy/{source}": value for source, value in total.by_source.items()},
             }
+            if total.accuracy is None:
+                self._tell_of_unscored(f"{prefix}_accuracy", variant, why_unscored(predictions, refused))
         self.models.bare("student").eval()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -454,6 +462,18 @@ class DopdTrainer(DistillationTrainer):
             "undecided_rollouts has the share of such rollouts, eval_undecided the number of such responses",
             stacklevel=2,
         )
+
+    def _tell_of_unscored(self, metric: str, variant: str, why: str) -> None:
+        """One line a run about an accuracy that there is nothing to measure by."""
+        chosen_by = self.args.metric_for_best_model
+        if self.is_in_train and chosen_by is not None and metric == f"eval_{chosen_by.removeprefix('eval_')}":
+            raise UserError(
+                f"metric_for_best_model: {chosen_by} cannot be measured: {why}; name another metric, such as "
+                "'entropy' with greater_is_better=False, or give an eval_dataset that is scored"
+            )
+        if metric not in self._told_of_unscored and self.accelerator.is_main_process:
+            self._told_of_unscored.add(metric)
+            warnings.warn(f"{metric} is not scored (variant {variant}): {why}", stacklevel=2)
 
     def _count_empty_steps(self, usable: bool) -> None:
         """A step without a usable example has no loss, and the run goes on: unless no example of the data is usable."""
