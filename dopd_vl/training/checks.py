@@ -6,6 +6,7 @@ on the machine that it is about to begin on: its devices, the models' tokenizers
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,6 +76,8 @@ def check(
         check_sizes(loop)
     except ValueError as error:
         raise ConfigurationError(f"training.{error}") from error
+    if loop.early_stopping_patience is not None and config.data.eval is None:
+        raise ConfigurationError("training.early_stopping_patience: needs data.eval, whose accuracy it goes by")
     _check_trl(config)
     _check_vllm(config)
     check_copies({source.policy for source in objective.sources()}, config.model.lora is not None, zero_stage)
@@ -325,7 +328,7 @@ def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
     """
     batch, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     group = settings.num_generations
-    prompts = batch * accumulated * processes // group
+    prompts = _prompts_a_step(settings, processes)
     if examples < prompts:
         raise ConfigurationError(
             f"{key}: its {examples} examples make no step, which takes {prompts} "
@@ -337,6 +340,22 @@ def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
             f"num_train_epochs={settings.num_train_epochs} with max_steps={settings.max_steps} makes no step; give one "
             "of them above 0"
         )
+
+
+def length_of(settings: Any, examples: int, processes: int) -> str:
+    """How long a run is, in words that say what decides it; arguments as of `check_steps`."""
+    prompts = _prompts_a_step(settings, processes)
+    each_pass = examples // prompts
+    if settings.max_steps > 0:
+        passes = settings.max_steps / each_pass
+        return f"{settings.max_steps} steps by max_steps, {passes:.3g} passes over {examples} examples"
+    steps, passes = math.ceil(settings.num_train_epochs * each_pass), settings.num_train_epochs
+    return f"{steps} steps by num_train_epochs, {passes:g} passes over {examples} examples"
+
+
+def _prompts_a_step(settings: Any, processes: int) -> int:
+    rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
+    return int(rollouts // settings.num_generations)
 
 
 def _check_trl(config: TrainConfig) -> None:
@@ -358,10 +377,6 @@ def _check_trl(config: TrainConfig) -> None:
         check_fields(config.trl, "trl.")
         if not config.training.use_vllm:
             check_names_of_generation(config.trl, "trl.")
-        if "num_train_epochs" in config.trl and config.training.max_steps > 0:
-            raise ConfigurationError(
-                f"trl.num_train_epochs: training.max_steps={config.training.max_steps} goes before it; give -1 there"
-            )
 
 
 def _check_vllm(config: TrainConfig) -> None:

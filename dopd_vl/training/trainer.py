@@ -551,7 +551,7 @@ class DopdTrainer(DistillationTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Of a run that was killed after its last step only what comes then is left; TRL would take one more step.
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[View]) -> tuple[list[list[int]], list | None, dict[str, Any]]:
