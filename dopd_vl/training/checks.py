@@ -456,6 +456,10 @@ def check_requirements(
             raise ValueError(f"objective {name!r} asks for policy {source.policy!r}, known: {', '.join(POLICIES)}")
         if source.view not in VIEWS:
             raise ValueError(f"objective {name!r} asks for view {source.view!r}, {nearest(source.view, VIEWS)}")
+        if not reads_images and source.view in VARIANTS and VARIANTS[source.view].modality == "vision":
+            raise ValueError(
+                f"objective {name!r} is about images (view {source.view!r}), but the student reads text only"
+            )
     if needs.student_variant not in VARIANTS:
         known = nearest(needs.student_variant, VARIANTS)
         raise ValueError(f"objective {name!r} shows the student variant {needs.student_variant!r}, {known}")
