@@ -5,18 +5,21 @@ A raw record is whatever `records.parse_record` can judge; a source neither chec
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dopd_vl.common.configuration import check_choice, existing_path, settings_of
 from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
 from privileged.audit.audit import Tally
-from privileged.records.fields import unique_keys
+from privileged.records.fields import MAX_ID, unique_keys
 from privileged.schema import COLUMNS, MEASURED, PRIVILEGED_KEYS
 from privileged.sources.coco import CocoSource
 from privileged.sources.detection import VocSource, YoloSource
@@ -37,7 +40,10 @@ MAPPABLE = (
 
 NEEDED = ("prompt", "answer")
 INCIDENTAL = ("id", "source", "task", "image_sizes")
-"""What a table may lack although its card, written for another revision, names it."""
+"""What the data may lack although their card, written for another revision, names it."""
+
+MAX_NAMES = 200
+"""Names of columns that are kept for a message."""
 
 _MISSING = object()
 
@@ -69,8 +75,9 @@ class Source(Numbered, Protocol):
     name: str
 
 
-SourceFactory = Callable[[Mapping[str, Any]], Source]
-"""Makes a source from the options of a config."""
+SourceFactory = Callable[..., Source]
+"""Makes a source from the options of a config. Those of `COLUMN_KINDS` take as `optional` which of our columns the data
+may lack although the options name theirs."""
 
 
 @runtime_checkable
@@ -106,7 +113,7 @@ class JsonlOptions:
 class JsonlSource:
     """A JSONL file. Only where its lines begin is held in memory."""
 
-    def __init__(self, options: Mapping[str, Any]):
+    def __init__(self, options: Mapping[str, Any], optional: Collection[str] = ()):
         self._options = settings_of(JsonlOptions, options, "source.options")
         self._path = existing_path(self._options.path, "source.options.path", "file")
         self.name = self._path.stem
@@ -115,6 +122,7 @@ class JsonlSource:
             self.image_root = existing_path(self._options.images, "source.options.images", "folder")
         self._columns = check_columns(self._options.columns)
         self._starts, self._line_numbers, self._digest = _index_lines(self._path)
+        refuse_absent(self._columns, self._readable(), optional)
 
     def fingerprint(self) -> str:
         return f"jsonl:{self._digest}"
@@ -123,6 +131,14 @@ class JsonlSource:
         return len(self._starts)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return map_columns(self._row(index), self._columns)
+
+    def _readable(self) -> Iterator[dict[str, Any]]:
+        for index in range(len(self)):
+            with contextlib.suppress(RecordError):
+                yield self._row(index)
+
+    def _row(self, index: int) -> dict[str, Any]:
         where = f"line {self._line_numbers[index]} of {self._path.name}"
         with self._path.open("rb") as file:
             file.seek(self._starts[index])
@@ -139,7 +155,7 @@ class JsonlSource:
             raise RecordError(f"{where} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise RecordError(f"{where} is a {type(row).__name__}, no JSON object")
-        return map_columns(row, self._columns)
+        return row
 
 
 def _index_lines(path: Path) -> tuple[array[int], array[int], str]:
@@ -185,7 +201,7 @@ class DatasetOptions:
     class_names: list[str] | None = None
 
 
-def dataset_source(options: Mapping[str, Any]) -> Source:
+def dataset_source(options: Mapping[str, Any], optional: Collection[str] = ()) -> Source:
     """A dataset saved on disk, or parquet files read one row group at a time."""
     given = settings_of(DatasetOptions, options, "source.options")
     path = existing_path(given.path, "source.options.path", "file or folder")
@@ -196,6 +212,7 @@ def dataset_source(options: Mapping[str, Any]) -> Source:
         path.stem,
         given,
         lambda: saved_rows(path, given.split) if saved else ParquetRows(path, given.config, given.split),
+        optional,
     )
     return ObjectTable(table, given.questions, given.class_names) if given.questions else table
 
@@ -222,29 +239,41 @@ class HubOptions:
     class_names: list[str] | None = None
 
 
-def hub_source(options: Mapping[str, Any]) -> Source:
+def hub_source(options: Mapping[str, Any], optional: Collection[str] = ()) -> Source:
     """A dataset of the Hugging Face hub, memory-mapped from the cache."""
     given = settings_of(HubOptions, options, "source.options")
-    table = TableSource(given.id, given, lambda: hub_rows(given.id, given.revision, given.config, given.split))
+    rows = partial(hub_rows, given.id, given.revision, given.config, given.split)
+    table = TableSource(given.id, given, rows, optional)
     return ObjectTable(table, given.questions, given.class_names) if given.questions else table
 
 
 class TableSource:
     """Rows of a table, with our columns filled from its own."""
 
-    def __init__(self, name: str, options: DatasetOptions | HubOptions, rows: Callable[[], Rows]):
+    def __init__(
+        self,
+        name: str,
+        options: DatasetOptions | HubOptions,
+        rows: Callable[[], Rows],
+        optional: Collection[str] = (),
+    ):
         self.name = name
         self.image_root: Path | None = None
         if options.images is not None:
             self.image_root = existing_path(options.images, "source.options.images", "folder")
         self._columns = check_columns(options.columns)
         self._rows = rows()  # last: a wrong option is told of before anything is read or downloaded
+        nested = {}
         for target, column in self._columns.items():
-            if target not in INCIDENTAL and not {column, column.partition(".")[0]} & set(self._rows.columns):
-                raise ConfigurationError(
-                    f"source.options.columns.{target}: the data has no column {column!r}; "
-                    f"{nearest(column, self._rows.columns)}"
-                )
+            top = column.partition(".")[0]
+            if top in self._rows.columns and column not in self._rows.columns:
+                nested[target] = column
+        plain = {target: column for target, column in self._columns.items() if target not in nested}
+        refuse_absent(plain, [dict.fromkeys(self._rows.columns)], optional)
+        for target, column in nested.items():
+            top = column.partition(".")[0]
+            values = (value for value in self._rows.values(top) if not isinstance(value, RecordError))
+            refuse_absent({target: column}, ({top: value} for value in values), optional)
 
     def fingerprint(self) -> str:
         return self._rows.fingerprint()
@@ -270,6 +299,36 @@ def check_columns(columns: Mapping[str, str], where: str = "source.options.colum
     for target in columns:
         check_choice(target, MAPPABLE, f"{where}.{target}")
     return dict(columns)
+
+
+def refuse_absent(
+    columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], optional: Collection[str] = ()
+) -> None:
+    """Raise ConfigurationError for a column that the settings name and no row has. Rows are read until all are found.
+
+    Args:
+        optional: Which of our columns may stay empty.
+    """
+    absent = {target: column for target, column in columns.items() if target not in optional}
+    names: dict[str, None] = {}
+    for row in rows if absent else ():
+        absent = {target: column for target, column in absent.items() if _look_up(row, column) is _MISSING}
+        if not absent:
+            return
+        if len(names) < MAX_NAMES:
+            names |= dict.fromkeys(_names(row))
+    for target, column in absent.items() if names else ():
+        raise ConfigurationError(
+            f"source.options.columns.{target}: the data has no column {column!r}; {nearest(column, names)}"
+        )
+
+
+def _names(row: Mapping[str, Any]) -> Iterator[str]:
+    """The names of a row's columns, and of those one level below as `columns` has them."""
+    for key, value in islice(row.items(), MAX_NAMES):
+        yield key[:MAX_ID]
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{inner}"[:MAX_ID] for inner in islice(value, MAX_NAMES))
 
 
 def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
