@@ -141,7 +141,7 @@ def _with_card(settings: SourceConfig, card: SourceCard, path: Path) -> SourceCo
     kind = settings.kind or card.kind
     if kind != card.kind and not (kind in COLUMN_KINDS and card.kind in COLUMN_KINDS):
         raise ConfigurationError(f"source.kind: the card {path.stem} is read as {card.kind!r}, and not as {kind!r}")
-    shared = ("questions", "class_names") if kind in ("dataset", "hub") else ()
+    shared = ("turns", "questions", "class_names") if kind in ("dataset", "hub") else ("turns",)
     options: dict[str, Any] = {key: card.options[key] for key in card.options if kind == card.kind or key in shared}
     if kind == "hub":
         if card.kind != "hub" and not card.hub:

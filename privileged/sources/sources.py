@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
+import re
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dopd_vl.common.configuration import check_choice, existing_path, settings_of
 from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
@@ -22,6 +24,7 @@ from privileged.audit.audit import Tally
 from privileged.records.fields import MAX_ID, unique_keys
 from privileged.schema import COLUMNS, MEASURED, PRIVILEGED_KEYS
 from privileged.sources.coco import CocoSource
+from privileged.sources.conversations import ConversationTable
 from privileged.sources.detection import VocSource, YoloSource
 from privileged.sources.objects import ObjectTable
 from privileged.sources.tables import Numbered, ParquetRows, Rows, hub_rows, saved_rows
@@ -96,22 +99,31 @@ class CountingSource(Protocol):
 
 @dataclass
 class JsonlOptions:
-    """One JSON object a line.
+    """One JSON object a line, or one array of them.
 
     Args:
-        path: The file.
+        path: The file. One array is what a file is read as whose name ends in .json and that begins with a bracket.
         images: The folder that image paths are relative to. Default: the file's folder.
         columns: Which of the file's columns fills which of ours, e.g. {prompt: question, answer: solution,
             privileged.hints: steps}; a dot walks into a nested mapping.
+        turns: What fills `prompt` are conversations, of which "each", the "first" or the "last" reply is a record.
     """
 
     path: str
     images: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    turns: str | None = None
+
+
+def jsonl_source(options: Mapping[str, Any], optional: Collection[str] = ()) -> Source:
+    """A file of JSON objects, or the replies of the conversations in them."""
+    table = JsonlSource(options, optional)
+    turns = settings_of(JsonlOptions, options, "source.options").turns
+    return table if turns is None else ConversationTable(table, turns)
 
 
 class JsonlSource:
-    """A JSONL file. Only where its lines begin is held in memory."""
+    """A JSONL file, or a JSON array. Only where its records are is held in memory."""
 
     def __init__(self, options: Mapping[str, Any], optional: Collection[str] = ()):
         self._options = settings_of(JsonlOptions, options, "source.options")
@@ -121,14 +133,14 @@ class JsonlSource:
         if self._options.images is not None:
             self.image_root = existing_path(self._options.images, "source.options.images", "folder")
         self._columns = check_columns(self._options.columns)
-        self._starts, self._line_numbers, self._digest = _index_lines(self._path)
+        self._index = _index_array(self._path) if _is_array(self._path) else _index_lines(self._path)
         refuse_absent(self._columns, self._readable(), optional)
 
     def fingerprint(self) -> str:
-        return f"jsonl:{self._digest}"
+        return f"jsonl:{self._index.digest}"
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._index.starts)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return map_columns(self._row(index), self._columns)
@@ -138,11 +150,25 @@ class JsonlSource:
             with contextlib.suppress(RecordError):
                 yield self._row(index)
 
+    def values(self, target: str) -> Iterator[Any]:
+        """One of our columns for every record; RecordErrors as of `Rows`."""
+        for index in range(len(self)):
+            try:
+                found = _look_up(self._row(index), self._columns.get(target, target))
+                yield None if found is _MISSING else found
+            except RecordError as error:
+                yield error
+
     def _row(self, index: int) -> dict[str, Any]:
-        where = f"line {self._line_numbers[index]} of {self._path.name}"
+        unit = "line" if self._index.ends is None else "entry"
+        where = f"{unit} {self._index.numbers[index]} of {self._path.name}"
+        start = self._index.starts[index]
         with self._path.open("rb") as file:
-            file.seek(self._starts[index])
-            line = file.readline(MAX_LINE + 1)
+            file.seek(start)
+            if self._index.ends is None:
+                line = file.readline(MAX_LINE + 1)
+            else:
+                line = file.read(min(self._index.ends[index] - start, MAX_LINE + 1))
         if len(line) > MAX_LINE:
             raise RecordError(f"{where} is longer than {MAX_LINE} bytes")
         if sum(line.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
@@ -158,7 +184,56 @@ class JsonlSource:
         return row
 
 
-def _index_lines(path: Path) -> tuple[array[int], array[int], str]:
+class Index(NamedTuple):
+    """Where in a file its records are, and which line or entry each is; in an array also where each ends."""
+
+    starts: array[int]
+    numbers: array[int]
+    digest: str
+    ends: array[int] | None = None
+
+
+def _is_array(path: Path) -> bool:
+    """A file of lines may be called .json too, but no line of it is an array."""
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".json" and file.read(PIECE).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_BETWEEN = re.compile(rb'(?:[^"\[\]{},]++|' + _TEXT + rb")*+([\[\]{},])", re.DOTALL)
+_WITHIN = re.compile(rb'(?:[^"\[\]{}]++|' + _TEXT + rb")*+([\[\]{}])", re.DOTALL)
+"""Up to the next bracket, and outside of entries comma, that is in no text. Nothing is tried twice."""
+
+
+def _index_array(path: Path) -> Index:
+    where = f"source.options.path: {path}"
+    starts, ends = array("Q"), array("Q")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        depth = position = start = 0
+        while match := (_WITHIN if depth > 1 else _BETWEEN).match(data, position):
+            position = match.end()
+            sign = match[1]
+            depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(sign, 0)
+            if depth == 1 and sign == b"[" and not start:
+                start = position
+            elif depth == 0 or (depth == 1 and sign == b","):
+                if sign == b"," or data[start : position - 1].strip():  # no entry, or none after the last comma
+                    starts.append(start)
+                    ends.append(position - 1)
+                start = position
+            if depth == 0:
+                break
+        if depth:
+            raise ConfigurationError(
+                f"{where} begins an array that does not end, after {len(starts)} entries; is it whole?"
+            )
+        if data[position:].strip():
+            raise ConfigurationError(f"{where} goes on after its array, at byte {position}")
+        digest = hashlib.sha256(data).hexdigest()
+    return Index(starts, array("Q", range(1, len(starts) + 1)), digest, ends)
+
+
+def _index_lines(path: Path) -> Index:
     starts, numbers = array("Q"), array("Q")
     digest = hashlib.sha256()
     position = 0
@@ -173,7 +248,7 @@ def _index_lines(path: Path) -> tuple[array[int], array[int], str]:
             position += len(piece)
             at_start = piece.endswith(b"\n")
             number += at_start
-    return starts, numbers, digest.hexdigest()
+    return Index(starts, numbers, digest.hexdigest())
 
 
 @dataclass
@@ -190,6 +265,7 @@ class DatasetOptions:
         questions: A list of settings of `questions.Question`, asked of the objects that `privileged.boxes` is filled
             with.
         class_names: The names of those objects' categories, where they are numbers without names.
+        turns: As for jsonl.
     """
 
     path: str
@@ -199,6 +275,7 @@ class DatasetOptions:
     columns: dict[str, str] = field(default_factory=dict)
     questions: list[Any] = field(default_factory=list)
     class_names: list[str] | None = None
+    turns: str | None = None
 
 
 def dataset_source(options: Mapping[str, Any], optional: Collection[str] = ()) -> Source:
@@ -214,7 +291,7 @@ def dataset_source(options: Mapping[str, Any], optional: Collection[str] = ()) -
         lambda: saved_rows(path, given.split) if saved else ParquetRows(path, given.config, given.split),
         optional,
     )
-    return ObjectTable(table, given.questions, given.class_names) if given.questions else table
+    return _expanded(table, given)
 
 
 @dataclass
@@ -226,7 +303,7 @@ class HubOptions:
         revision: A commit or tag; without one, whatever is newest.
         config: The configuration, where the dataset has several.
         split: Which split, where there are several.
-        images, columns, questions, class_names: As for dataset.
+        images, columns, questions, class_names, turns: As for dataset.
     """
 
     id: str
@@ -237,6 +314,7 @@ class HubOptions:
     columns: dict[str, str] = field(default_factory=dict)
     questions: list[Any] = field(default_factory=list)
     class_names: list[str] | None = None
+    turns: str | None = None
 
 
 def hub_source(options: Mapping[str, Any], optional: Collection[str] = ()) -> Source:
@@ -244,6 +322,15 @@ def hub_source(options: Mapping[str, Any], optional: Collection[str] = ()) -> So
     given = settings_of(HubOptions, options, "source.options")
     rows = partial(hub_rows, given.id, given.revision, given.config, given.split)
     table = TableSource(given.id, given, rows, optional)
+    return _expanded(table, given)
+
+
+def _expanded(table: TableSource, given: DatasetOptions | HubOptions) -> Source:
+    """The rows as they are, or the records that are made of each."""
+    if given.questions and given.turns is not None:
+        raise ConfigurationError("source.options.turns: is for conversations, and questions are for objects; name one")
+    if given.turns is not None:
+        return ConversationTable(table, given.turns)
     return ObjectTable(table, given.questions, given.class_names) if given.questions else table
 
 
@@ -358,7 +445,7 @@ def _look_up(row: Any, column: str) -> Any:
 
 
 SOURCES: dict[str, SourceFactory] = {
-    "jsonl": JsonlSource,
+    "jsonl": jsonl_source,
     "dataset": dataset_source,
     "hub": hub_source,
     "coco": CocoSource,
