@@ -135,6 +135,8 @@ class TrainerSettings:
     shard_teacher: bool = False
     """keep 1/N of the teacher on each of N GPUs and gather it layer by layer where it scores; not with DeepSpeed, whose
     ZeRO-3 does it anyway"""
+    task_reward: float = 0.0
+    """weight of the verifier's verdict, beside what the objective teaches (docs/methods.md); 0: none"""
     rollouts_to_keep: int = 2
     """rollouts of the first process written to rollouts.jsonl at each log, with their routing"""
 
@@ -150,7 +152,9 @@ def check_sizes(settings: Any) -> None:
     check_at_least(1, settings, "logged_top_k")
     if settings.logits_chunk_size != "auto":
         check_at_least(1, settings, "logits_chunk_size")
-    check_at_least(0, settings, "rollouts_to_keep", "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
+    check_at_least(
+        0, settings, "rollouts_to_keep", "task_reward", "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"
+    )
     check_at_least(0, settings, "logging_steps", "eval_steps", "save_steps")
     if settings.max_steps == 0:
         raise ValueError("max_steps=0 trains nothing; give a number of steps, or -1 for trl.num_train_epochs passes")

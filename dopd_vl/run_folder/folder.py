@@ -38,7 +38,8 @@ class RunFolder(TrainerCallback):
         self.save_total_limit = save_total_limit
         self.kept_files = KeptFiles(folder)
         self.trainer: Any = None
-        self.best: float | None = None
+        self.best: tuple[str, float] | None = None
+        """the metric that chooses the best student, and its highest value so far; None: nothing was scored"""
         self.made_a_step = False
         """whether this process came to the end of one"""
         self._refusals_written = 0
@@ -52,7 +53,8 @@ class RunFolder(TrainerCallback):
     ) -> None:
         # Every rank must know the best so far: they save the next best together.
         rows = read_rows(self.folder / METRICS_FILE)
-        self.best = max((row["eval_accuracy"] for row in rows if "eval_accuracy" in row), default=None)
+        for row in rows:
+            self._is_better(row, args)
         if self.trainer.resumed_from is not None:
             mark = json.loads((self.trainer.resumed_from / COMPLETE_FILE).read_text(encoding="utf-8"))
             self.trainer.refused_before = mark["refused"][args.process_index]
@@ -80,11 +82,25 @@ class RunFolder(TrainerCallback):
             append_jsonl(self.folder / REFUSED_FILE, rows)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        accuracy = kwargs["metrics"].get("eval_accuracy")
-        if accuracy is None or (self.best is not None and accuracy <= self.best):
-            return
-        self.best = accuracy
-        save_whole(self.trainer, self.folder / BEST_FOLDER, {"step": state.global_step, "eval_accuracy": accuracy})
+        if self._is_better(kwargs["metrics"], args):
+            assert self.best is not None
+            save_whole(self.trainer, self.folder / BEST_FOLDER, {"step": state.global_step, **dict([self.best])})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Of students that nothing compares, the last.
+        if self.best is None and self.made_a_step and self.trainer.eval_dataset is not None:
+            save_whole(self.trainer, self.folder / BEST_FOLDER, {"step": state.global_step})
+
+    def _is_better(self, metrics: Mapping[str, Any], args: Any) -> bool:
+        """Whether a student is the best so far, by the first of `eval_variants` that has an accuracy."""
+        names = ["eval_accuracy", *(f"eval_{variant}_accuracy" for variant in args.eval_variants[1:])]
+        found = next(((name, metrics[name]) for name in names if name in metrics), None)
+        if found is None or (self.best is not None and found[0] == self.best[0] and found[1] <= self.best[1]):
+            return False
+        self.best = found
+        return True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Behind what every rank has written, and before anything older is removed.

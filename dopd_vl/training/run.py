@@ -52,6 +52,8 @@ class RunResult:
     """the student after the last step, with its processor"""
     metrics: list[dict[str, Any]]
     """the rows of metrics.jsonl"""
+    best_by: str | None = None
+    """the metric that chose best/; None: nothing was scored, and it is the student after the last step"""
 
 
 def run_training(config: TrainConfig, title: str | None = None, console: Console | None = None) -> RunResult:
@@ -125,7 +127,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
             run_folder.kept_files.write_digests()
         if hub is not None and arguments.process_index == 0:
             say(f"{student}: pushed to {push_folder(student, hub, 'model', 'training.push_to_hub', ['*'], WEIGHTS)}")
-        return RunResult(folder, student, read_jsonl(folder / METRICS_FILE))
+        best_by = None if run_folder.best is None else run_folder.best[0]
+        return RunResult(folder, student, read_jsonl(folder / METRICS_FILE), best_by)
 
 
 def load_examples(folder: str, size: int | None = None) -> Dataset:

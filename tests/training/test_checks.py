@@ -79,6 +79,8 @@ def test_objectives_that_need_a_verdict_refuse_tasks_without_one(name: str, monk
     with pytest.raises(ValueError, match=r"4 sequences a rollout.*num_generations=6 must be a multiple of it"):
         check_requirements(OBJECTIVES["dapd"](), 6, False, None)
     check_requirements(OBJECTIVES["dopd"](), 4, False, DATA)
+    with pytest.raises(ValueError, match=r"training\.task_reward=0\.5 compares rollouts of one prompt"):
+        check_requirements(OBJECTIVES["dopd"](), 1, False, None, task_reward=0.5)
 
 
 def test_weights_that_are_pickles_are_not_loaded(nano_models: Path, tmp_path: Path) -> None:
