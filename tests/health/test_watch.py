@@ -127,8 +127,7 @@ def test_ignore_says_and_keeps_nothing(nano_models: Path, text_data: Path, tmp_p
 def test_a_run_that_goes_nan_is_stopped_and_spoils_no_checkpoint(
     nano_models: Path, text_data: Path, tmp_path: Path
 ) -> None:
-    # A teacher whose numbers are finite and whose logits are not: the first loss is NaN, and with it every weight of the
-    # student.
+    # A teacher whose weights are finite and whose logits are not: the first loss is NaN, and with it the whole student.
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     for file in (nano_models / "text-teacher").iterdir():
