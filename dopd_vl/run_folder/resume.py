@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
             length = _changed_length(folder / CONFIG_FILE, config)
             if _check_config(folder / CONFIG_FILE, config) or limits or length:
                 (folder / DIGESTS_FILE).unlink(missing_ok=True)  # the next checkpoint's has the new one
-                write_atomically(folder / CONFIG_FILE, as_yaml(config))
+                _write_config(folder, config)
         if removed:
             say(f"{folder}: not whole, and removed: {', '.join(removed)}")
         for file in mended:
@@ -116,8 +117,13 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
             restore(folder, None)
         write_json(folder / FINGERPRINT_FILE, fingerprint)
         # Last: a folder without it holds no run yet.
-        write_atomically(folder / CONFIG_FILE, as_yaml(config))
+        _write_config(folder, config)
     return None
+
+
+def _write_config(folder: Path, config: TrainConfig) -> None:
+    """Whether a command took the run up is no part of the run."""
+    write_atomically(folder / CONFIG_FILE, as_yaml(replace(config, resume=False)))
 
 
 def made_a_step(folder: Path) -> bool:
