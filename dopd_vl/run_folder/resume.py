@@ -218,10 +218,9 @@ def _changed_length(file: Path, config: TrainConfig) -> str | None:
         schedule, said = config.training.lr_scheduler_type, config.trl.get("lr_scheduler_kwargs") or {}
         if schedule not in _WITHOUT_LENGTH and not (schedule == "warmup_stable_decay" and "num_stable_steps" in said):
             raise UserError(
-                f"resume: {key} was {before} in {file} and is {now} now, and a {schedule} schedule of that length would "
-                "have had other learning rates from the start; begin anew in another folder with --model.student "
-                f"{file.parent / STUDENT_FOLDER}. Runs that are begun with --training.lr_scheduler_type constant can be "
-                "made longer"
+                f"resume: {key} was {before} in {file} and is {now} now, and a {schedule} schedule of that length has "
+                "other learning rates from the start; begin anew in another folder with --model.student "
+                f"{file.parent / STUDENT_FOLDER}. Runs begun with training.lr_scheduler_type: constant can be longer"
             )
         return f"{file.parent}: longer now: {key} was {before} and is {now}, the schedule {schedule} as before"
     return None

@@ -28,7 +28,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils.hub import hf_api
 
 from dopd_vl.common.configuration import check_values
-from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_line
+from dopd_vl.common.errors import ConfigurationError, RecordError, UserError, nearest, one_line
 from dopd_vl.common.resources import find_model
 from dopd_vl.common.terminal import tell
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
@@ -41,6 +41,7 @@ from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS, check_family, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
+from privileged.records.fields import chat_message, item_list
 
 VIEWS = ("plain", "privileged", *ROLLOUT_VIEWS, *VARIANTS)
 ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.Conv3d)
@@ -313,6 +314,46 @@ def check_columns(dataset: Any, name: str) -> None:
             f"{name}: lacks {', '.join(missing)}, has {', '.join(columns)}; privileged.without_privilege(dataset) "
             "makes a data set of prompts alone one that has no privilege, for objectives that need none (opd)"
         )
+
+
+def check_rows(dataset: Any, name: str) -> None:
+    """Whether every row can be shown and scored, as far as that is known without its images. A stream is not looked at.
+
+    Raises:
+        RecordError: one cannot; the message names the first such row, its column, and how many more there are.
+    """
+    if isinstance(dataset, Mapping):
+        for part, inner in dataset.items():
+            check_rows(inner, f"{name}[{part!r}]")
+    if not isinstance(dataset, Dataset):
+        return
+    faults = []
+    plain = dataset.select_columns(["id", "prompt", "answer", "task"]).with_format("arrow")
+    for start in range(0, len(plain), _ROWS_AT_A_TIME):
+        for number, row in enumerate(plain[start : start + _ROWS_AT_A_TIME].to_pylist(), start):
+            faults += [f"row {number}, column {column}: {fault}" for column, fault in _faults(row)]
+    if faults:
+        more = f"; {len(faults) - 1} more are faulty" if len(faults) > 1 else ""
+        raise RecordError(f"{name}: {faults[0]}{more}")
+
+
+_ROWS_AT_A_TIME = 1000
+
+
+def _faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for column in ("id", "answer", "task"):
+        if not isinstance(row[column], str):
+            yield column, f"must be a text, not {row[column]!r}"
+    if isinstance(row["task"], str) and row["task"] not in VERIFIERS:
+        yield "task", f"no verifier for {row['task']!r}, {nearest(row['task'], VERIFIERS)}"
+    try:
+        messages = item_list(row["prompt"], "it")
+        if not messages:
+            yield "prompt", "holds no message"
+        for place, message in enumerate(messages):
+            chat_message(message, place)
+    except RecordError as error:
+        yield "prompt", str(error)
 
 
 def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:

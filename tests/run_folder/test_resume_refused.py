@@ -116,7 +116,11 @@ def test_a_folder_of_before_keys_were_renamed_goes_on_and_has_todays_keys_then(r
     ("steps", "schedule", "told"),
     [
         (1, "constant", r"training\.max_steps was 2 .* and is 1 now; it can only be raised"),
-        (4, "cosine", r"a cosine schedule of that length .* with --model\.student \S+/run/student\. .* constant can be"),
+        (
+            4,
+            "cosine",
+            r"a cosine schedule of that length .* with --model\.student \S+/run/student\. .* constant can be",
+        ),
         (4, "constant", None),
     ],
 )
