@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dopd_vl.common.configuration import read_config
-from dopd_vl.common.terminal import Terminal, tell
+from dopd_vl.common.terminal import Terminal, show_table, tell
 from dopd_vl.studies.config import StudyConfig
 
 
@@ -13,14 +13,20 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.studies.plots import draw
     from dopd_vl.studies.results import gather
     from dopd_vl.studies.run import run_study
-    from dopd_vl.studies.tables import as_markdown, write
+    from dopd_vl.studies.tables import as_markdown, tables_of, write
 
     quiet_libraries()
     console = Terminal()
     outcome = run_study(config, console)
     result = gather(config, outcome)
     files = [*write(config, result), *draw(config, result)]
-    tell(console, as_markdown(config, result))
+    for table in tables_of(config, result):
+        if not console.is_terminal:
+            tell(console, as_markdown(table))
+            continue
+        show_table(console, table.head, table.rows, sums=table.references)
+        if table.note:
+            tell(console, table.note)
     for file in files:
         tell(console, str(file))
     for failure in outcome.failures:

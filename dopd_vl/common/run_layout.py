@@ -47,6 +47,11 @@ def checkpoint_step(folder: Path) -> int:
     return int(step) if folder.name.startswith(_CHECKPOINT) and step.isdecimal() else -1
 
 
+def folder_of_model(folder: Path) -> Path:
+    """The folder that a model is called after: of a run's student its run, as all students are called student."""
+    return folder.parent if folder.name in (STUDENT_FOLDER, BEST_FOLDER) else folder
+
+
 def name_of_model(folder: Path) -> str:
-    """What a model's folder is called: a run's student after its run, as all students are called student."""
-    return folder.parent.name if folder.name in (STUDENT_FOLDER, BEST_FOLDER) else folder.name
+    """What a model's folder is called."""
+    return folder_of_model(folder).name

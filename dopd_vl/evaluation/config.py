@@ -37,7 +37,7 @@ class EvaluateConfig:
     """Score a model on a prepared set by its tasks' verifiers, or on the paper's benchmarks by their harnesses."""
 
     model: str = "nano:vision-student"
-    """folder, hub id or nano:NAME"""
+    """folder, hub id or nano:NAME; of a data set also several, with commas between them, in one table"""
     data: str = ""
     """folder of a privileged data set"""
     suite: str = ""
@@ -56,7 +56,8 @@ class EvaluateConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """"auto": bfloat16 on a GPU, float32 on a CPU"""
     output_dir: str | None = None
-    """runs/evaluate/MODEL-DATA or runs/evaluate/MODEL-SUITE by default"""
+    """runs/evaluate/MODEL-DATA-VARIANT or runs/evaluate/MODEL-SUITE by default, without the variant none; of several
+    models the folder that holds theirs, runs/evaluate by default"""
     overwrite: bool = False
     """discard what another evaluation left in output_dir"""
     trust_remote_code: bool = False
@@ -65,6 +66,10 @@ class EvaluateConfig:
     dry_run: bool = False
     """of a suite: write the commands and say what is missing, run nothing"""
     benchmarks: BenchmarkSettings = field(default_factory=BenchmarkSettings)
+
+    def models(self) -> list[str]:
+        """The names in `model`, in their order."""
+        return [name for name in (part.strip() for part in self.model.split(",")) if name]
 
     def check(self) -> None:
         """What can be said without reading anything.
@@ -76,6 +81,13 @@ class EvaluateConfig:
             raise ConfigurationError("data: no data set given; `dopd-vl prepare` writes one (or give a suite)")
         if self.data and self.suite:
             raise ConfigurationError("data: give either a data set or a suite, not both")
+        models = self.models()
+        if not models:
+            raise ConfigurationError("model: names no model")
+        if repeated := next((name for name in models if models.count(name) > 1), None):
+            raise ConfigurationError(f"model: {repeated!r} is named twice")
+        if self.suite and len(models) > 1:
+            raise ConfigurationError("model: a suite is run for one model at a time; several go with data")
         if self.dry_run and not self.suite:
             raise ConfigurationError("dry_run: only the runs of a suite can be written without being run")
         for name, number in (

@@ -15,6 +15,7 @@ from dopd_vl.common.digests import dataset_parts, digest_json, digest_model
 from dopd_vl.common.files import disk_told_of, exclusive, make_folder
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.resources import find_model
+from dopd_vl.common.run_layout import name_of_model
 from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.evaluation.accuracy import (
     Accuracy,
@@ -108,11 +109,11 @@ def evaluate_model(
     return summarise(predictions, len(refused)), predictions, refused
 
 
-def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, console: Console) -> Evaluation:
-    """Score `config.model` and keep every response in `path`; what an earlier, stopped run did there is not redone.
+def check_model(config: EvaluateConfig) -> tuple[str | None, Any]:
+    """Read all of `config.model` but its weights: the base of a folder of adapters, and the model's configuration.
 
     Raises:
-        UserError: the model cannot be read, or the folder holds another evaluation.
+        UserError: the model cannot be read.
     """
     model_path = find_model(config.model)
     base = base_of_adapters(model_path, "model")
@@ -122,6 +123,16 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     if not config.trust_remote_code:
         check_weights(find_model(base or config.model), _key(base), model_config)
         load_views(model_path, model_config, "model", chat_template_kwargs=config.chat_template_kwargs)
+    return base, model_config
+
+
+def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, console: Console) -> Evaluation:
+    """Score `config.model` and keep every response in `path`; what an earlier, stopped run did there is not redone.
+
+    Raises:
+        UserError: the model cannot be read, or the folder holds another evaluation.
+    """
+    base, model_config = check_model(config)
     commit = getattr(model_config, "_commit_hash", None)
     identity = {
         **{key: value for key, value in asdict(config).items() if key in _IDENTIFYING},
@@ -131,7 +142,7 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
         **({} if base is None else {"base": digest_model(base, commit)}),
     }
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
-    count, title, right = len(dataset), f"evaluate {Path(config.model).name}", RightSoFar()
+    count, title, right = len(dataset), f"evaluate {name_of_model(Path(config.model))}", RightSoFar()
     progress = Progress(console, title, count * config.sampling.samples, "responses")
     make_folder(path)
     with exclusive(path, "evaluation"), disk_told_of(path, WHAT_STAYS), progress:

@@ -1,9 +1,8 @@
 """A plan on the terminal."""
 
 from rich.console import Console
-from rich.table import Table
 
-from dopd_vl.common.terminal import show, tell
+from dopd_vl.common.terminal import show_table, tell
 from dopd_vl.planning.advice import Change
 from dopd_vl.planning.compute import Machine, Part
 from dopd_vl.planning.host import disk_lines, host_lines
@@ -20,16 +19,11 @@ CLOSE = 0.15
 def print_memory(console: Console, memory: Memory) -> None:
     """What is held at the worst moment, line by line, and the sum at every moment."""
     worst = memory.peak_moment
-    table = Table(title=f"Memory of one GPU at its worst moment: {worst}", title_justify="left")
-    table.add_column("held")
-    table.add_column("GB", justify="right")
-    table.add_column("why", overflow="fold")
-    for line in sorted(memory.lines, key=lambda line: -line.bytes):
-        if worst in line.moments:
-            table.add_row(line.name, f"{line.bytes / _GB:.2f}", line.reason)
-    table.add_section()
-    table.add_row("peak", f"{memory.peak / _GB:.2f}", "")
-    show(console, table)
+    lines = sorted((line for line in memory.lines if worst in line.moments), key=lambda line: -line.bytes)
+    rows = [(line.name, f"{line.bytes / _GB:.2f}", line.reason) for line in lines]
+    peak = ("peak", f"{memory.peak / _GB:.2f}", "")
+    title = f"Memory of one GPU at its worst moment: {worst}"
+    show_table(console, ("held", "GB", "why"), rows, title, sums=[peak], prose=["why"])
     sums = "; ".join(f"{moment} {memory.at(moment) / _GB:.1f}" for moment in MOMENTS)
     tell(console, f"GB at every moment: {sums}.")
 
@@ -89,16 +83,11 @@ def print_verdict(console: Console, work: Workload, memory: Memory, device_bytes
 
 def print_time(console: Console, work: Workload, parts: list[Part], steps: int) -> None:
     """Arithmetic and seconds of a step."""
-    table = Table(title="Time of a step", title_justify="left")
-    for name in ("part", "TFLOP a GPU", "seconds", "why"):
-        table.add_column(name, justify="right" if name in ("TFLOP a GPU", "seconds") else "left", overflow="fold")
-    for part in parts:
-        table.add_row(part.name, f"{part.flops / 1e12:,.0f}", f"{part.seconds:.1f}", part.reason)
-    total = sum(part.seconds for part in parts)
-    table.add_section()
-    table.add_row("step", f"{sum(part.flops for part in parts) / 1e12:,.0f}", f"{total:.1f}", "without communication")
-    show(console, table)
-    rollouts = work.rollouts * work.devices
+    head = ("part", "TFLOP a GPU", "seconds", "why")
+    rows = [(part.name, f"{part.flops / 1e12:,.0f}", f"{part.seconds:.1f}", part.reason) for part in parts]
+    total, rollouts = sum(part.seconds for part in parts), work.rollouts * work.devices
+    step = ("step", f"{sum(part.flops for part in parts) / 1e12:,.0f}", f"{total:.1f}", "without communication")
+    show_table(console, head, rows, "Time of a step", sums=[step], prose=["why"])
     if steps < 0:
         tell(console, f"{rollouts} rollouts a step; how many steps num_train_epochs makes depends on the data")
         return

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.files import write_atomically, write_json
+from dopd_vl.common.visible import one_visible_line
 from dopd_vl.studies.config import StudyConfig, study_folder
 from dopd_vl.studies.results import CellResult, StudyResult
 from dopd_vl.studies.statistics import Summary
@@ -17,29 +19,96 @@ NOT_SCORED = "not scored"
 """Where no response has a verdict."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first of a row names it."""
+
+    head: list[str]
+    rows: list[list[str]]
+    references: list[list[str]] = field(default_factory=list)
+    """rows of models that no run of the study made"""
+    note: str = ""
+
+
 def write(config: StudyConfig, result: StudyResult) -> list[Path]:
-    """results.json, results.md, results.csv and curves.csv in the study's folder."""
+    """results.json, results.md, results.tex, results.csv and curves.csv in the study's folder."""
     folder = study_folder(config)
+    tables = tables_of(config, result)
     write_json(folder / "results.json", json.loads(json.dumps(asdict(result))))
-    write_atomically(folder / "results.md", as_markdown(config, result))
+    write_atomically(folder / "results.md", "\n".join(map(as_markdown, tables)))
+    write_atomically(folder / "results.tex", "% \\usepackage{booktabs}\n" + "\n".join(map(as_latex, tables)))
     write_atomically(folder / "results.csv", _as_csv(_flat_rows(result)))
     write_atomically(folder / "curves.csv", _as_csv(result.curves))
-    return [folder / name for name in ("results.md", "results.json", "results.csv", "curves.csv")]
+    return [folder / f"results.{form}" for form in ("md", "tex", "json", "csv")] + [folder / "curves.csv"]
 
 
-def as_markdown(config: StudyConfig, result: StudyResult) -> str:
-    """The result table: per cent, mean ± standard deviation over seeds."""
+def tables_of(config: StudyConfig, result: StudyResult) -> list[Table]:
+    """The result, the rollouts by illusion score and the paper's figures, as far as there are any."""
+    tables = [_main_table(config, result)]
+    if result.by_illusion:
+        tables.append(_illusion_table(result.by_illusion))
+    if result.paper is not None:
+        tables.append(_paper_table(result.paper))
+    return tables
+
+
+def as_markdown(table: Table) -> str:
+    """A table in Markdown; references in italics."""
+    lines = [_line(table.head), "|---|" + "---:|" * (len(table.head) - 1), *map(_line, table.rows)]
+    lines += [_line([f"*{name}*", *cells]) for name, *cells in table.references]
+    return "\n".join(lines) + "\n" + (f"\n{table.note}\n" if table.note else "")
+
+
+def as_latex(table: Table) -> str:
+    """A `tabular` with the rules of booktabs; references in italics below a rule."""
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}", r"\toprule", line(map(_in_latex, table.head))]
+    lines += [r"\midrule", *(line(map(_in_latex, row)) for row in table.rows)]
+    if table.references:
+        lines.append(r"\midrule")
+    lines += [line([rf"\emph{{{_in_latex(name)}}}", *map(_in_latex, cells)]) for name, *cells in table.references]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n" + (f"\n{_in_latex(table.note)}\n" if table.note else "")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def _in_latex(text: str) -> str:
+    r"""Any text on one line, for LaTeX; the sign of a number is a sign and no hyphen.
+
+    >>> print(_in_latex("beta_weak 50 %: +1.2 (-0.3 to +2.7) ± 0.1"))
+    beta\_weak 50 \%: $+$1.2 ($-$0.3 to $+$2.7) $\pm$ 0.1
+    """
+    escaped = "".join(_LATEX.get(sign, sign) for sign in one_visible_line(text))
+    return re.sub(r"(?<![\w.-])([+-])(?=\d)", r"$\1$", escaped)
+
+
+def _main_table(config: StudyConfig, result: StudyResult) -> Table:
+    """Per cent, mean ± standard deviation over seeds."""
     extra = [f"accuracy/{variant}" for variant in config.score_variants[1:]]
     head = ["cell", "seeds", *result.data_sets, *(f"with {name.removeprefix('accuracy/')}" for name in extra)]
     head += ["entropy (nats)", "gap recovered"]
     if config.baseline is not None:
         head += [f"less {config.baseline} (95 %)", "p", "p (Holm)"]
     head += [f"forgetting {data}" for data in result.data_sets] if len(config.stages) > 1 else []
-    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
+    table = Table(head, [])
     main = result.data_sets[0]
     for cell in result.cells:
         if not cell.scores:
-            lines.append(_line([cell.name, "0", *["not run yet"], *[""] * (len(head) - 3)]))
+            table.rows.append([cell.name, "0", *["not run yet"], *[""] * (len(head) - 3)])
             continue
         row = [cell.name, str(len(cell.seeds))]
         row += [_percent(cell.scores[data].get("accuracy")) for data in result.data_sets]
@@ -49,34 +118,28 @@ def as_markdown(config: StudyConfig, result: StudyResult) -> str:
             row += _compared(cell)
         if len(config.stages) > 1:
             row += [_percent(cell.forgetting.get(data)) for data in result.data_sets]
-        lines.append(_line(row))
+        table.rows.append(row)
     for model, scores in result.references.items():
-        row = [f"*{model}*", "", *(_share(scores[data]) if data in scores else "" for data in result.data_sets)]
-        lines.append(_line([*row, *[""] * (len(head) - len(row))]))
-    text = "\n".join(lines) + "\n"
-    if result.by_illusion:
-        text += "\n" + _illusion_markdown(result.by_illusion)
-    if result.paper is not None:
-        text += "\n" + _paper_markdown(result.paper)
-    return text
+        row = [model, "", *(_share(scores[data]) if data in scores else "" for data in result.data_sets)]
+        table.references.append([*row, *[""] * (len(head) - len(row))])
+    return table
 
 
-def _illusion_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+def _illusion_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Kept rollouts by how much the privileged part of their example gives the answer away."""
-    lines = [_line(["cell", "illusion score (nats)", "rollouts", "right (%)", "advantage gap"]), "|---|" + "---:|" * 4]
+    table = Table(["cell", "illusion score (nats)", "rollouts", "right (%)", "advantage gap"], [])
     for row in rows:
         right = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
         gap = "" if row["gap"] is None else f"{row['gap']:+.2f}"
-        lines.append(_line([row["cell"], f"{row['nats']} to {row['nats'] + 1}", str(row["rollouts"]), right, gap]))
-    return "\n".join(lines) + "\n"
+        table.rows.append([row["cell"], f"{row['nats']} to {row['nats'] + 1}", str(row["rollouts"]), right, gap])
+    return table
 
 
-def _paper_markdown(paper: Mapping[str, Any]) -> str:
-    lines = [_line(["cell", "ours", f"paper, {paper['column']}"]), "|---|---:|---:|"]
-    lines += [_line([name, f"{100 * ours:.1f}", f"{theirs:.1f}"]) for name, ours, theirs in paper["pairs"]]
-    if paper["spearman"] is None:
-        return "\n".join(lines) + "\n"
-    return "\n".join(lines) + f"\n\nRank correlation (Spearman) {paper['spearman']:+.2f}, p = {paper['p']:.2f}.\n"
+def _paper_table(paper: Mapping[str, Any]) -> Table:
+    rows = [[name, f"{100 * ours:.1f}", f"{theirs:.1f}"] for name, ours, theirs in paper["pairs"]]
+    found = paper["spearman"] is not None
+    note = f"Rank correlation (Spearman) {paper['spearman']:+.2f}, p = {paper['p']:.2f}." if found else ""
+    return Table(["cell", "ours", f"paper, {paper['column']}"], rows, note=note)
 
 
 def _compared(cell: CellResult) -> list[str]:

@@ -1,6 +1,7 @@
 """`dopd-vl evaluate`: mistakes are one line, progress is told, and a finished evaluation is only shown again."""
 
 import json
+import re
 import shutil
 from io import StringIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from dopd_vl.common.progress import Progress
 from dopd_vl.evaluation.accuracy import Batch, Prediction
 from dopd_vl.evaluation.run import RightSoFar
 from privileged import load_privileged
+from tests.commands import dopd_vl
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,9 @@ from privileged import load_privileged
         (["--suite", "MMMU", "--benchmarks.limit", "0"], "benchmarks.limit: 0 must be at least 1"),
         (["--suite", "MMMU", "--benchmarks.backend", "sglang"], "benchmarks.backend"),
         (["--suite", ","], "suite: names no benchmark"),
+        (["--data", "x", "--model", ","], "model: names no model"),
+        (["--data", "x", "--model", "nano:a,nano:b,nano:a"], "model: 'nano:a' is named twice"),
+        (["--suite", "MMMU", "--model", "a,b"], "model: a suite is run for one model at a time"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,3 +143,39 @@ def test_responses_without_a_verdict_are_wrong_counted_and_told_of(
     ) in " ".join(capsys.readouterr().out.split())
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert (scores["accuracy"], scores["undecided"], scores["unscored"]) == (0.0, 2, 0)
+
+
+def test_several_models_are_in_one_table_and_variants_have_folders_of_their_own(
+    nano_models: Path, text_data: Path, tmp_path: Path
+) -> None:
+    models = []
+    for cell in ("dopd", "a-method-whose-name-is-long"):
+        models.append(tmp_path / cell / "seed-0" / "student")
+        shutil.copytree(nano_models / "text-student", models[-1])
+    arguments = ["evaluate", "--data", text_data, "--size", "5", "--max_new_tokens", "4"]
+    both = ",".join(map(str, models))
+
+    missing = dopd_vl(*arguments, "--model", f"{both},nano:nothing", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "no nano model 'nothing'" in missing.stderr
+    assert not (tmp_path / "runs").exists(), "all are looked at before the first is scored"
+
+    of_all = {}
+    for variant in ("none", "hints"):
+        result = dopd_vl(*arguments, "--model", both, "--variant", variant, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        for name in ("dopd-seed-0", "a-method-whose-name-is-long-seed-0"):
+            ending = "" if variant == "none" else "-hints"
+            folder = tmp_path / "runs" / "evaluate" / f"{name}-{text_data.name}{ending}"
+            scores = of_all[folder.name] = json.loads((folder / "scores.json").read_text())
+            assert scores["variant"] == variant
+            assert scores["model"] in both.split(",")
+            (row,) = [line for line in result.stdout.splitlines() if re.match(rf"\W+ {name} +\W", line)]
+            assert f" {scores['accuracy']:.1%} " in row
+    assert len(of_all) == 4
+
+    alone = dopd_vl(*arguments, "--model", models[0], "--output_dir", tmp_path / "alone", cwd=tmp_path)
+    assert alone.returncode == 0
+    scores = json.loads((tmp_path / "alone" / "scores.json").read_text())
+    first = of_all[f"dopd-seed-0-{text_data.name}"]
+    assert {**scores, "output_dir": None} == {**first, "output_dir": None}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dopd_vl.commands.evaluate import default_folder
+from dopd_vl.commands.evaluate import default_folders
 from dopd_vl.common.configuration import read_config
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.verifiers import VERIFIERS
@@ -49,6 +49,14 @@ def test_shipped_configs_parse_and_stand_on_the_page(file: Path) -> None:
 
 
 def test_folders_are_called_after_the_run_and_what_is_scored() -> None:
-    config = EvaluateConfig(model="runs/dopd/student", data="data/heldout/")
-    assert default_folder(config) == Path("runs/evaluate/dopd-heldout")
-    assert default_folder(EvaluateConfig(model="a/B", suite="MMMU,AIME25")) == Path("runs/evaluate/B-MMMU+AIME25")
+    def folders(**settings: str) -> list[str]:
+        return [str(folder) for folder in default_folders(EvaluateConfig(**settings)).values()]
+
+    one = {"model": "runs/dopd/student", "data": "data/heldout/"}
+    assert folders(**one) == ["runs/evaluate/dopd-heldout"]
+    assert folders(**one, variant="hints") == ["runs/evaluate/dopd-heldout-hints"]
+    assert folders(**one, output_dir="out") == ["out"]
+    two = one | {"model": "runs/dopd/seed-0/student, runs/opd/seed-0/student"}
+    assert folders(**two) == ["runs/evaluate/dopd-seed-0-heldout", "runs/evaluate/opd-seed-0-heldout"]
+    assert folders(**two, output_dir="out") == ["out/dopd-seed-0-heldout", "out/opd-seed-0-heldout"]
+    assert folders(model="a/B", suite="MMMU,AIME25") == ["runs/evaluate/B-MMMU+AIME25"]

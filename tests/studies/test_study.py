@@ -87,6 +87,9 @@ def test_a_study_is_stopped_taken_up_again_and_tells_what_failed(study_file: Pat
     table = (folder / "results.md").read_text()
     assert "| beta 0.5 | 2 |" in table
     assert "not run yet" in table
+    latex = (folder / "results.tex").read_text()
+    assert [line.split(" & ")[0] for line in latex.splitlines() if " & " in line][:4] == ["cell", *cells]
+    assert latex.count(r"\emph{") == len(results["references"])
     assert (folder / "figures" / "eval_accuracy.svg").exists()
     assert "beta 0.5" in (folder / "curves.csv").read_text()
 
