@@ -23,7 +23,7 @@ from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
 from privileged.audit.audit import Tally
 from privileged.records.fields import MAX_ID, unique_keys
 from privileged.schema import COLUMNS, MEASURED, PRIVILEGED_KEYS
-from privileged.sources.coco import CocoSource
+from privileged.sources.coco import CocoOptions, CocoSource
 from privileged.sources.conversations import ConversationTable
 from privileged.sources.detection import VocSource, YoloSource
 from privileged.sources.label_studio import LabelStudioOptions, LabelStudioTable
@@ -449,6 +449,17 @@ def _look_up(row: Any, column: str) -> Any:
     return _look_up(row.get(head), rest) if dot else _MISSING
 
 
+def coco_source(options: Mapping[str, Any]) -> Source:
+    """COCO annotations, asked about by templates, by questions of one's own, or by both."""
+    given = settings_of(CocoOptions, options, "source.options")
+    if given.questions_file is None:
+        if given.columns:
+            raise ConfigurationError("source.options.columns: are those of questions_file, which is not set")
+        return CocoSource(options)
+    path = existing_path(given.questions_file, "source.options.questions_file", "file")
+    return CocoSource(options, JsonlSource({"path": str(path), "columns": given.columns}))
+
+
 def label_studio_source(options: Mapping[str, Any]) -> Source:
     """An export of Label Studio, its boxes asked about."""
     given = settings_of(LabelStudioOptions, options, "source.options")
@@ -466,7 +477,7 @@ SOURCES: dict[str, SourceFactory] = {
     "jsonl": jsonl_source,
     "dataset": dataset_source,
     "hub": hub_source,
-    "coco": CocoSource,
+    "coco": coco_source,
     "yolo": YoloSource,
     "voc": VocSource,
     "label-studio": label_studio_source,

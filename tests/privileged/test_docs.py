@@ -63,7 +63,7 @@ def check_config(settings):
     if source.kind != "nano":
         options = settings_of(OPTIONS[source.kind], source.options, "source.options")
         check_columns(getattr(options, "columns", {}))
-        if source.kind in ("coco", "yolo", "voc", "label-studio"):
+        if source.kind in ("coco", "yolo", "voc", "label-studio") and not source.options.get("questions_file"):
             read_questions(options.questions)
 
 
