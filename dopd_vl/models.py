@@ -189,3 +189,16 @@ def base_of_adapters(path: str, key: str) -> str | None:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What autocast computes matrix products in at the moment, None where it is off."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def refuse_scaled_logits(config: Any, policy: str) -> None:
+    """The losses read logits as `hidden @ head.T`: a family that scales or caps them would be taught wrongly.
+
+    Raises:
+        ValueError: this one does.
+    """
+    text_config = config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(text_config, name, None)
+        if value is not None and value != 1:
+            raise ValueError(f"the {policy} scales its logits ({name}={value}), which is not supported")

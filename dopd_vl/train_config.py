@@ -135,6 +135,8 @@ class TrainerSettings:
     shard_teacher: bool = False
     """keep 1/N of the teacher on each of N GPUs and gather it layer by layer where it scores; not with DeepSpeed, whose
     ZeRO-3 does it anyway"""
+    task_reward: float = 0.0
+    """weight of the verifier's verdict, beside what the objective teaches (docs/methods.md); 0: none"""
     rollouts_to_keep: int = 2
     """rollouts of the first process written to rollouts.jsonl at each log, with their routing"""
 
@@ -150,10 +152,12 @@ def check_sizes(settings: Any) -> None:
     check_at_least(1, settings, "logged_top_k")
     if settings.logits_chunk_size != "auto":
         check_at_least(1, settings, "logits_chunk_size")
-    check_at_least(0, settings, "rollouts_to_keep", "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
+    check_at_least(
+        0, settings, "rollouts_to_keep", "task_reward", "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"
+    )
     check_at_least(0, settings, "logging_steps", "eval_steps", "save_steps")
     if settings.max_steps == 0:
-        raise ValueError("max_steps=0 trains nothing; give a number of steps, or -1 for trl.num_train_epochs passes")
+        raise ValueError("max_steps=0 trains nothing; give a number of steps, or -1 for num_train_epochs passes")
     if not 0 < settings.temperature < math.inf:
         raise ValueError(f"temperature={settings.temperature} must be above 0 and finite: rollouts are sampled")
     rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
@@ -199,6 +203,10 @@ class LoopSettings(TrainerSettings):
     num_generations: int = 4
     """rollouts per prompt"""
     max_steps: int = 200
+    num_train_epochs: float | None = None
+    """passes over the data, in place of max_steps"""
+    early_stopping_patience: int | None = None
+    """end after so many evaluations in a row without a higher held-out accuracy; needs data.eval"""
     learning_rate: float = 5e-6
     lr_scheduler_type: str = "cosine"
     warmup_steps: int = 0
@@ -223,8 +231,23 @@ class LoopSettings(TrainerSettings):
     """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
     report_to: list[str] = field(default_factory=list)
     """experiment trackers, e.g. [tensorboard, wandb] (docs/trackers.md)"""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the weights in student/ and best/; checkpoints keep what training goes on with"""
     push_to_hub: str | None = None
     """repository of the hub, "user/name", that student/ is pushed to at the end; private if it is new (docs/hub.md)"""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "early_stopping_patience", where="training.")
+        if self.num_train_epochs is None:
+            return
+        if not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"training.num_train_epochs={self.num_train_epochs} must be above 0 and finite")
+        if self.max_steps not in (LoopSettings.max_steps, -1):
+            raise ValueError(
+                f"training.num_train_epochs={self.num_train_epochs} and training.max_steps={self.max_steps}: give one "
+                "of them; max_steps: -1 leaves it to the epochs"
+            )
+        self.max_steps = -1
 
 
 @dataclass
@@ -314,8 +337,8 @@ def in_todays_keys(saved: Any) -> Any:
     """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
 
     Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
-    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers still were
-    after that. Before `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
+    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers and epochs still
+    were after that. Before `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
@@ -324,6 +347,9 @@ def in_todays_keys(saved: Any) -> Any:
     model = saved.get("model")
     lora = model.get("lora") if isinstance(model, dict) else None
     training.setdefault("rollout_dropout", isinstance(lora, dict) and lora.get("dropout", 0.0) != 0.0)
+    if "num_train_epochs" in trl:
+        training["num_train_epochs"] = trl.pop("num_train_epochs")
+        saved = {**saved, "training": training, "trl": trl}
     if "report_to" in trl:
         named = trl.pop("report_to")
         training["report_to"] = named if isinstance(named, list) else [named]

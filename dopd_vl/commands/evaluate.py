@@ -57,12 +57,16 @@ def _evaluate_data(config: EvaluateConfig, folder: Path) -> int:
 def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, console: Console) -> None:
     from rich.table import Table
 
+    from dopd_vl.evaluation.accuracy import why_unscored
+
     samples = config.sampling.samples
     table = Table("", f"avg@{samples}", "95 % interval", title=f"{config.model} on {config.data} ({config.variant})")
     for source, estimate in evaluation.by_source.items():
         table.add_row(source, *_cells(estimate))
     for name, estimate in evaluation.estimates.items():
         table.add_row("all" if name.startswith("avg") else f"all, {name}", *_cells(estimate), style="bold")
+    if not evaluation.estimates:
+        table.add_row("all", "not scored", "", style="bold")
     show(console, table)
     scores = evaluation.scores
     if evaluation.estimates:
@@ -70,6 +74,9 @@ def _print(config: EvaluateConfig, evaluation: "Evaluation", folder: Path, conso
         how = {"wilson": "Wilson score interval", "bootstrap": "bootstrap over questions"}[method]
         tell(console, f"intervals: {how}")
     unscored = f", {scores.unscored} without a verdict" if scores.unscored else ""
+    if not evaluation.estimates:
+        why = why_unscored(evaluation.predictions, evaluation.refused)
+        tell(console, f"not scored: {why}")
     summary = f"{scores.count - scores.unscored} responses scored, {scores.refused} questions passed over{unscored}"
     tell(console, f"{summary}: {folder}")
     if undecided := [prediction for prediction in evaluation.predictions if prediction.undecided]:

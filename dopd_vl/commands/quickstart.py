@@ -49,11 +49,11 @@ class Row:
     """One line of the result."""
 
     name: str
-    accuracy: float
-    """held-out, without any privileged input"""
-    privileged_accuracy: float
+    accuracy: float | None
+    """held-out, without any privileged input; None: nothing was scored"""
+    privileged_accuracy: float | None
     """held-out, with it"""
-    entropy: float
+    entropy: float | None
     """nats per response token"""
     gap_recovered: float | None = None
     """of the distance between the untrained student and the teacher"""
@@ -143,9 +143,10 @@ def rows_of(study: "StudyConfig", outcome: "Outcome") -> list[Row]:
         alarms = read_jsonl(Path(run.stages[-1][1].output_dir) / ALARMS_FILE)
         alarm = f"alarm at step {alarms[0]['step']}, {alarms[0]['kind']}: {alarms[0]['message']}" if alarms else None
         after = row(run.cell.name, outcome.scores[run.folder], alarm=alarm)
-        gap = teacher[0].accuracy - before.accuracy if teacher else 0.0
-        recovered = (after.accuracy - before.accuracy) / gap if gap > 0 else None
-        rows.append(replace(after, gap_recovered=recovered))
+        start, end, most = before.accuracy, after.accuracy, teacher[0].accuracy if teacher else None
+        if start is not None and end is not None and most is not None and most > start:
+            after = replace(after, gap_recovered=(end - start) / (most - start))
+        rows.append(after)
     return [*rows, *teacher]
 
 
@@ -158,9 +159,8 @@ def as_table(rows: Sequence[Row], config: QuickstartConfig) -> Table:
     for row in rows:
         table.add_row(
             row.name,
-            f"{row.accuracy:.1%}",
-            f"{row.privileged_accuracy:.1%}",
-            f"{row.entropy:.2f}",
+            *("not scored" if share is None else f"{share:.1%}" for share in (row.accuracy, row.privileged_accuracy)),
+            "" if row.entropy is None else f"{row.entropy:.2f}",
             "" if row.gap_recovered is None else f"{row.gap_recovered:+.0%}",
         )
     return table

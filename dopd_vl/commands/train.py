@@ -17,9 +17,15 @@ def main(argv: Sequence[str]) -> int:
     quiet_libraries()
     console = Terminal(quiet=not is_first_process())
     result = run_training(config, console=console)
-    scores = [row["eval_accuracy"] for row in result.metrics if "eval_accuracy" in row]
-    if scores:
-        tell(console, f"held-out accuracy {scores[0]:.1%} before, {scores[-1]:.1%} after")
+    evaluations = [row for row in result.metrics if any(name.startswith("eval_") for name in row)]
+    if evaluations:
+        first, last = (row.get("eval_accuracy") for row in (evaluations[0], evaluations[-1]))
+        if first is None or last is None:
+            best = "of its last step" if result.best_by is None else f"with the highest {result.best_by}"
+            told = f"held-out accuracy: not scored; best/ is the student {best}"
+        else:
+            told = f"held-out accuracy {first:.1%} before, {last:.1%} after"
+        tell(console, told)
     tell(console, f"student: {result.student}")
     tell(console, f"run folder: {result.folder}")
     tell(console, f"report: dopd-vl report {shlex.quote(str(result.folder))}")

@@ -12,7 +12,7 @@ from dopd_vl.core import Projection, score_tokens
 from dopd_vl.evaluation.calibration import calibration_error
 from dopd_vl.evaluation.generation import PresencePenalty, bare_policy, seeded
 from dopd_vl.evaluation.sampling import GREEDY, Sampling
-from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, judge, verifier_for
+from dopd_vl.evaluation.verifiers import VERIFIERS, Verifier, judge, unscored_tasks, verifier_for
 from dopd_vl.models import (
     autocast_dtype,
     backbone_of,
@@ -47,6 +47,8 @@ class Prediction:
     """which of the responses to its question, from 0"""
     undecided: str = ""
     """why its verifier came to no verdict, where it counts as wrong for that alone"""
+    task: str = ""
+    """whose verifier judges it"""
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,20 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Scores of a set of predictions; see `summarise`."""
+    """Scores of a set of predictions; see `summarise`. What there was nothing to measure by is None."""
 
-    accuracy: float
+    accuracy: float | None
     """share of correct responses among those with a verdict, 0 to 1"""
-    entropy: float
+    entropy: float | None
     """mean over responses of their mean token entropy, nats"""
-    mean_tokens: float
-    clipped: float
+    mean_tokens: float | None
+    clipped: float | None
     by_source: dict[str, float]
     """accuracy of each value of the `source` column"""
     count: int
     refused: int
     """examples that could not be shown to the model; they count as neither right nor wrong"""
-    calibration_error: float
+    calibration_error: float | None
     """expected calibration error, 0 to 1; see `dopd_vl.evaluation.calibration`"""
     unscored: int = 0
     """responses without a verdict; they count as neither right nor wrong"""
@@ -94,10 +96,10 @@ class Accuracy:
 
 
 def summarise(predictions: Sequence[Prediction], refused: int = 0) -> Accuracy:
-    """Averages over predictions; zeros where there are none."""
+    """Averages over predictions."""
 
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values) if values else 0.0
+    def mean(values: Sequence[float]) -> float | None:
+        return sum(values) / len(values) if values else None
 
     judged = [p for p in predictions if p.correct is not None]
     verdicts: dict[str, list[bool]] = {}
@@ -108,13 +110,25 @@ def summarise(predictions: Sequence[Prediction], refused: int = 0) -> Accuracy:
         entropy=mean([p.entropy for p in predictions]),
         mean_tokens=mean([p.tokens for p in predictions]),
         clipped=mean([p.clipped for p in predictions]),
-        by_source={source: mean(verdicts[source]) for source in sorted(verdicts)},
+        by_source={source: sum(some) / len(some) for source, some in sorted(verdicts.items())},
         count=len(predictions),
         refused=refused,
-        calibration_error=calibration_error([(p.confidence, bool(p.correct)) for p in judged]),
+        calibration_error=calibration_error([(p.confidence, bool(p.correct)) for p in judged]) if judged else None,
         unscored=len(predictions) - len(judged),
         undecided=sum(bool(p.undecided) for p in predictions),
     )
+
+
+def why_unscored(predictions: Sequence[Prediction], refused: Sequence[Refusal]) -> str:
+    """Of a set in which no response has a verdict: why not, in one line."""
+    if predictions:
+        reasons = unscored_tasks()
+        tasks = sorted({prediction.task for prediction in predictions})
+        told = [f"task {task!r}: {reasons[task]}" if task in reasons else f"task {task!r}" for task in tasks]
+        return f"none of {len(predictions)} responses has a verdict ({'; '.join(told)})"
+    if not refused:
+        return "there are no examples"
+    return f"none of {len(refused)} examples can be shown to the model; {refused[0].id}: {refused[0].reason}"
 
 
 def predict(
@@ -223,6 +237,7 @@ def _predict_batch(
                 index=index,
                 sample=sample,
                 undecided=verdict.undecided,
+                task=example["task"],
             )
         )
     return Batch(number, predictions, refused)

@@ -117,6 +117,10 @@ class Requirements(NamedTuple):
         """Attributes of the objective, the defaults above for those that it lacks."""
         return cls._make(getattr(objective, name, default) for name, default in cls._field_defaults.items())
 
+    def shown_to_student(self, configured: str) -> str:
+        """The variant that the student rolls out and learns on: the objective's own, else the configured one."""
+        return configured if self.student_variant == "none" else self.student_variant
+
 
 class Stuck(NamedTuple):
     """What it means that a part of the tokens has come to a stop."""

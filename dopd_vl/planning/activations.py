@@ -1,12 +1,13 @@
 """What a forward pass holds, in bytes: for the backward pass, and in passing.
 
-Counted from the layers of transformers' Qwen3 and Qwen3-VL. Symbols: H hidden width, Q and K widths of all query and of
-all key heads, M width of the MLP; tests compare with what autograd saves.
+Counted from the layers of transformers' Qwen3 and Qwen3-VL, with terms for what Qwen3-MoE and Qwen3.5 have besides.
+Symbols: H hidden width, Q and K widths of all query and of all key heads, M width of the MLP; tests compare with what
+autograd saves.
 """
 
 from dataclasses import dataclass
 
-from dopd_vl.planning.shapes import PROJECTIONS, ModelShape, VisionShape
+from dopd_vl.planning.shapes import ModelShape, VisionShape
 from dopd_vl.planning.workload import Precision
 
 
@@ -32,6 +33,9 @@ WIDTHS: dict[Precision, Width] = {
 }
 
 
+_PROJECTIONS = 7  # of a decoder layer: four of attention, three of its MLP
+
+
 def saved_by_layer(shape: ModelShape, precision: Precision, lora_rank: int = 0) -> int:
     """Bytes a token that one decoder layer saves for its backward pass, without attention's keys, values and mask.
 
@@ -46,12 +50,27 @@ def saved_by_layer(shape: ModelShape, precision: Precision, lora_rank: int = 0) 
         norms += 0 if lora_rank else w.normed * h
         norms += w.product * h * linears  # the scaled result, input of the projections
     # Norms of queries and keys: input in fp32, normalised value in the product's precision.
-    head_norms = (q + k) * (4 + (0 if lora_rank else w.product))
+    head_norms = (q + k) * (4 + (0 if lora_rank else w.product)) if shape.head_norms else 0
     attention = 2 * q * w.product  # queries, and the result, which is the input of o_proj
     mlp = 4 * m * w.product  # gate, its activation, up, their product
-    adapters = lora_rank * len(PROJECTIONS) * w.product + (q * w.product if lora_rank and w.copies else 0)
+    adapters = lora_rank * _PROJECTIONS * w.product + (q * w.product if lora_rank and w.copies else 0)
     one_each = 4 * (2 + 2 * shape.heads + shape.kv_heads)  # scales of the norms, and attention's log-sum, in fp32
-    return norms + head_norms + attention + mlp + adapters + one_each
+    layer = norms + head_norms + attention + mlp + adapters + one_each
+    return layer + _saved_by_experts(shape, w) + _saved_by_delta_rule(shape)
+
+
+def _saved_by_experts(shape: ModelShape, w: Width) -> int:
+    """A token's input and result once for each expert that it goes to, and before and after the cast to bf16."""
+    return shape.experts * shape.hidden * (2 * w.product + (2 * w.stream if w.copies else 0))
+
+
+def _saved_by_delta_rule(shape: ModelShape) -> int:
+    """A layer's mean share of what PyTorch's own gated delta rule saves, which computes in fp32 and in chunks.
+
+    Not derived: 28 values for each one of its width were measured (`tests/planning/test_activations.py`).
+    """
+    without = shape.layers - shape.attention_layers
+    return 28 * 4 * shape.state_width * without // shape.layers
 
 
 def saved_keys(shape: ModelShape, precision: Precision) -> int:
@@ -67,7 +86,12 @@ def saved_mask(precision: Precision) -> int:
 def cache_bytes(shape: ModelShape, precision: Precision) -> int:
     """Bytes a token of a cache of keys and values, all layers; scaled by an fp32 norm, autocast's keys are fp32."""
     key = 4 if precision != "bfloat16" else 2
-    return shape.layers * shape.keys * (key + WIDTHS[precision].product)
+    return shape.attention_layers * shape.keys * (key + WIDTHS[precision].product)
+
+
+def state_bytes(shape: ModelShape) -> int:
+    """Bytes a sequence of what layers without attention carry from token to token, in fp32."""
+    return 4 * (shape.layers - shape.attention_layers) * shape.state_values
 
 
 def layer_inputs(shape: ModelShape, precision: Precision) -> int:

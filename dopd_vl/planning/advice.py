@@ -1,15 +1,28 @@
-"""What to change when a run does not fit: concrete settings, the least harmful first, each with what it saves."""
+"""What to change when a run does not fit: the fewest settings that make it fit, the least harmful first.
 
-from collections.abc import Iterator
+A change is proposed as settings, and tried as a run with them would be: through the checks of `dopd-vl train`. What
+they refuse is never proposed.
+"""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 from dopd_vl.common.errors import UserError
-from dopd_vl.planning.build import VLLM_SHARE
-from dopd_vl.planning.memory import memory_of
+from dopd_vl.common.resources import shipped
+from dopd_vl.planning.build import VLLM_SHARE, check_arguments, workload_of
+from dopd_vl.planning.config import PlanConfig
+from dopd_vl.planning.memory import fits, memory_of, vllm_room
 from dopd_vl.planning.workload import Workload
-from dopd_vl.training.student_copies import check_copies
+from dopd_vl.train_config import LoraSettings
 
 _WORTH = 0.01  # of the peak: a change that saves less is not proposed
+_SEARCHED = 3  # settings of which the fewest are looked for among all; above, those without which it still fits go
+_LORA_RATE = 5e-5  # of configs/lora.yaml
 
 
 @dataclass(frozen=True)
@@ -25,98 +38,179 @@ class Change:
     """bytes, with this change and those before it"""
 
 
-def changes_to_fit(work: Workload, device_bytes: float) -> list[Change]:
-    """Changes in the order to make them, until the run fits or nothing is left to propose."""
-    changes: list[Change] = []
-    peak = memory_of(work, int(device_bytes)).peak
-    while peak > device_bytes:
-        found = _first_worth_it(work, peak, device_bytes)
-        if found is None:
-            break
-        work, change = found
-        changes.append(change)
-        peak = change.peak
-    return list(_merged(changes))
+@dataclass(frozen=True)
+class _Proposal:
+    kind: str
+    values: Mapping[str, Any]
+    """dotted key -> value"""
+    cost: str
 
 
-def _first_worth_it(work: Workload, peak: int, device_bytes: float) -> tuple[Workload, Change] | None:
-    """The least harmful change that saves something, and the run with it."""
-    for candidate, settings, cost in _proposals(work):
-        lower = memory_of(candidate, int(device_bytes)).peak
-        if peak - lower >= _WORTH * peak:
-            return candidate, Change(settings, cost, peak - lower, lower)
-    return None
+def changes_to_fit(config: PlanConfig, device_bytes: int) -> list[Change]:
+    """Changes in the order to make them: the fewest that make the run fit, or all that help where none do."""
+    proposals = _greedy(config, device_bytes)
+    # In the order of their last steps: what is set to share the teacher comes before what takes that back.
+    kinds = list(dict.fromkeys(proposal.kind for proposal in reversed(proposals)))[::-1]
+    steps = {kind: [proposal for proposal in proposals if proposal.kind == kind] for kind in kinds}
+    if proposals and _fitting(config, proposals, device_bytes):
+        steps = _fewest(config, steps, device_bytes)
+    return list(_changes(config, [found[-1] for found in steps.values()], device_bytes))
 
 
-def _proposals(work: Workload) -> Iterator[tuple[Workload, str, str]]:
-    """What can be changed, the least harmful first: the run with it, its settings, and what it takes in return."""
-    if work.eval_batch > 1:
-        size = work.eval_batch // 2
-        settings = f"training.per_device_eval_batch_size: {size}"
-        yield replace(work, eval_batch=size), settings, "more, smaller batches in evaluations"
-    if work.batch % 2 == 0:
-        batch, slices = work.batch // 2, work.accumulation * 2
-        settings = f"training.per_device_train_batch_size: {batch}, training.gradient_accumulation_steps: {slices}"
-        smaller = replace(work, batch=batch, accumulation=slices, scoring_batch=min(work.scoring_batch, batch))
-        yield smaller, settings, "the same step in more, smaller slices"
-    if work.scoring_batch > 1:
-        size = work.scoring_batch // 2
-        settings = f"training.scoring_batch_size: {size}"
-        yield replace(work, scoring_batch=size), settings, "more, smaller scoring passes"
-    if not work.uses_vllm and work.on_gpu:
-        settings = "training.use_vllm: true, trl.vllm_enable_sleep_mode: true"
-        served = replace(work, uses_vllm=True, vllm_share=VLLM_SHARE, vllm_sleeps=True)
-        yield served, settings, "needs vLLM and data.max_prompt_length; faster rollouts, too"
-    if work.vllm_share and not work.vllm_sleeps:
-        settings = "trl.vllm_enable_sleep_mode: true"
-        yield replace(work, vllm_sleeps=True), settings, "vLLM's weights move at each step"
-    if not work.offload_scores and work.on_gpu:
-        settings = "training.offload_scores: true"
-        yield replace(work, offload_scores=True), settings, "copies to and from host memory"
-    if not work.checkpointing:
-        settings = "training.gradient_checkpointing: true"
-        yield replace(work, checkpointing=True), settings, "one forward pass more"
-    if work.devices > 1 and work.parallel in ("ddp", "zero2"):
-        settings = "accelerate launch --config_file configs/accelerate/fsdp2.yaml (--parallel fsdp2)"
-        yield replace(work, parallel="fsdp2"), settings, "weights are gathered layer by layer"
-    if work.devices > 1 and work.teacher is not None and work.parallel in ("ddp", "fsdp2") and not work.shard_teacher:
-        cost = "the teacher is gathered layer by layer where it scores"
-        yield replace(work, shard_teacher=True), "training.shard_teacher: true", cost
-    if work.chunk >= 64:
-        settings = f"training.logits_chunk_size: {work.chunk // 2}"
-        yield replace(work, chunk=work.chunk // 2), settings, "smaller products"
-    if work.devices > 1 and work.parallel != "zero3" and _zero3_can_teach(work):
-        settings = "accelerate launch --config_file configs/accelerate/zero3.yaml (--parallel zero3)"
-        cost = "the teacher is gathered layer by layer, too; needs DeepSpeed"
-        yield replace(work, parallel="zero3", shard_teacher=False), settings, cost
-    if work.optimizer_bytes != 2 and work.parallel not in ("zero2", "zero3") and work.on_gpu:
-        settings = "trl.optim: adamw_8bit"
-        yield replace(work, optimizer_bytes=2), settings, "needs bitsandbytes; moments in 8 bits"
-    if not work.lora_rank:
-        yield replace(work, lora_rank=32), "--config configs/lora.yaml", "trains adapters, not all weights"
-    if work.response_tokens >= 512:
-        length = work.response_tokens // 2
-        settings = f"training.max_completion_length: {length}"
-        yield replace(work, response_tokens=length), settings, "longer responses are cut off"
-
-
-def _zero3_can_teach(work: Workload) -> bool:
-    try:
-        check_copies({scoring.policy for scoring in work.scorings}, bool(work.lora_rank), zero_stage=3)
-    except UserError:
-        return False
-    return True
-
-
-def _merged(changes: list[Change]) -> Iterator[Change]:
-    """The same keys set again and again are one change, to the last value."""
-    for position, change in enumerate(changes):
-        following = changes[position + 1] if position + 1 < len(changes) else None
-        if following is not None and _keys(following) == _keys(change):
-            changes[position + 1] = replace(following, saves=following.saves + change.saves)
+def _greedy(config: PlanConfig, device_bytes: int) -> list[_Proposal]:
+    """The least harmful change that saves something, again and again, until the run fits or nothing is left."""
+    proposals: list[_Proposal] = []
+    work = workload_of(config)
+    while not fits(work, device_bytes):
+        peak = memory_of(work, device_bytes).peak
+        for proposal in _proposals(config, work, device_bytes):
+            changed = _sound(config, [proposal])
+            if changed is None:
+                continue
+            saves = peak - memory_of(changed[1], device_bytes).peak
+            if saves >= _WORTH * peak or proposal.kind == "vLLM's share":
+                proposals.append(proposal)
+                config, work = changed
+                break
         else:
-            yield change
+            break
+    return proposals
 
 
-def _keys(change: Change) -> list[str]:
-    return [part.partition(":")[0] for part in change.settings.split(", ")]
+def _fewest(config: PlanConfig, steps: dict[str, list[_Proposal]], device_bytes: int) -> dict[str, list[_Proposal]]:
+    """Kinds of change of which none can be left out, each taken no further than it must."""
+    chosen = next(
+        (
+            dict(some)
+            for count in range(1, _SEARCHED + 1)
+            for some in combinations(steps.items(), count)
+            if _fitting(config, [found[-1] for _, found in some], device_bytes)
+        ),
+        None,
+    )
+    if chosen is None:
+        chosen = dict(steps)
+        for kind in reversed(steps):
+            without = {other: found for other, found in chosen.items() if other != kind}
+            if _fitting(config, [found[-1] for found in without.values()], device_bytes):
+                chosen = without
+    for kind in reversed(chosen):
+        while len(chosen[kind]) > 1:
+            less = {**chosen, kind: chosen[kind][:-1]}
+            if not _fitting(config, [found[-1] for found in less.values()], device_bytes):
+                break
+            chosen = less
+    return chosen
+
+
+def _fitting(config: PlanConfig, proposals: list[_Proposal], device_bytes: int) -> bool:
+    changed = _sound(config, proposals)
+    return changed is not None and fits(changed[1], device_bytes)
+
+
+def _sound(config: PlanConfig, proposals: list[_Proposal]) -> tuple[PlanConfig, Workload] | None:
+    """The configuration with some changes and its run; None where training refuses it."""
+    changed = copy.deepcopy(config)
+    for proposal in proposals:
+        for key, value in proposal.values.items():
+            _set(changed, key, value)
+    try:
+        work = workload_of(changed)
+        check_arguments(changed)
+    except UserError:
+        return None
+    return changed, work
+
+
+def _set(config: PlanConfig, key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    if section == "trl":
+        config.trl[name] = value
+    else:
+        setattr(getattr(config, section) if section else config, name, value)
+
+
+def _changes(config: PlanConfig, proposals: list[_Proposal], device_bytes: int) -> Iterator[Change]:
+    peak = memory_of(workload_of(config), device_bytes).peak
+    for position, proposal in enumerate(proposals, start=1):
+        changed = _sound(config, proposals[:position]) or _sound(config, proposals)
+        assert changed is not None
+        lower = memory_of(changed[1], device_bytes).peak
+        yield Change(_in_words(proposal.values), proposal.cost, peak - lower, lower)
+        peak = lower
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    """As it is given: to the launcher, as a shipped configuration, or by key."""
+    if "parallel" in values:
+        file = shipped(f"configs/accelerate/{values['parallel']}.yaml")
+        near = Path(os.path.relpath(file))
+        shown = file if ".." in near.parts else near
+        rest = {key: value for key, value in values.items() if key != "parallel"}
+        more = f", {_in_words(rest)}" if rest else ""
+        return f"accelerate launch --config_file {shown} (--parallel {values['parallel']}){more}"
+    if "model.lora" in values:
+        return "--config lora"
+    return ", ".join(f"{key}: {str(value).lower()}" for key, value in values.items())
+
+
+def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterator[_Proposal]:
+    """What can be changed, the least harmful first."""
+    if work.vllm_share and vllm_room(work, device_bytes) < 1 and (share := _share(work, device_bytes)):
+        yield _Proposal("vLLM's share", {"trl.vllm_gpu_memory_utilization": share}, "less for training")
+    if work.eval_batch > 1:
+        size = {"training.per_device_eval_batch_size": work.eval_batch // 2}
+        yield _Proposal("evaluations", size, "more, smaller batches in evaluations")
+    if work.batch % 2 == 0:
+        sizes = {
+            "training.per_device_train_batch_size": work.batch // 2,
+            "training.gradient_accumulation_steps": work.accumulation * 2,
+        }
+        yield _Proposal("slices", sizes, "the same step in more, smaller slices")
+    if work.scoring_batch > 1:
+        size = {"training.scoring_batch_size": work.scoring_batch // 2}
+        yield _Proposal("scoring", size, "more, smaller scoring passes")
+    if not work.uses_vllm:
+        yield _vllm(config, work, device_bytes)
+    if work.vllm_share and not work.vllm_sleeps:
+        yield _Proposal("sleep", {"trl.vllm_enable_sleep_mode": True}, "vLLM's weights move at each step")
+    if not work.offload_scores:
+        yield _Proposal("offload", {"training.offload_scores": True}, "copies to and from host memory")
+    if not work.checkpointing:
+        yield _Proposal("checkpointing", {"training.gradient_checkpointing": True}, "one forward pass more")
+    if work.devices > 1 and work.parallel in ("ddp", "zero2"):
+        yield _Proposal("parallel", {"parallel": "fsdp2"}, "weights are gathered layer by layer")
+    if work.devices > 1 and work.teacher is not None and not work.shard_teacher:
+        cost = "the teacher is gathered layer by layer where it scores"
+        yield _Proposal("teacher", {"training.shard_teacher": True}, cost)
+    if work.chunk >= 64:
+        yield _Proposal("logits", {"training.logits_chunk_size": work.chunk // 2}, "smaller products")
+    if work.devices > 1 and work.parallel != "zero3":
+        cost = "the teacher is gathered layer by layer, too; needs DeepSpeed"
+        alone = {"training.shard_teacher": False} if work.shard_teacher else {}
+        yield _Proposal("parallel", {"parallel": "zero3", **alone}, cost)
+    if work.optimizer_bytes != 2 and work.parallel in ("single", "ddp"):
+        yield _Proposal("optimizer", {"trl.optim": "adamw_8bit"}, "needs bitsandbytes; moments in 8 bits")
+    if not work.lora_rank:
+        values = {"model.lora": LoraSettings(), "training.learning_rate": _LORA_RATE}
+        yield _Proposal("adapters", values, "trains adapters, not all weights")
+    if work.response_tokens >= 512:
+        length = {"training.max_completion_length": work.response_tokens // 2}
+        yield _Proposal("length", length, "longer responses are cut off")
+
+
+def _vllm(config: PlanConfig, work: Workload, device_bytes: int) -> _Proposal:
+    longest = config.data.max_prompt_length or max(work.prompt_tokens, work.privileged_tokens)
+    served = replace(work, vllm_share=VLLM_SHARE, vllm_length=longest + work.response_tokens)
+    values: dict[str, Any] = {"training.use_vllm": True, "trl.vllm_enable_sleep_mode": True}
+    if config.data.max_prompt_length is None:
+        values["data.max_prompt_length"] = longest
+    if vllm_room(served, device_bytes) < 1 and (share := _share(served, device_bytes)):
+        values["trl.vllm_gpu_memory_utilization"] = share
+    return _Proposal("vLLM", values, "needs vLLM; faster rollouts, too")
+
+
+def _share(work: Workload, device_bytes: int) -> float | None:
+    """The least of the device's memory, in twentieths, in which vLLM has room for a rollout."""
+    shares = (twentieths / 20 for twentieths in range(1, 20))
+    return next((s for s in shares if vllm_room(replace(work, vllm_share=s), device_bytes) >= 1), None)

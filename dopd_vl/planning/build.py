@@ -1,19 +1,22 @@
 """From a configuration to a workload, a machine and its assumptions."""
 
 import re
+from dataclasses import replace
 
 import torch
 
 from dopd_vl.common.errors import ConfigurationError, UserError
+from dopd_vl.common.resources import shipped
 from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
-from dopd_vl.planning.objective_needs import needs_of
+from dopd_vl.planning.objective_needs import longest_lesson, needs_of
 from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Parallel, Workload
 from dopd_vl.training.checks import check, check_shards
 
+DEFAULT_GPU = "h100"
 VLLM_SHARE = 0.3
 """TRL's default of `vllm_gpu_memory_utilization`."""
 _IMAGE = 1024
@@ -44,6 +47,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     evaluates = config.data.eval is not None
     shows_more = any(variant != "none" for variant in loop.eval_variants)
     prompt, privileged = config.prompt_tokens or default, config.privileged_tokens or default
+    longest = longest_lesson(objective, prompt, privileged, loop.max_completion_length)
     return Workload(
         student=student,
         teacher=shapes.get("teacher"),
@@ -53,7 +57,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         accumulation=loop.gradient_accumulation_steps,
         group=loop.num_generations,
         scoring_batch=loop.scoring_batch_size or loop.per_device_train_batch_size,
-        prompt_tokens=prompt,
+        prompt_tokens=longest,
         privileged_tokens=privileged,
         response_tokens=loop.max_completion_length,
         images=config.images if student.vision else 0,
@@ -76,6 +80,9 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         vllm_sleeps=config.trl.get("vllm_enable_sleep_mode", False),
         vllm_length=config.trl.get("vllm_max_model_length") or default + loop.max_completion_length,
         shard_teacher=loop.shard_teacher,
+        machines=config.machines,
+        save_total_limit=loop.save_total_limit,
+        saves=None if loop.max_steps < 0 else max(1, loop.max_steps // max(1, loop.save_steps)),
         eval_batch=loop.per_device_eval_batch_size if evaluates else 0,
         eval_prompt_tokens=max(prompt, privileged) if shows_more else prompt,
         eval_response_tokens=loop.eval_max_completion_length or loop.max_completion_length,
@@ -91,19 +98,43 @@ def _chunk(config: PlanConfig, vocabulary: int, on_gpu: bool) -> int:
     return chunk_size_for("cuda" if on_gpu else "cpu", vocabulary, torch.bfloat16 if narrow else torch.float32)
 
 
-def devices_of(config: PlanConfig) -> tuple[int, float]:
+def check_arguments(config: PlanConfig) -> None:
+    """Whether training takes the settings as its own arguments, whatever machine this is.
+
+    Raises:
+        UserError: it does not; the message names the key.
+    """
+    from dopd_vl.training.arguments import trainer_arguments  # imports TRL, which takes its time
+
+    # What only a GPU has is for the machine of the run to refuse.
+    elsewhere = {name: value for name, value in config.trl.items() if name not in ("fp16", "tf32")}
+    trainer_arguments(replace(config, training=replace(config.training, bf16=None), trl=elsewhere))
+
+
+def devices_of(config: PlanConfig) -> tuple[int, int]:
     """Number of GPUs, and bytes of memory of each."""
-    match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", config.gpus)
-    if match is None or int(match[1]) < 1 or float(match[2]) <= 0:
-        raise ConfigurationError(f"gpus: {config.gpus!r} is not NUMBERxGB, e.g. 8x80")
-    return int(match[1]), float(match[2]) * 1e9
+    number, gigabytes, name = _gpus(config)
+    if number % config.machines:
+        raise ConfigurationError(f"machines={config.machines} does not divide the {number} GPUs")
+    return number, int(gigabytes * 1e9) if gigabytes is not None else gpu_of(name, "gpus").bytes
+
+
+def _gpus(config: PlanConfig) -> tuple[int, float | None, str]:
+    """Number, GB of each where they are given, and a name."""
+    match = re.fullmatch(r"(\d+)x(?:(\d+(?:\.\d+)?)|([a-z].*))", config.gpus)
+    if match is None or int(match[1]) < 1 or (match[2] is not None and float(match[2]) <= 0):
+        raise ConfigurationError(
+            f"gpus: {config.gpus!r} is neither NUMBERxNAME nor NUMBERxGB, e.g. 8xh100 or 8x80 (names are in "
+            f"{shipped('data/gpus.yaml')})"
+        )
+    return int(match[1]), None if match[2] is None else float(match[2]), match[3] or DEFAULT_GPU
 
 
 def machine_of(config: PlanConfig) -> Machine:
     """A GPU's throughput and bandwidth, by its data sheet unless given."""
     if config.tflops is not None and config.bandwidth is not None:
         return Machine(config.tflops, config.bandwidth, config.mfu, config.mbu)
-    gpu = gpu_of(config.gpu)
+    gpu = gpu_of(config.gpu, "gpu") if config.gpu else gpu_of(_gpus(config)[2], "gpus")
     return Machine(config.tflops or gpu.tflops, config.bandwidth or gpu.bandwidth_tb, config.mfu, config.mbu)
 
 

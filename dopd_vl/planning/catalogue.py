@@ -1,5 +1,6 @@
 """What is known without a download: shapes of published models in `data/models`, accelerators in `data/gpus.yaml`."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,20 @@ class Gpu:
     name: str
     tflops: float
     """dense, bf16"""
-    memory_gb: float
+    memory_gb: int
+    """by its name"""
+    memory_gib: float
+    """what PyTorch finds of it, in GiB"""
     bandwidth_tb: float
     """TB/s"""
 
+    @property
+    def bytes(self) -> int:
+        """What a process can have of its memory."""
+        return int(self.memory_gib * 2**30)
 
+
+@functools.cache
 def known_models() -> dict[str, Path]:
     """Hub id -> its file in `data/models`."""
     files = sorted(shipped("data/models").glob("*.yaml"))
@@ -32,14 +42,17 @@ def known_models() -> dict[str, Path]:
 
 
 def published(file: Path) -> tuple[PreTrainedConfig, int]:
-    """The configuration in a file of `data/models`, and the published number of parameters."""
+    """The configuration in a file of `data/models`, and the published number of the parameters that are loaded."""
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     settings: dict[str, Any] = dict(content["config"])
-    return AutoConfig.for_model(settings.pop("model_type"), **settings), content["parameters"]
+    loaded = content["parameters"] - content.get("not_loaded", 0)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings), loaded
 
 
+@functools.cache
 def model_config(name: str, key: str) -> PreTrainedConfig:
-    """The configuration of a model folder, of `nano:NAME`, of a file such as `my-model.yaml`, or id in `data/models`.
+    """The configuration of a model folder, of its `config.json`, of `nano:NAME`, of a file such as `my-model.yaml`, or
+    of an id in `data/models`.
 
     Args:
         key: the setting that names it, for the error.
@@ -48,7 +61,8 @@ def model_config(name: str, key: str) -> PreTrainedConfig:
         UserError: nothing is known of it.
     """
     path, known = find_model(name), known_models()
-    if (Path(path) / "config.json").is_file():
+    described = (Path(path) / "config.json").is_file() or (path.endswith(".json") and Path(path).is_file())
+    if described:
         with reading(key, path):
             return AutoConfig.from_pretrained(path)
     try:
@@ -59,32 +73,34 @@ def model_config(name: str, key: str) -> PreTrainedConfig:
     except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
         raise UserError(f"{key}: {name!r} does not describe a model ({one_line(error)})") from error
     raise UserError(
-        f"{key}: the shape of {name!r} is not known ({nearest(name, known)}); give a folder with its config.json, or a "
-        f"YAML file with its fields as those in {shipped('data/models')}"
+        f"{key}: the shape of {name!r} is not known ({nearest(name, known)}); give its config.json, a folder that "
+        f"has one, or a YAML file with its fields as those in {shipped('data/models')}"
     )
 
 
+@functools.cache
 def model_shape(name: str, key: str) -> ModelShape:
     """The shape of a model that `model_config` finds.
 
     Raises:
-        UserError: nothing is known of it, or it is of a family that is not counted.
+        UserError: nothing is known of it, or it is no causal language model.
     """
-    try:
-        return shape_of(model_config(name, key), name)
-    except UserError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{key}: {name!r}: {one_line(error)}") from error
+    config = model_config(name, key)
+    with reading(key, name):
+        return shape_of(config, name)
 
 
-def gpu_of(name: str) -> Gpu:
+def gpu_of(name: str, key: str) -> Gpu:
     """An accelerator of `data/gpus.yaml`.
+
+    Args:
+        key: the setting that names it, for the error.
 
     Raises:
         UserError: it is not there.
     """
     known = yaml.safe_load(shipped("data/gpus.yaml").read_text(encoding="utf-8"))
     if name not in known:
-        raise UserError(f"gpu: unknown GPU {name!r}, {nearest(name, known)}; or give --tflops and --bandwidth")
+        instead = "GB, e.g. 8x80" if key == "gpus" else "--tflops and --bandwidth"
+        raise UserError(f"{key}: unknown GPU {name!r}, {nearest(name, known)}; or give {instead}")
     return Gpu(**known[name])

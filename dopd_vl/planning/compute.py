@@ -61,10 +61,10 @@ def _pass_flops(work: Workload, shape: ModelShape, prompt: float, response: floa
     """A forward pass over all rollouts of a step, the head on response tokens alone."""
     prompts = math.ceil(work.rollouts / work.group) if shared else work.rollouts
     tokens = prompts * prompt + work.rollouts * response
-    weights = 2 * shape.body_parameters * tokens + 2 * shape.head_parameters * work.rollouts * response
+    weights = 2 * shape.active_parameters * tokens + 2 * shape.head_parameters * work.rollouts * response
     # Causal attention: two products of 2 Q for every pair of a query and an earlier key, in every layer.
     pairs = prompts * prompt**2 / 2 + work.rollouts * (prompt * response + response**2 / 2)
-    attention = 4 * shape.queries * shape.layers * pairs
+    attention = 4 * shape.queries * shape.attention_layers * pairs
     vision = 0.0
     if shape.vision is not None:
         images = math.ceil(work.rollouts / work.group) * work.images
@@ -82,12 +82,14 @@ def _rollout(work: Workload, machine: Machine, mean: Workload) -> Part:
     served = work.uses_vllm
     weight = 2 if served or work.precision == "bfloat16" else 4
     cache = act.cache_bytes(shape, "bfloat16" if served else work.precision)
-    per_token = weight * (shape.body_parameters + shape.head_parameters)
+    # Of a mixture, a batch reads the experts that any of its rollouts chooses.
+    read = min(shape.body_parameters, rows * shape.active_parameters)
+    per_token = weight * (read + shape.head_parameters)
     steps = work.response_tokens  # a batch rolls out until its longest rollout ends
     context = mean.prompt_tokens + mean.response_tokens / 2
     reads = steps * per_token + rows * mean.response_tokens * context * cache
     by_memory = reads / (machine.bandwidth_tb * 1e12 * machine.mbu)
-    flops = 2.0 * (shape.body_parameters + shape.head_parameters) * rows * mean.response_tokens
+    flops = 2.0 * (shape.active_parameters + shape.head_parameters) * rows * mean.response_tokens
     flops += _pass_flops(work, shape, mean.prompt_tokens, 0, served)
     by_compute = flops / (machine.tflops * 1e12 * machine.mfu)
     reason = f"{steps:,} tokens one after another, each reads the weights; " + ("vLLM" if served else "transformers")

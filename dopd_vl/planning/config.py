@@ -1,4 +1,4 @@
-"""The keys of `dopd-vl plan`: those of a training run, and those of the machine that is to run it."""
+"""The keys of `dopd-vl plan`: those of the machine that is to run it, and those of the training run."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,15 +8,21 @@ from dopd_vl.train_config import TrainConfig
 
 
 @dataclass
-class PlanConfig(TrainConfig):
-    """Whether a training run fits, what a step of it takes, and what to change if it does not fit."""
+class MachineSettings:
+    """What a training configuration does not say: the machine, and what is assumed of the data and of the speed."""
 
-    gpus: str = "1x80"
-    """number of GPUs and memory of each in GB (1e9 bytes), e.g. 8x80"""
-    gpu: str = "h100"
-    """a name in data/gpus.yaml, for throughput and bandwidth"""
+    gpus: str = "1xh100"
+    """number of GPUs, and a name in data/gpus.yaml or GB (1e9 bytes) of memory of each, e.g. 8xh100 or 8x80"""
     parallel: Literal["auto", "single", "ddp", "fsdp2", "zero2", "zero3"] = "auto"
     """as the files in configs/accelerate; "auto": single for one GPU, ddp for several"""
+    machines: int = 1
+    """that the GPUs are spread over"""
+    host_memory: float | None = None
+    """GB of main memory of a machine, to compare with"""
+    disk: float | None = None
+    """GB that are free for output_dir, to compare with"""
+    gpu: str | None = None
+    """a name in data/gpus.yaml, for throughput and bandwidth; default: the one in gpus, or h100"""
     tflops: float | None = None
     """dense bf16 throughput of a GPU; default: the GPU's data sheet"""
     bandwidth: float | None = None
@@ -38,8 +44,15 @@ class PlanConfig(TrainConfig):
     full_share: float = 0.5
     """assumed share of tokens taught over the whole vocabulary, where an objective does not so teach all (DOPD's HT)"""
 
+
+@dataclass
+class PlanConfig(TrainConfig, MachineSettings):
+    """Whether a training run fits, what a step of it takes, and what to change if it does not fit."""
+
+    # A base's fields come the earlier the later it is named: the machine's keys stand first in the help.
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, self, "prompt_tokens", "privileged_tokens", "image_tokens")
-        check_at_least(0, self, "images")
+        check_at_least(1, self, "machines", "prompt_tokens", "privileged_tokens", "image_tokens")
+        check_at_least(0, self, "images", "host_memory", "disk")
         check_shares(self, "mfu", "mbu", "mean_share", "full_share")

@@ -8,6 +8,7 @@ steps, where it is asked for, an evaluation.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dopd_vl.planning import activations as act
 from dopd_vl.planning import passes
 from dopd_vl.planning.lines import ALWAYS, LEARNING, MOMENTS, PASSES, Line
 from dopd_vl.planning.shapes import ModelShape
@@ -15,6 +16,7 @@ from dopd_vl.planning.workload import Workload
 
 _CONTEXT = 1_000_000_000  # CUDA's context, cuBLAS and NCCL buffers
 _FRAGMENTATION = 0.05  # of all else, between the allocator's blocks
+_VLLM_PASSES = 2_000_000_000  # assumed: what vLLM's passes and CUDA graphs hold beside weights, keys and values
 _BUCKET = 500_000_000  # values of DeepSpeed's default reduction bucket
 
 
@@ -50,6 +52,19 @@ def memory_of(work: Workload, device_bytes: int | None = None) -> Memory:
     lines = [*_weights(work), *_learning_state(work), *passes.lines(work)]
     lines += [*_machine(work, lines), *_vllm(work, device_bytes)]
     return Memory(tuple(line for line in lines if line.bytes > 0))
+
+
+def vllm_room(work: Workload, device_bytes: int) -> float:
+    """Whole rollouts whose keys and values fit in vLLM's share at a time; below 1 vLLM refuses to start."""
+    free = work.vllm_share * device_bytes - 2 * work.student.parameters - _VLLM_PASSES
+    one = work.vllm_length * act.cache_bytes(work.student, "bfloat16") + act.state_bytes(work.student)
+    return free / max(1, one)
+
+
+def fits(work: Workload, device_bytes: int) -> bool:
+    """Whether the peak is within a device's memory, and one rollout within vLLM's share, where it has one."""
+    room = not work.vllm_share or vllm_room(work, device_bytes) >= 1
+    return room and memory_of(work, device_bytes).peak <= device_bytes
 
 
 def _weights(work: Workload) -> Iterator[Line]:

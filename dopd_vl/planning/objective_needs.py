@@ -8,6 +8,7 @@ from dopd_vl.core.plan import Plan, Term
 from dopd_vl.objectives import Objective, Scores
 from dopd_vl.objectives.base import Requirements
 from dopd_vl.planning.workload import Scoring
+from dopd_vl.views.rollouts import OWN_VIEW
 
 _TOKENS, _VOCABULARY = 64, 1_000
 
@@ -32,6 +33,13 @@ def needs_of(objective: Objective, group: int, top_k: int) -> tuple[tuple[Scorin
         for source in objective.sources()
     )
     return scorings, any(isinstance(term, Term) and term.support == "full" for term in plan.terms)
+
+
+def longest_lesson(objective: Objective, prompt: int, privileged: int, response: int) -> int:
+    """Tokens of the longest prompt that the student learns on, by those of the plain view, of the longest privileged
+    one and of a response."""
+    tokens = {"plain": prompt, OWN_VIEW: prompt + response}
+    return max(tokens.get(lesson.view, privileged) for lesson in Requirements.of(objective).lessons)
 
 
 def _decide(objective: Objective, group: int, top_k: int) -> tuple[Plan, Scores]:

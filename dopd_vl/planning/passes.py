@@ -29,7 +29,7 @@ def _rollout(work: Workload) -> Iterator[Line]:
     rows, together = work.rollouts, "all rollouts of the step at once"
     tokens = work.prompt_tokens + work.response_tokens
     yield Line("reading the prompts", _reading(work, rows, work.prompt_tokens), frozenset({"prefill"}), together)
-    yield Line("rollouts' keys and values", _grown_cache(work, rows * tokens), frozenset({"rollout"}), together)
+    yield Line("rollouts' keys and values", _grown_cache(work, rows, tokens), frozenset({"rollout"}), together)
     reason = f"fp32, {_SAMPLING_COPIES} copies of a row each"
     yield Line("next tokens' logits", _next_logits(work, rows), frozenset({"rollout"}), reason)
 
@@ -38,7 +38,7 @@ def _evaluation(work: Workload) -> Iterator[Line]:
     """Greedy responses by transformers, whatever rolls out, and their scores in one pass; the worst of its moments."""
     rows, prompt = work.eval_batch, work.eval_prompt_tokens
     tokens = prompt + work.eval_response_tokens
-    generating = _grown_cache(work, rows * tokens) + _next_logits(work, rows)
+    generating = _grown_cache(work, rows, tokens) + _next_logits(work, rows)
     passing = rows * tokens * act.passing(work.student, work.precision)
     scoring = passing + rows * tokens**2 * (1 + act.saved_mask(work.precision))
     most = max(_reading(work, rows, prompt), generating, scoring)
@@ -64,10 +64,11 @@ def _looking(work: Workload, shape: ModelShape, precision: Precision) -> int:
     return patches * act.passing_vision(shape.vision, precision)
 
 
-def _grown_cache(work: Workload, tokens: int) -> int:
+def _grown_cache(work: Workload, rows: int, tokens: int) -> int:
     """Keys and values: a layer's are copied as they grow, so that one layer's are there twice."""
-    shape = work.student
-    return tokens * (act.cache_bytes(shape, work.precision) * (shape.layers + 1) // shape.layers)
+    shape, layers = work.student, max(1, work.student.attention_layers)
+    grown = act.cache_bytes(shape, work.precision) * (layers + 1) // layers
+    return rows * (tokens * grown + act.state_bytes(shape))
 
 
 def _next_logits(work: Workload, rows: int) -> int:

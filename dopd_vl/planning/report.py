@@ -4,15 +4,17 @@ from rich.console import Console
 from rich.table import Table
 
 from dopd_vl.common.terminal import show, tell
-from dopd_vl.planning import activations as act
 from dopd_vl.planning.advice import Change
 from dopd_vl.planning.compute import Machine, Part
+from dopd_vl.planning.host import disk_lines, host_lines
 from dopd_vl.planning.lines import MOMENTS
-from dopd_vl.planning.memory import Memory
+from dopd_vl.planning.memory import Memory, fits, vllm_room
+from dopd_vl.planning.shapes import COUNTED
 from dopd_vl.planning.workload import Workload
 
 _GB = 1e9
-_VLLM_PASSES = 2e9  # assumed: what vLLM's passes and CUDA graphs hold beside weights, keys and values
+CLOSE = 0.15
+"""Within which predictions were of what was measured."""
 
 
 def print_memory(console: Console, memory: Memory) -> None:
@@ -28,27 +30,59 @@ def print_memory(console: Console, memory: Memory) -> None:
     table.add_section()
     table.add_row("peak", f"{memory.peak / _GB:.2f}", "")
     show(console, table)
-    sums = Table(title="Every moment", title_justify="left")
-    for moment in MOMENTS:
-        sums.add_column(moment, justify="right")
-    sums.add_row(*(f"{memory.at(moment) / _GB:.1f}" for moment in MOMENTS))
-    show(console, sums)
+    sums = "; ".join(f"{moment} {memory.at(moment) / _GB:.1f}" for moment in MOMENTS)
+    tell(console, f"GB at every moment: {sums}.")
 
 
-def print_verdict(console: Console, memory: Memory, device_bytes: float, changes: list[Change]) -> None:
-    """Whether it fits, and if not what to change."""
+def print_beside(console: Console, work: Workload, host_memory: float | None, disk: float | None) -> bool:
+    """Main memory and disk, line by line; whether they are as large as needed, where it was said what there is."""
+    host, folder = host_lines(work), disk_lines(work)
+    processes = work.devices // work.machines
+    wanted = (
+        (f"Main memory of a machine ({processes} processes), at most", host, host_memory, "host_memory"),
+        ("Disk for output_dir", folder, disk, "disk"),
+    )
+    enough = True
+    for what, lines, given, key in wanted:
+        total = sum(line.bytes for line in lines) / _GB
+        parts = "; ".join(f"{line.name} {line.bytes / _GB:.1f} ({line.reason})" for line in lines if line.bytes)
+        tell(console, f"{what}: {total:.1f} GB: {parts}.")
+        if given is not None and given < total:
+            tell(console, f"That is more than {key}: {given:g} GB.")
+            enough = False
+    models = 2 * (work.student.parameters + (work.teacher.parameters if work.teacher else 0)) / _GB
+    tell(console, f"The models' own files, in bf16, are {models:.1f} GB.")
+    return enough
+
+
+def print_verdict(console: Console, work: Workload, memory: Memory, device_bytes: int, changes: list[Change]) -> None:
+    """Whether it fits, by how much, and if not what to change."""
     have, need = device_bytes / _GB, memory.peak / _GB
-    if memory.peak <= device_bytes:
-        tell(console, f"It fits: {need:.1f} of {have:g} GB a GPU.")
+    if work.vllm_share:
+        room = vllm_room(work, device_bytes)
+        tell(console, f"vLLM's share has room for {max(room, 0):.1f} whole rollouts at a time.")
+        if room < 1:
+            tell(console, "That is too little: raise trl.vllm_gpu_memory_utilization.")
+    if fits(work, device_bytes):
+        spare = have - need
+        tell(
+            console,
+            f"It fits: {need:.1f} of {have:.1f} GB a GPU, with a margin of {spare:.1f} GB ({spare / have:.0%}).",
+        )
+        if spare < CLOSE * need:
+            tell(
+                console,
+                f"That is close: predictions were within {CLOSE:.0%} of what was measured, on a CPU; docs/plan.md.",
+            )
         return
-    tell(console, f"It does not fit: {need:.1f} GB are needed, a GPU has {have:g} GB.")
-    table = Table(title="Change, in this order", title_justify="left")
-    for name in ("setting", "saves GB", "then GB", "in return"):
-        table.add_column(name, justify="right" if "GB" in name else "left", overflow="fold")
-    for change in changes:
-        table.add_row(change.settings, f"{change.saves / _GB:.1f}", f"{change.peak / _GB:.1f}", change.cost)
+    tell(console, f"It does not fit: {need:.1f} GB are needed, a GPU has {have:.1f} GB.")
     if changes:
-        show(console, table)
+        tell(console, "Change, in this order; `dopd-vl train` takes it so:")
+    for number, change in enumerate(changes, start=1):
+        saved = f"saves {change.saves / _GB:.1f} GB, then {change.peak / _GB:.1f} GB; {change.cost}"
+        # Not folded: it is there to be copied.
+        tell(console, f"{number}. {change.settings}")
+        tell(console, f"   {saved}")
     if not changes or changes[-1].peak > device_bytes:
         tell(console, "No setting brings it below: it needs GPUs of more memory, or smaller models.")
 
@@ -64,8 +98,11 @@ def print_time(console: Console, work: Workload, parts: list[Part], steps: int) 
     table.add_section()
     table.add_row("step", f"{sum(part.flops for part in parts) / 1e12:,.0f}", f"{total:.1f}", "without communication")
     show(console, table)
-    hours = total * steps / 3600
     rollouts = work.rollouts * work.devices
+    if steps < 0:
+        tell(console, f"{rollouts} rollouts a step; how many steps num_train_epochs makes depends on the data")
+        return
+    hours = total * steps / 3600
     tell(console, f"{steps} steps of {rollouts} rollouts: {hours:.1f} hours, {hours * work.devices:.0f} GPU hours")
 
 
@@ -81,12 +118,9 @@ def print_assumptions(console: Console, work: Workload, machine: Machine, mean: 
     ]
     if work.images:
         lines.append(f"images in a prompt: {work.images}, of {work.image_tokens} tokens (--images, --image_tokens)")
+    estimated = sorted({s.family for s in (work.student, work.teacher) if s and s.family not in COUNTED})
+    if estimated:
+        lines.append(f"activations of {', '.join(estimated)} as those of Qwen3's layers of the same widths")
     if any(scoring.keeps_hidden and not scoring.of_all_tokens for scoring in work.scorings):
         lines.append(f"{work.full_share:.0%} of the tokens taught over the whole vocabulary (--full_share)")
     tell(console, "Assumed: " + "; ".join(lines) + ".")
-
-
-def vllm_room(work: Workload, device_bytes: float) -> float:
-    """Whole rollouts whose keys and values fit in vLLM's share at a time; below 1 vLLM refuses to start."""
-    free = work.vllm_share * device_bytes - 2 * work.student.parameters - _VLLM_PASSES
-    return free / (work.vllm_length * act.cache_bytes(work.student, "bfloat16"))

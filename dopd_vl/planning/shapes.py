@@ -1,13 +1,32 @@
-"""The shape of a model: the widths and depths from which its weights, activations and products are counted."""
+"""The shape of a model: what its weights, activations and products are counted from.
 
-from dataclasses import dataclass
+Weights are counted on the model itself, built by transformers from its configuration on the meta device, where it takes
+no memory: whatever the family, they are exact. Widths are read from the configuration.
+"""
+
+import functools
+import math
+import warnings
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from dopd_vl.train_config import LoraSettings
+from dopd_vl.training.checks import peft_config
+
+COUNTED = ("qwen3", "qwen3_vl")
+"""Model types whose activations the formulas equal; those of others are estimated by the same formulas."""
 
 
 @dataclass(frozen=True)
 class VisionShape:
     """The tower of a Qwen3-VL: patches in, one token of the language model out of every `merge ** 2` of them."""
 
+    parameters: int
     hidden: int
     layers: int
     mlp: int
@@ -15,56 +34,52 @@ class VisionShape:
     """values of one patch: channels * frames * height * width"""
     patch_size: int
     """pixels, of a side"""
-    positions: int
     merge: int
     deepstack: int
     """layers whose features are added in the language model's first layers too, each with a merger of its own"""
-    out: int
 
     @property
     def pixels_a_token(self) -> int:
         """Pixels of an image that become one token of the language model."""
         return (self.patch_size * self.merge) ** 2
 
-    @property
-    def parameters(self) -> int:
-        """Weights and biases of the whole tower."""
-        merged = self.hidden * self.merge**2
-        block = 2 * 2 * self.hidden + _linear(self.hidden, 3 * self.hidden) + _linear(self.hidden, self.hidden)
-        block += _linear(self.hidden, self.mlp) + _linear(self.mlp, self.hidden)
-        merger = _linear(merged, merged) + _linear(merged, self.out)
-        mergers = merger + 2 * self.hidden + self.deepstack * (merger + 2 * merged)
-        embedding = _linear(self.patch_inputs, self.hidden) + self.positions * self.hidden
-        return embedding + self.layers * block + mergers
-
-    @property
-    def linear_widths(self) -> list[tuple[int, int, int]]:
-        """(count, inputs, outputs) of its linear layers."""
-        merged, one_each = self.hidden * self.merge**2, 1 + self.deepstack
-        return [
-            (self.layers, self.hidden, 3 * self.hidden),
-            (self.layers, self.hidden, self.hidden),
-            (self.layers, self.hidden, self.mlp),
-            (self.layers, self.mlp, self.hidden),
-            (one_each, merged, merged),
-            (one_each, merged, self.out),
-        ]
-
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A causal language model of the Qwen3 family, with a vision tower or without."""
+    """A causal language model, with a vision tower or without."""
 
     name: str
+    family: str
+    """its model type"""
     vocabulary: int
     hidden: int
     layers: int
+    attention_layers: int
+    """those that keep keys and values of every token; the others keep a state of one size"""
     mlp: int
+    """width that a token passes through: of a mixture, that of the experts chosen for it and of the shared one"""
+    experts: int
+    """chosen for a token; 0: no mixture"""
     heads: int
     kv_heads: int
     head_dim: int
+    state_values: int
+    """of one sequence, in a layer without attention"""
+    state_width: int
+    """of a token's values there"""
+    head_norms: bool
+    """whether queries and keys are normalised"""
     tied: bool
     """whether the output head is the embedding"""
+    parameters: int
+    """all, tied weights counted once"""
+    layer_parameters: int
+    """the largest decoder layer's"""
+    body_parameters: int
+    """of decoder layers and whatever stands beside them, without embedding, head and vision tower"""
+    active_parameters: int
+    """those of them that one token passes through; fewer in a mixture of experts"""
+    config: PreTrainedConfig = field(compare=False, repr=False)
     vision: VisionShape | None = None
 
     @property
@@ -82,96 +97,120 @@ class ModelShape:
         """The output head's: `[V, H]`."""
         return self.vocabulary * self.hidden
 
-    @property
-    def layer_parameters(self) -> int:
-        """One decoder layer's: four projections, three of the MLP, four norms."""
-        norms = 2 * self.hidden + 2 * self.head_dim
-        return sum(count * inputs * outputs for count, inputs, outputs in self._layer_widths) + norms
-
-    @property
-    def body_parameters(self) -> int:
-        """Those that every token passes through: decoder layers and the last norm."""
-        return self.layers * self.layer_parameters + self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All, tied weights counted once."""
-        tables = self.head_parameters * (1 if self.tied else 2)
-        return self.body_parameters + tables + (self.vision.parameters if self.vision else 0)
-
     def adapter_parameters(self, rank: int, target_modules: str) -> int:
-        """LoRA's: `rank * (inputs + outputs)` of every adapted linear layer.
+        """LoRA's, counted on the model that peft adapts; every one of them is in proportion to the rank.
 
         Args:
             target_modules: as peft takes it: names, comma-separated, or "all-linear", the head excepted.
         """
-        layers = [(self.layers * count, i, o) for count, i, o in self._layer_widths]
-        if target_modules == "all-linear":
-            layers += self.vision.linear_widths if self.vision else []
-        else:
-            names = {name.strip() for name in target_modules.split(",")}
-            layers = [(self.layers, *_projection(self, name)) for name in PROJECTIONS if name in names]
-        return sum(count * rank * (inputs + outputs) for count, inputs, outputs in layers)
-
-    @property
-    def _layer_widths(self) -> list[tuple[int, int, int]]:
-        return [(1, *_projection(self, name)) for name in PROJECTIONS]
+        return rank * _adapters_of_rank_1(self, target_modules)
 
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+@functools.cache
+def _adapters_of_rank_1(shape: ModelShape, target_modules: str) -> int:
+    lora = peft_config(LoraSettings(r=1, target_modules=target_modules))
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of experts whose ranks peft multiplies
+        adapted = get_peft_model(built(shape.config), lora)
+    return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
 
 
-def shape_of(config: Any, name: str) -> ModelShape:
-    """The shape that a transformers configuration of the Qwen3 or Qwen3-VL family describes.
+def built(config: PreTrainedConfig) -> PreTrainedModel:
+    """The whole model that a configuration describes, on the meta device."""
+    kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    with torch.device("meta"):
+        model: PreTrainedModel = kind.from_config(config)
+    model.tie_weights()
+    return model
+
+
+def shape_of(config: PreTrainedConfig, name: str) -> ModelShape:
+    """The shape that a configuration describes.
 
     Raises:
-        ValueError: it is of another family, whose layers are not counted here.
+        ValueError: transformers builds no causal language model from it, or not one of decoder layers.
     """
-    if config.model_type not in ("qwen3", "qwen3_vl"):
-        raise ValueError(f"model type {config.model_type!r} is not counted, only qwen3 and qwen3_vl")
-    text = config.get_text_config()
-    vision = config.vision_config if config.model_type == "qwen3_vl" else None
+    model, text = built(config), config.get_text_config()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    decoder: Any = model.get_decoder()
+    stacks = [part for part in decoder.children() if isinstance(part, nn.ModuleList)]
+    layers = next((stack for stack in stacks if len(stack) == text.num_hidden_layers), None)
+    if embedding is None or head is None or layers is None:
+        raise ValueError(f"{config.model_type!r} has no decoder layers between an embedding and a head")
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
+    attending = sum("attention" in kind and kind != "linear_attention" for kind in kinds)
+    heads = text.num_attention_heads
+    experts = _first(text, "num_experts_per_tok") or 0
+    body = _count(decoder) - _count(embedding)
     return ModelShape(
         name=name,
+        family=config.model_type,
         vocabulary=text.vocab_size,
         hidden=text.hidden_size,
-        layers=text.num_hidden_layers,
-        mlp=text.intermediate_size,
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        tied=config.tie_word_embeddings,
-        vision=None if vision is None else vision_shape_of(vision),
+        layers=len(layers),
+        attention_layers=attending,
+        mlp=_mlp(text, experts),
+        experts=experts,
+        heads=heads,
+        kv_heads=_first(text, "num_key_value_heads") or heads,
+        head_dim=_first(text, "head_dim") or text.hidden_size // heads,
+        state_values=_state_width(text) * (_first(text, "linear_key_head_dim") or 0),
+        state_width=_state_width(text),
+        head_norms=any(path.endswith("q_norm") for path, _ in decoder.named_modules()),
+        tied=head.weight is embedding.weight,
+        parameters=_count(model),
+        layer_parameters=max(map(_count, layers)),
+        body_parameters=body,
+        active_parameters=body - _resting(decoder, experts, _first(text, "num_experts", "num_local_experts")),
+        config=config,
+        vision=_vision_of(config, model),
     )
 
 
-def vision_shape_of(vision: Any) -> VisionShape:
+def vision_shape_of(vision: Any, parameters: int = 0) -> VisionShape:
     """The shape that the configuration of a Qwen3-VL vision tower describes."""
     return VisionShape(
+        parameters=parameters,
         hidden=vision.hidden_size,
         layers=vision.depth,
         mlp=vision.intermediate_size,
         patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         patch_size=vision.patch_size,
-        positions=vision.num_position_embeddings,
         merge=vision.spatial_merge_size,
-        deepstack=len(vision.deepstack_visual_indexes),
-        out=vision.out_hidden_size,
+        deepstack=len(getattr(vision, "deepstack_visual_indexes", ())),
     )
 
 
-def _projection(shape: ModelShape, name: str) -> tuple[int, int]:
-    """Inputs and outputs of one of a layer's `PROJECTIONS`."""
-    return {
-        "q_proj": (shape.hidden, shape.queries),
-        "k_proj": (shape.hidden, shape.keys),
-        "v_proj": (shape.hidden, shape.keys),
-        "o_proj": (shape.queries, shape.hidden),
-        "gate_proj": (shape.hidden, shape.mlp),
-        "up_proj": (shape.hidden, shape.mlp),
-        "down_proj": (shape.mlp, shape.hidden),
-    }[name]
+def _vision_of(config: PreTrainedConfig, model: Any) -> VisionShape | None:
+    if not hasattr(config, "vision_config"):
+        return None
+    return vision_shape_of(config.vision_config, _count(model.model.visual))
 
 
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+def _count(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _first(text: Any, *names: str) -> int | None:
+    """The first of these fields that a family has."""
+    return next((value for name in names if (value := getattr(text, name, None)) is not None), None)
+
+
+def _mlp(text: Any, experts: int) -> int:
+    if not experts:
+        return _first(text, "intermediate_size", "ffn_dim", "n_inner") or 4 * text.hidden_size
+    width = _first(text, "moe_intermediate_size", "intermediate_size") or 0
+    return experts * width + (_first(text, "shared_expert_intermediate_size") or 0)
+
+
+def _resting(decoder: nn.Module, chosen: int, experts: int | None) -> int:
+    """Parameters of the experts that one token does not pass through."""
+    if not chosen or not experts:
+        return 0
+    held = sum(weight.numel() for path, weight in decoder.named_parameters() if ".experts." in path)
+    return held - math.ceil(held * chosen / experts)
+
+
+def _state_width(text: Any) -> int:
+    """Of a gated delta rule: the width of its values, of each of which a state holds a key's width."""
+    return (_first(text, "linear_num_value_heads") or 0) * (_first(text, "linear_value_head_dim") or 0)

@@ -88,6 +88,11 @@ class Workload:
     """tokens of the longest sequence that colocated vLLM has room for"""
     shard_teacher: bool = False
     """whether a teacher that is not DeepSpeed's lies in shards, too"""
+    machines: int = 1
+    save_total_limit: int = 2
+    """whole checkpoints that are kept; 0 keeps all"""
+    saves: int | None = 1
+    """checkpoints that the run writes; None where passes over the data, not steps, say how long it is"""
     eval_batch: int = 0
     """responses that are drawn at a time in an evaluation; 0: there is none"""
     eval_prompt_tokens: int = 0

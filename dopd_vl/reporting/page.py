@@ -11,8 +11,8 @@ from typing import Any
 from dopd_vl.common.files import is_number
 from dopd_vl.reporting.figures import PALETTE
 from dopd_vl.reporting.inspector import Rollouts
-from dopd_vl.reporting.quantities import sections, title_of
-from dopd_vl.reporting.runs import Run, curve
+from dopd_vl.reporting.quantities import is_share, sections, title_of
+from dopd_vl.reporting.runs import Run, curve, differences
 
 SCRIPTS = ("page.js", "charts.js", "tokens.js", "inspector.js")
 
@@ -61,6 +61,7 @@ def _data(runs: Sequence[Run], rollouts: Sequence[Rollouts]) -> str:
         "palette": PALETTE,
         "groups": list(dict.fromkeys(run.group for run in runs)),
         "runs": [_facts(run) for run in runs],
+        "differences": list(differences(runs).items()),
         "sections": _curves(runs),
         "rollouts": [
             {"run": run.name, "steps": some.steps, "views": some.views, "records": some.records}
@@ -97,7 +98,8 @@ def _curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for name in section.names:
             lines = curve(runs, name)
             if lines:
-                charts.append({"name": name, "title": title_of(name), "lines": [asdict(line) for line in lines]})
+                chart = {"name": name, "title": title_of(name), "share": is_share(name)}
+                charts.append({**chart, "lines": [asdict(line) for line in lines]})
         if charts:
             found.append({"title": section.title, "charts": charts})
     return found

@@ -30,6 +30,16 @@ _TITLES = {
     "completions/mean_length": "response length (tokens)",
     "completions/clipped_ratio": "responses cut at the limit",
 }
+_SHARES = re.compile(
+    r"eval_(\w+_)?(accuracy(/.+)?|clipped)|rollout_accuracy|(token|loss)_share/.+|completions/clipped_ratio"
+    r"|usable_rollouts|undecided_rollouts"
+)
+_OF_VARIANTS = {
+    "accuracy": ("held-out accuracy", ""),
+    "entropy": ("held-out entropy", " (nats)"),
+    "mean_tokens": ("held-out response length", " (tokens)"),
+    "clipped": ("held-out responses cut at the limit", ""),
+}
 _FAMILIES = {
     "token_share/": "share of tokens, ",
     "loss_share/": "share of loss, ",
@@ -58,10 +68,20 @@ def sections(names: Iterable[str]) -> list[Section]:
 def title_of(name: str) -> str:
     """A quantity in words; its own name where there are none.
 
-    >>> title_of("token_share/HS"), title_of("learning_rate")
-    ('share of tokens, HS', 'learning_rate')
+    >>> title_of("token_share/HS"), title_of("eval_hints_accuracy/story"), title_of("learning_rate")
+    ('share of tokens, HS', 'held-out accuracy with hints, story', 'learning_rate')
     """
     for prefix, words in _FAMILIES.items():
         if name.startswith(prefix):
             return words + name.removeprefix(prefix)
+    quantities = "|".join(_OF_VARIANTS)
+    if name not in _TITLES and (found := re.fullmatch(rf"eval_(?:(\w+)_)?({quantities})(?:/(.+))?", name)):
+        variant, quantity, source = found.groups()
+        words, unit = _OF_VARIANTS[quantity]
+        return words + (f" with {variant}" if variant else "") + unit + (f", {source}" if source else "")
     return _TITLES.get(name, name)
+
+
+def is_share(name: str) -> bool:
+    """Whether a quantity is a share, 0 to 1, of something that is counted; it is shown in per cent."""
+    return _SHARES.fullmatch(name) is not None

@@ -1,5 +1,6 @@
 """Reads run folders for the report: only what a run logged, nothing made up for what it did not."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Run:
     seed: int | None
     metrics: list[dict[str, Any]]
     """rows of metrics.jsonl, each with its step"""
+    settings: dict[str, Any]
+    """dotted key -> value, of the resolved configuration"""
 
 
 def read_runs(folders: Sequence[Path], group: str | None = None) -> list[Run]:
@@ -57,6 +60,27 @@ def curve(runs: Sequence[Run], quantity: str) -> list[Line]:
     return lines
 
 
+def differences(runs: Sequence[Run]) -> dict[str, list[str | None]]:
+    """The settings in which runs differ: dotted key -> each run's value as text, None where a run has no such key.
+
+    The folder is left out, for it always differs.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key != "output_dir")
+    told = {key: [_as_text(run.settings[key]) if key in run.settings else None for run in runs] for key in keys}
+    return {key: values for key, values in told.items() if len(set(values)) > 1}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a configuration's leaves; an empty mapping has none."""
+    if not isinstance(settings, dict):
+        return {prefix.removesuffix("."): settings}
+    return {key: value for name, inner in settings.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+
+
 def _read_run(folder: Path, name: str, group: str | None) -> Run:
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -71,7 +95,7 @@ def _read_run(folder: Path, name: str, group: str | None) -> Run:
         label = str(value)
     _, objective = _look_up(config, "objective.name")
     _, seed = _look_up(config, "seed")
-    return Run(folder, name, label, objective, seed, read_rows(folder / METRICS_FILE))
+    return Run(folder, name, label, objective, seed, read_rows(folder / METRICS_FILE), _flat(config))
 
 
 def _look_up(config: Any, key: str) -> tuple[bool, Any]:

@@ -19,7 +19,7 @@ from datasets import Dataset
 from dopd_vl.common.files import write_atomically
 from dopd_vl.common.run_layout import CARD_FILE
 from dopd_vl.common.visible import in_card
-from dopd_vl.objectives.base import Objective, needs_teacher
+from dopd_vl.objectives.base import Objective, Requirements, needs_teacher
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
 MAX_ROWS = 40
@@ -173,7 +173,8 @@ def _origin(facts: CardFacts) -> Iterator[tuple[str, str]]:
     if any(source.view == "privileged" for source in objective.sources()):
         yield "privileged variant of the teacher", in_card(arguments.teacher_variant)
         yield "privileged variant of the student's copy", in_card(arguments.copy_variant)
-    yield "shown to the student that learns", in_card(arguments.student_variant)
+    shown = Requirements.of(facts.objective).shown_to_student(arguments.student_variant)
+    yield "shown to the student that learns", in_card(shown)
     yield "optimizer steps", f"{facts.step} of {facts.steps}"
     scheduler = arguments.lr_scheduler_type
     yield "learning rate", f"{arguments.learning_rate:g}, {in_card(getattr(scheduler, 'value', scheduler))}"
@@ -203,7 +204,7 @@ def _of_data(data: DataFacts) -> Iterator[tuple[str, str]]:
 
 
 def _scores(facts: CardFacts) -> list[str]:
-    scored = [row for row in facts.metrics if "eval_accuracy" in row]
+    scored = [row for row in facts.metrics if any(name.startswith("eval_") for name in row)]
     if not scored or facts.eval is None:
         return ["It was not scored while it was trained.", ""]
     first, last = scored[0], scored[-1]
@@ -212,7 +213,8 @@ def _scores(facts: CardFacts) -> list[str]:
         for name in sorted(last)  # a run that was taken up has them in this order, too
         if name.startswith("eval_") and isinstance(last[name], int | float) and not name.endswith(_TIMINGS)
     ]
-    rows = [(in_card(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]
+    rows = [("accuracy", "not scored", "not scored")] if "eval_accuracy" not in last else []
+    rows += [(in_card(name.removeprefix("eval_")), _number(first.get(name)), _number(last[name])) for name in names]
     name = "held-out data" if facts.eval.name is None else in_card(facts.eval.name)
     size = "" if facts.eval.records is None else f", {facts.eval.records} examples"
     return [

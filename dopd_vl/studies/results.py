@@ -40,7 +40,7 @@ class CellResult:
     missing: list[int]
     """seeds without scores yet"""
     scores: dict[str, dict[str, Summary]]
-    """data set -> each of `SCORES`, and "accuracy/VARIANT" -> summary"""
+    """data set -> each of `SCORES`, and "accuracy/VARIANT" -> summary; without what could not be measured"""
     gap_recovered: Summary | None
     """(student after - before) / (teacher - before), on the first data set; None where teacher and student are equal"""
     against_baseline: Comparison | None
@@ -57,8 +57,8 @@ class StudyResult:
 
     data_sets: list[str]
     cells: list[CellResult]
-    references: dict[str, dict[str, float]]
-    """model that runs begin from or learn from -> data set -> accuracy"""
+    references: dict[str, dict[str, float | None]]
+    """model that runs begin from or learn from -> data set -> accuracy; None: nothing was scored"""
     curves: list[dict[str, Any]]
     """rows (cell, stage, step, metric, mean, spread, seeds)"""
     paper: dict[str, Any] | None
@@ -87,11 +87,12 @@ def gather(config: StudyConfig, outcome: Outcome) -> StudyResult:
         found = {run.seed: (run, scores) for run in some if (scores := scored.get(run.folder)) is not None}
         missing = [run.seed for run in some if run.seed not in found]
         last = {seed: scores[_last_stage(run)] for seed, (run, scores) in found.items()}
-        accuracy[name] = {seed: score[main][deployed]["accuracy"] for seed, score in last.items()}
+        after = {seed: score[main][deployed]["accuracy"] for seed, score in last.items()}
+        accuracy[name] = {seed: value for seed, value in after.items() if value is not None}
         recovered = [
             value
-            for seed, (run, _) in found.items()
-            if (value := _gap_recovered(run, references, main, accuracy[name][seed])) is not None
+            for seed, share in accuracy[name].items()
+            if (value := _gap_recovered(found[seed][0], references, main, share)) is not None
         ]
         cell = CellResult(
             name,
@@ -118,18 +119,17 @@ def _last_stage(run: Run) -> str:
 def _summaries(scores: Iterable[Mapping[str, Any]], data: str, variants: list[str]) -> dict[str, Summary]:
     rows = [score[data] for score in scores]
     deployed = variants[0]
-    found = {
-        key: summarise([row[deployed][key] for row in rows])
-        for key in SCORES
-        if all(key in row[deployed] for row in rows)  # an older version did not measure all of them
-    }
-    for variant in variants[1:]:
-        found[f"accuracy/{variant}"] = summarise([row[variant]["accuracy"] for row in rows])
-    return found
+    # An older version did not measure all of them, and nothing may have been scored.
+    values = {key: [row[deployed].get(key) for row in rows] for key in SCORES}
+    values |= {f"accuracy/{variant}": [row[variant]["accuracy"] for row in rows] for variant in variants[1:]}
+    return {key: summarise(some) for key, some in values.items() if None not in some}
 
 
-def _gap_recovered(run: Run, references: Mapping[str, Mapping[str, float]], data: str, after: float) -> float | None:
-    scored = [references[model][data] for model in run.references if model in references]
+def _gap_recovered(
+    run: Run, references: Mapping[str, Mapping[str, float | None]], data: str, after: float
+) -> float | None:
+    found = [references[model][data] for model in run.references if model in references]
+    scored = [share for share in found if share is not None]
     return gap_recovered(after, *scored) if len(scored) == 2 else None
 
 
@@ -138,6 +138,8 @@ def _add_stages(
 ) -> None:
     for data in data_sets:
         after = {s: [scores[s][data][variant]["accuracy"] for _, scores in found.values()] for s in stages}
+        if any(None in values for values in after.values()):
+            continue
         for stage, values in after.items():
             cell.after_stage.setdefault(stage, {})[data] = summarise(values)
         if len(stages) > 1:
@@ -250,7 +252,7 @@ def _paper(config: StudyConfig, cells: list[CellResult], data: str) -> dict[str,
     pairs = [
         (cell.name, cell.scores[data]["accuracy"].mean, column[cell.name])
         for cell in cells
-        if cell.name in column and cell.scores
+        if cell.name in column and cell.scores and "accuracy" in cell.scores[data]
     ]
     correlation = rank_correlation([ours for _, ours, _ in pairs], [theirs for _, _, theirs in pairs])
     rho, p = correlation if correlation is not None else (None, None)

@@ -13,6 +13,9 @@ from dopd_vl.studies.config import StudyConfig, study_folder
 from dopd_vl.studies.results import CellResult, StudyResult
 from dopd_vl.studies.statistics import Summary
 
+NOT_SCORED = "not scored"
+"""Where no response has a verdict."""
+
 
 def write(config: StudyConfig, result: StudyResult) -> list[Path]:
     """results.json, results.md, results.csv and curves.csv in the study's folder."""
@@ -39,16 +42,16 @@ def as_markdown(config: StudyConfig, result: StudyResult) -> str:
             lines.append(_line([cell.name, "0", *["not run yet"], *[""] * (len(head) - 3)]))
             continue
         row = [cell.name, str(len(cell.seeds))]
-        row += [_percent(cell.scores[data]["accuracy"]) for data in result.data_sets]
-        row += [_percent(cell.scores[main][name]) for name in extra]
-        row += [_number(cell.scores[main]["entropy"]), _percent(cell.gap_recovered) if cell.gap_recovered else ""]
+        row += [_percent(cell.scores[data].get("accuracy")) for data in result.data_sets]
+        row += [_percent(cell.scores[main].get(name)) for name in extra]
+        row += [_number(cell.scores[main].get("entropy")), _percent(cell.gap_recovered) if cell.gap_recovered else ""]
         if config.baseline is not None:
             row += _compared(cell)
         if len(config.stages) > 1:
-            row += [_percent(cell.forgetting[data]) for data in result.data_sets]
+            row += [_percent(cell.forgetting.get(data)) for data in result.data_sets]
         lines.append(_line(row))
     for model, scores in result.references.items():
-        row = [f"*{model}*", "", *(f"{100 * scores[data]:.1f}" if data in scores else "" for data in result.data_sets)]
+        row = [f"*{model}*", "", *(_share(scores[data]) if data in scores else "" for data in result.data_sets)]
         lines.append(_line([*row, *[""] * (len(head) - len(row))]))
     text = "\n".join(lines) + "\n"
     if result.by_illusion:
@@ -88,12 +91,20 @@ def _compared(cell: CellResult) -> list[str]:
     return [shown, p, "" if cell.holm_p is None else f"{cell.holm_p:.3f}"]
 
 
-def _percent(summary: Summary) -> str:
+def _share(share: float | None) -> str:
+    return NOT_SCORED if share is None else f"{100 * share:.1f}"
+
+
+def _percent(summary: Summary | None) -> str:
+    if summary is None:
+        return NOT_SCORED
     spread = "" if summary.spread is None else f" ± {100 * summary.spread:.1f}"
     return f"{100 * summary.mean:.1f}{spread}"
 
 
-def _number(summary: Summary) -> str:
+def _number(summary: Summary | None) -> str:
+    if summary is None:
+        return NOT_SCORED
     return f"{summary.mean:.2f}" + ("" if summary.spread is None else f" ± {summary.spread:.2f}")
 
 

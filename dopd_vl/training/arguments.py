@@ -121,8 +121,13 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
     if teacher_dtype == "auto":
         teacher_dtype = "bfloat16" if on_gpu else "float32"
     attention = {"attn_implementation": config.model.attn_implementation} if config.model.attn_implementation else {}
+    loop = asdict(config.training)
+    for name in ("early_stopping_patience", "save_dtype"):  # the run folder's
+        del loop[name]
+    if loop["num_train_epochs"] is None:
+        del loop["num_train_epochs"]
     own: dict[str, Any] = {
-        **asdict(config.training),
+        **loop,
         "push_to_hub": False,  # what TRL pushes is the run folder, while it is written
         **asdict(config.privilege),
         "output_dir": config.output_dir,

@@ -6,6 +6,7 @@ on the machine that it is about to begin on: its devices, the models' tokenizers
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,13 +32,13 @@ from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_li
 from dopd_vl.common.resources import find_model
 from dopd_vl.common.terminal import tell
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
-from dopd_vl.models import check_weights, reading
+from dopd_vl.models import check_weights, reading, refuse_scaled_logits
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
 from dopd_vl.training.student_copies import check_copies
-from dopd_vl.views import VISION_PROCESSORS, load_views
+from dopd_vl.views import VISION_PROCESSORS, check_family, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
 
@@ -75,10 +76,13 @@ def check(
         check_sizes(loop)
     except ValueError as error:
         raise ConfigurationError(f"training.{error}") from error
+    if loop.early_stopping_patience is not None and config.data.eval is None:
+        raise ConfigurationError("training.early_stopping_patience: needs data.eval, whose accuracy it goes by")
     _check_trl(config)
     _check_vllm(config)
     check_copies({source.policy for source in objective.sources()}, config.model.lora is not None, zero_stage)
     models: Models = {} if read_model is None else _read_models(config.model, needs_teacher(objective), read_model)
+    _check_families(models)
     if models and config.model.lora is not None and not config.model.trust_remote_code:
         check_lora(config.model.lora, models["student"])
     reads_images = not models or models["student"].model_type in VISION_PROCESSORS
@@ -127,6 +131,16 @@ def _read_models(
             "whole distributions, so both must be equal (some families pad it differently from size to size)"
         )
     return {"student": student, "teacher": teacher}
+
+
+def _check_families(models: Models) -> None:
+    """Families that no view or no loss is written for."""
+    for role, model in models.items():
+        try:
+            check_family(model)
+            refuse_scaled_logits(model, role)
+        except ValueError as error:
+            raise UserError(f"model.{role}: {error}") from error
 
 
 def _check_data(dataset: Dataset, key: str, models: Models) -> None:
@@ -314,7 +328,7 @@ def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
     """
     batch, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     group = settings.num_generations
-    prompts = batch * accumulated * processes // group
+    prompts = _prompts_a_step(settings, processes)
     if examples < prompts:
         raise ConfigurationError(
             f"{key}: its {examples} examples make no step, which takes {prompts} "
@@ -326,6 +340,22 @@ def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
             f"num_train_epochs={settings.num_train_epochs} with max_steps={settings.max_steps} makes no step; give one "
             "of them above 0"
         )
+
+
+def length_of(settings: Any, examples: int, processes: int) -> str:
+    """How long a run is, in words that say what decides it; arguments as of `check_steps`."""
+    prompts = _prompts_a_step(settings, processes)
+    each_pass = examples // prompts
+    if settings.max_steps > 0:
+        passes = settings.max_steps / each_pass
+        return f"{settings.max_steps} steps by max_steps, {passes:.3g} passes over {examples} examples"
+    steps, passes = math.ceil(settings.num_train_epochs * each_pass), settings.num_train_epochs
+    return f"{steps} steps by num_train_epochs, {passes:g} passes over {examples} examples"
+
+
+def _prompts_a_step(settings: Any, processes: int) -> int:
+    rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
+    return int(rollouts // settings.num_generations)
 
 
 def _check_trl(config: TrainConfig) -> None:
@@ -347,10 +377,6 @@ def _check_trl(config: TrainConfig) -> None:
         check_fields(config.trl, "trl.")
         if not config.training.use_vllm:
             check_names_of_generation(config.trl, "trl.")
-        if "num_train_epochs" in config.trl and config.training.max_steps > 0:
-            raise ConfigurationError(
-                f"trl.num_train_epochs: training.max_steps={config.training.max_steps} goes before it; give -1 there"
-            )
 
 
 def _check_vllm(config: TrainConfig) -> None:
@@ -409,14 +435,19 @@ def token_ids(name: str, trust_remote_code: bool, revision: str | None = None) -
 
 def _check_requirements(config: TrainConfig, objective: Objective, reads_images: bool, data: Dataset | None) -> None:
     try:
-        variant = config.privilege.student_variant
-        check_requirements(objective, config.training.num_generations, reads_images, data, variant)
+        variant, reward = config.privilege.student_variant, config.training.task_reward
+        check_requirements(objective, config.training.num_generations, reads_images, data, variant, reward)
     except ValueError as error:
         raise UserError(f"objective.name: {error}") from error
 
 
 def check_requirements(
-    objective: Objective, num_generations: int, reads_images: bool, dataset: Any, student_variant: str = "none"
+    objective: Objective,
+    num_generations: int,
+    reads_images: bool,
+    dataset: Any,
+    student_variant: str = "none",
+    task_reward: float = 0.0,
 ) -> None:
     """Raises: ValueError: the objective needs what is not there; the message says what."""
     name, needs = objective.name, Requirements.of(objective)
@@ -425,6 +456,10 @@ def check_requirements(
             raise ValueError(f"objective {name!r} asks for policy {source.policy!r}, known: {', '.join(POLICIES)}")
         if source.view not in VIEWS:
             raise ValueError(f"objective {name!r} asks for view {source.view!r}, {nearest(source.view, VIEWS)}")
+        if not reads_images and source.view in VARIANTS and VARIANTS[source.view].modality == "vision":
+            raise ValueError(
+                f"objective {name!r} is about images (view {source.view!r}), but the student reads text only"
+            )
     if needs.student_variant not in VARIANTS:
         known = nearest(needs.student_variant, VARIANTS)
         raise ValueError(f"objective {name!r} shows the student variant {needs.student_variant!r}, {known}")
@@ -432,6 +467,11 @@ def check_requirements(
         raise ValueError(
             f"objective {name!r} shows the student {needs.student_variant!r}, and privilege.student_variant asks for "
             f"{student_variant!r}; leave one of them out"
+        )
+    if task_reward and num_generations < 2 * len(needs.lessons):
+        raise ValueError(
+            f"training.task_reward={task_reward} compares rollouts of one prompt: num_generations={num_generations} "
+            f"must be at least {2 * len(needs.lessons)}"
         )
     if num_generations < needs.needs_siblings:
         raise ValueError(
@@ -445,15 +485,15 @@ def check_requirements(
         )
     if needs.needs_images and not reads_images:
         raise ValueError(f"objective {name!r} is about images, but the student reads text only")
-    if needs.needs_verifier and isinstance(dataset, Dataset):  # of a stream it is known example by example
+    judges = needs.needs_verifier or task_reward > 0.0
+    if judges and isinstance(dataset, Dataset):  # of a stream it is known example by example
+        who = f"objective {name!r}" if needs.needs_verifier else "training.task_reward"
         unknown = sorted({str(task) for task in dataset.unique("task")} - set(VERIFIERS))
         if unknown:
-            raise ValueError(
-                f"objective {name!r} needs a verdict on every rollout; no verifier for task {unknown[0]!r}"
-            )
+            raise ValueError(f"{who} needs a verdict on every rollout; no verifier for task {unknown[0]!r}")
         for task, reason in unscored_tasks().items():
             if task in dataset.unique("task"):
-                raise ValueError(f"objective {name!r} needs a verdict on every rollout; task {task!r}: {reason}")
+                raise ValueError(f"{who} needs a verdict on every rollout; task {task!r}: {reason}")
 
 
 def say_what_is_not_scored(dataset: Any, console: Console) -> None:

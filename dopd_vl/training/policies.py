@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dopd_vl.core import Projection, Source, TokenScores, divergence_of, score_tokens
-from dopd_vl.models import backbone_of, to_device
+from dopd_vl.models import backbone_of, refuse_scaled_logits, to_device
 from dopd_vl.objectives.base import Pair
 from dopd_vl.training.prompt_sharing import can_go_on, hidden_states_from_shared_prompts, prompts_of
 from dopd_vl.training.sharding import Models
@@ -70,7 +70,7 @@ class Policies:
         self._share_prompts = share_prompts
         self._features: dict[int, SharedFeatures] = {}
         for policy in {"student", *copies.policies}:
-            _refuse_scaled_logits(models.bare(policy).config, policy)
+            refuse_scaled_logits(models.bare(policy).config, policy)
 
     def score(self, source: Source, views: Sequence[View], responses: Sequence[list[int]], mask: Tensor) -> Scored:
         """What a policy, as a constant and without dropout, makes of B rollouts.
@@ -245,12 +245,3 @@ def _empty_like(scores: TokenScores, sequences: int, length: int) -> TokenScores
         for name, values in vars(scores).items()
     }
     return TokenScores(**filled)
-
-
-def _refuse_scaled_logits(config: Any, policy: str) -> None:
-    """The losses read logits as `hidden @ head.T`: a family that scales or caps them would be taught wrongly."""
-    text_config = config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
-        value = getattr(text_config, name, None)
-        if value is not None and value != 1:
-            raise ValueError(f"the {policy} scales its logits ({name}={value}), which is not supported")

@@ -33,7 +33,7 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, Any] = kwargs["logs"]
         self._facts |= {key: form.format(float(logs[key])) for key, form in _SHOWN.items() if logs.get(key) is not None}
-        self._reach(state, say="eval_accuracy" in logs)
+        self._reach(state, say=any(name.startswith("eval_") for name in logs))
 
     def _reach(self, state: TrainerState, say: bool = False) -> None:
         if self._progress is not None:

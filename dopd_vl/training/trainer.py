@@ -44,13 +44,14 @@ from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.core import Source, fused_plan_loss, item_count, rows_to_keep, token_scale
-from dopd_vl.evaluation.accuracy import predict, summarise
+from dopd_vl.evaluation.accuracy import predict, summarise, why_unscored
 from dopd_vl.evaluation.generation import bare_policy, ignored_settings
 from dopd_vl.evaluation.verifiers import Verdict
 from dopd_vl.models import forget_image_positions, image_token_ids
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
 from dopd_vl.objectives.base import POLICIES, Requirements
 from dopd_vl.objectives.common import PLAIN_STUDENT
+from dopd_vl.objectives.task_reward import with_task_reward
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.run_folder.model_card import write_card
 from dopd_vl.training.arguments import DopdConfig
@@ -189,12 +190,13 @@ class DopdTrainer(DistillationTrainer):
         taught = "teacher" in self.policies.copies.policies
         of_student = args.copy_variant if taught else args.teacher_variant
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
-        of_objective = self.requirements.student_variant
-        student_variant = args.student_variant if of_objective == "none" else of_objective
+        student_variant = self.requirements.shown_to_student(args.student_variant)
         others: Any = train_dataset if isinstance(train_dataset, Sized) else ()
         self.renderer = ViewRenderer(self.views, variants, student_variant, others)
         reads_images = self.views.reads_images
-        check_requirements(self.objective, args.num_generations, reads_images, train_dataset, args.student_variant)
+        check_requirements(
+            self.objective, args.num_generations, reads_images, train_dataset, args.student_variant, args.task_reward
+        )
         self.refusals: list[Refusal] = []
         self.refused_before = 0
         """refusals of this process before the checkpoint that it goes on from"""
@@ -202,6 +204,7 @@ class DopdTrainer(DistillationTrainer):
         self._empty_steps: int | None = 0
         """steps since the run began that no rank had a usable example for; None once one had"""
         self._told_of_undecided = False
+        self._told_of_unscored: set[str] = set()
         self._decision: Decision | None = None
         self._sums = TokenSums()
 
@@ -252,9 +255,14 @@ class DopdTrainer(DistillationTrainer):
     ) -> dict[str, float]:
         """Greedy accuracy by the tasks' verifiers on every variant of `eval_variants`, shared among ranks.
 
+        A metric that there was nothing to measure by is left out, and a warning says why.
+
         Args:
             eval_dataset: in place of the trainer's own; of several, by name, each is scored with its name behind the
                 prefix. Or the name of one of the trainer's own.
+
+        Raises:
+            UserError: while it trains, nothing is scored by which `metric_for_best_model` is to choose.
         """
         own: Any = self.eval_dataset
         dataset: Any = (
@@ -280,16 +288,18 @@ class DopdTrainer(DistillationTrainer):
                     model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
                 )
             self._tell_of_undecided((p.id, p.undecided) for p in predictions)
-            total = summarise(gather_object(predictions), len(gather_object(refused)))
+            predictions, refused = gather_object(predictions), gather_object(refused)
+            total = summarise(predictions, len(refused))
             prefix = metric_key_prefix if number == 0 else f"{metric_key_prefix}_{variant}"
+            measured = {name: getattr(total, name) for name in ("accuracy", "entropy", "mean_tokens", "clipped")}
+            counted = {name: getattr(total, name) for name in ("undecided", "unscored", "refused")}
             metrics |= {
-                f"{prefix}_accuracy": total.accuracy,
-                f"{prefix}_entropy": total.entropy,
-                f"{prefix}_mean_tokens": total.mean_tokens,
-                f"{prefix}_clipped": total.clipped,
-                **({f"{prefix}_undecided": float(total.undecided)} if total.undecided else {}),
+                **{f"{prefix}_{name}": value for name, value in measured.items() if value is not None},
+                **{f"{prefix}_{name}": float(count) for name, count in counted.items() if count},
                 **{f"{prefix}_accuracy/{source}": value for source, value in total.by_source.items()},
             }
+            if total.accuracy is None:
+                self._tell_of_unscored(f"{prefix}_accuracy", variant, why_unscored(predictions, refused))
         self.models.bare("student").eval()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -324,8 +334,11 @@ class DopdTrainer(DistillationTrainer):
         response_mask &= rendered.usable.to(device)[:, None]
 
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        judged = [verdict_on(text, example) for text, example in zip(texts, inputs, strict=True)]
-        verdicts = [None if b % len(lessons) else verdict.right for b, verdict in enumerate(judged)]
+        judged = [
+            Verdict(None) if b % len(lessons) else verdict_on(text, example)
+            for b, (text, example) in enumerate(zip(texts, inputs, strict=True))
+        ]
+        verdicts = [verdict.right for verdict in judged]
         self._tell_of_undecided((str(e["id"]), v.undecided) for e, v in zip(inputs, judged, strict=True))
         usable = response_mask.any(dim=-1).tolist()
         shown = right_rollouts_to_show([v if u else None for v, u in zip(verdicts, usable, strict=True)], group)
@@ -359,7 +372,7 @@ class DopdTrainer(DistillationTrainer):
             has_sibling=torch.tensor([other is not None for other in shown], device=device),
             lesson=torch.arange(len(inputs), device=device) % len(lessons),
         )
-        self._decision = decision = self.objective.decide(scores)
+        self._decision = decision = with_task_reward(self.objective.decide(scores), scores, self.args.task_reward)
         self._log_rollouts(judged, scores, token_mask)
         self.kept_rollouts = keep_rollouts(chosen, inputs, views, responses, texts, verdicts, scores, decision)
 
@@ -450,6 +463,18 @@ class DopdTrainer(DistillationTrainer):
             stacklevel=2,
         )
 
+    def _tell_of_unscored(self, metric: str, variant: str, why: str) -> None:
+        """One line a run about an accuracy that there is nothing to measure by."""
+        chosen_by = self.args.metric_for_best_model
+        if self.is_in_train and chosen_by is not None and metric == f"eval_{chosen_by.removeprefix('eval_')}":
+            raise UserError(
+                f"metric_for_best_model: {chosen_by} cannot be measured: {why}; name another metric, such as "
+                "'entropy' with greater_is_better=False, or give an eval_dataset that is scored"
+            )
+        if metric not in self._told_of_unscored and self.accelerator.is_main_process:
+            self._told_of_unscored.add(metric)
+            warnings.warn(f"{metric} is not scored (variant {variant}): {why}", stacklevel=2)
+
     def _count_empty_steps(self, usable: bool) -> None:
         """A step without a usable example has no loss, and the run goes on: unless no example of the data is usable."""
         if usable or self._empty_steps is None:
@@ -526,7 +551,7 @@ class DopdTrainer(DistillationTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Of a run that was killed after its last step only what comes then is left; TRL would take one more step.
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[View]) -> tuple[list[list[int]], list | None, dict[str, Any]]:

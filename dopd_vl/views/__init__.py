@@ -20,6 +20,7 @@ __all__ = [
     "View",
     "ViewError",
     "ViewProcessor",
+    "check_family",
     "limit_images",
     "load_views",
     "processor_for",
@@ -43,18 +44,23 @@ def processor_for(
     Raises:
         ValueError: a vision-language model of a family without a processor, or one given a bare tokenizer.
     """
+    check_family(config)
     if config.model_type in VISION_PROCESSORS:
         if not isinstance(processing_class, ProcessorMixin):
             raise ValueError(f"a {config.model_type} model needs its processor, got {type(processing_class).__name__}")
         chosen = VISION_PROCESSORS[config.model_type]
-    elif hasattr(config, "vision_config"):
+    else:
+        chosen = TextViewProcessor
+    return chosen(config, processing_class, max_prompt_length, chat_template_kwargs)
+
+
+def check_family(config: PreTrainedConfig) -> None:
+    """Raises: ValueError: a vision-language model of a family without a processor."""
+    if hasattr(config, "vision_config") and config.model_type not in VISION_PROCESSORS:
         raise ValueError(
             f"no view processor for vision-language model type {config.model_type!r} (known: "
             f"{', '.join(VISION_PROCESSORS)}); pass your own ViewProcessor to the trainer"
         )
-    else:
-        chosen = TextViewProcessor
-    return chosen(config, processing_class, max_prompt_length, chat_template_kwargs)
 
 
 def load_views(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,23 +23,26 @@ from privileged.records.fields import Finding
 from privileged.records.images import png_file
 from privileged.rendering.drawing import COLORS, draw_boxes
 from privileged.rendering.variants import VARIANTS
-from privileged.schema import Example
+from privileged.schema import IMAGE_MARKER, Example
 
 SHEET_FILE, PAGE_FILE = "sample.png", "sample.html"
 TEMPLATE = Path(__file__).with_name("sample.html.jinja")
 REJECTED_SHOWN = 12
 
-LARGE, SMALL = 440, 240
-"""Longer sides, in pixels, of a record's images and of what variants make of them."""
+LARGE, SMALL, THUMBNAIL = 440, 240, 200
+"""Longer sides, in pixels, of a record's images, of what variants make of them, and of the page's own contact sheet."""
 
-MAX_TEXT, MAX_IMAGES = 4000, 4
-"""Characters that are shown of a text, and images of a record."""
+MAX_TEXT, MAX_IMAGES, QUESTION_SHOWN = 4000, 4, 200
+"""Characters that are shown of a text, images of a record, and characters of a question on the contact sheet."""
 
 OPENED = ("hints", "box_label")
 """Variants whose prompt is seen at once: the defaults for text and for vision."""
 
-TILE, GAP, CAPTION, FONT_SIZE = 300, 12, 36, 13
+TILE, GAP, LINE, FONT_SIZE = 300, 12, 19, 14
 """Of the contact sheet, in pixels."""
+
+QUESTION_LINES = 3
+"""Of the contact sheet, at most."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def _shown(record: Sampled) -> dict[str, Any]:
     numbers = range(min(len(example["images"]), MAX_IMAGES))
     return {
         "example": example,
+        "question": _question(example)[:QUESTION_SHOWN],
+        "thumbnail": _embedded(with_boxes(example, 0, THUMBNAIL)) if example["images"] else None,
         "messages": plain.messages,
         "images": [_embedded(with_boxes(example, number, LARGE)) for number in numbers],
         "boxes": example["privileged"]["boxes"],
@@ -157,22 +161,70 @@ def _embedded(image: Image.Image) -> dict[str, Any]:
 
 
 def contact_sheet(examples: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """One tile for each example: its first image with its boxes, its id and its answer."""
+    """One tile for each example: its first image with its boxes, its id, its question and its answer."""
     columns = min(4, len(examples))
-    rows = math.ceil(len(examples) / columns)
-    size = (columns * (TILE + GAP) + GAP, rows * (TILE + CAPTION + GAP) + GAP)
-    sheet = Image.new("RGB", size, (255, 255, 255))
+    font = _font()
+    captions = [_caption(example, font) for example in examples]
+    heights = [
+        TILE + LINE * max(map(len, captions[first : first + columns])) + 2 * GAP
+        for first in range(0, len(examples), columns)
+    ]
+    sheet = Image.new("RGB", (columns * (TILE + GAP) + GAP, sum(heights)), (255, 255, 255))
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(FONT_SIZE)
-    for number, example in enumerate(examples):
+    for number, (example, lines) in enumerate(zip(examples, captions, strict=True)):
         left = GAP + number % columns * (TILE + GAP)
-        top = GAP + number // columns * (TILE + CAPTION + GAP)
+        top = GAP + sum(heights[: number // columns])
         picture = with_boxes(example, 0, TILE)
         sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
-        texts = _fitted_end(example["id"], font), _fitted(f"answer: {example['answer']}", font)
-        for line, text in enumerate(texts):
-            draw.text((left, top + TILE + 2 + line * 16), text, fill=(40, 40, 40), font=font)
+        for line, (text, colour) in enumerate(lines):
+            draw.text((left, top + TILE + 4 + line * LINE), text, fill=colour, font=font)
     return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and has letters for more scripts than Pillow's own font."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
+
+
+def _caption(example: Mapping[str, Any], font: Any) -> list[tuple[str, tuple[int, int, int]]]:
+    """Lines below a tile, each with its colour: the id faint, then the question and the answer."""
+    faint, black = (100, 100, 100), (20, 20, 20)
+    absent = bytes(font.getmask("\U0010ffff"))
+
+    def legible(text: str) -> str:
+        letters = {letter for letter in text[:MAX_TEXT] if not letter.isspace()}
+        lacking = any(bytes(font.getmask(letter)) == absent for letter in letters)
+        return f"(no font for it here: see {PAGE_FILE})" if lacking else text
+
+    return [
+        (_fitted_end(legible(example["id"]), font), faint),
+        *((line, black) for line in _in_lines(legible(_question(example)), QUESTION_LINES, font)),
+        (_fitted(legible(f"answer: {example['answer']}"), font), black),
+    ]
+
+
+def _question(example: Mapping[str, Any]) -> str:
+    """What the last user message asks, without the places of images."""
+    asked = [message["content"] for message in example["prompt"] if message["role"] == "user"]
+    return asked[-1].replace(IMAGE_MARKER, " ").strip() if asked else ""
+
+
+def _in_lines(text: str, most: int, font: Any) -> list[str]:
+    """At most so many lines, none wider than a tile, broken between words where they can be."""
+    words = text[:MAX_TEXT].split()
+    lines: list[str] = []
+    while words and len(lines) < most - 1:
+        line = words.pop(0)
+        while words and font.getlength(f"{line} {words[0]}") <= TILE:
+            line += f" {words.pop(0)}"
+        if font.getlength(line) > TILE:  # one word, or a text that has no spaces
+            whole = next(n for n in range(min(len(line), TILE), 0, -1) if n == 1 or font.getlength(line[:n]) <= TILE)
+            line, rest = line[:whole], line[whole:]
+            words = [rest, *words] if rest else words
+        lines.append(line)
+    return [*lines, _fitted(" ".join(words), font)] if words else lines
 
 
 def with_boxes(example: Mapping[str, Any], number: int, side: int) -> Image.Image:

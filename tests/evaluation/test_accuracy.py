@@ -123,8 +123,11 @@ def test_calibration_error_weighs_each_bin_by_its_responses() -> None:
     assert calibration_error([]) == 0.0
 
 
-def test_summary_of_nothing_is_zero() -> None:
-    assert summarise([]).accuracy == 0.0
+def test_summary_of_nothing_measures_nothing() -> None:
+    total = summarise([], refused=2)
+    measured = (total.accuracy, total.entropy, total.mean_tokens, total.clipped, total.calibration_error)
+    assert measured == (None,) * 5
+    assert (total.by_source, total.count, total.refused) == ({}, 0, 2)
 
 
 @pytest.mark.parametrize(("ids", "kept"), [([5, 9, 5, 9], [5, 9]), ([9], [9]), ([5, 6], [5, 6]), ([], [])])

@@ -127,13 +127,13 @@ def test_ignore_says_and_keeps_nothing(nano_models: Path, text_data: Path, tmp_p
 def test_a_run_that_goes_nan_is_stopped_and_spoils_no_checkpoint(
     nano_models: Path, text_data: Path, tmp_path: Path
 ) -> None:
-    # A teacher with one broken matrix: the first loss is NaN, and with it every weight of the student.
+    # A teacher whose weights are finite and whose logits are not: the first loss is NaN, and with it the whole student.
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     for file in (nano_models / "text-teacher").iterdir():
         (teacher / file.name).write_bytes(file.read_bytes())
     tensors = load_file(teacher / "model.safetensors")
-    tensors["model.norm.weight"].fill_(float("nan"))
+    tensors["model.norm.weight"].fill_(3e38)
     save_file(tensors, teacher / "model.safetensors", {"format": "pt"})
     settings = config(nano_models, text_data, tmp_path / "run", "stop", save_steps=1)
     settings.model.teacher = str(teacher)

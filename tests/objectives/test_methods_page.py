@@ -2,15 +2,19 @@
 
 import dataclasses
 import inspect
+import math
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers import sampled
 
 from dopd_vl.common.configuration import read_config, settings_of
-from dopd_vl.objectives import OBJECTIVES
+from dopd_vl.core import Regime
+from dopd_vl.objectives import OBJECTIVES, Dopd
 from dopd_vl.objectives.base import Requirements
+from dopd_vl.objectives.common import PRIVILEGED_STUDENT, PRIVILEGED_TEACHER
 from dopd_vl.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +46,23 @@ def test_the_table_gives_defaults_and_needs_as_they_are(name: str):
     assert ("verifier" in needs) == requirements.needs_verifier
     assert ("images" in needs) == requirements.needs_images
     assert ("average" in needs) == any(source.policy == "average" for source in objective.sources())
+
+
+def test_the_rollout_on_the_page_is_routed_as_it_says():
+    lines = PAGE.partition("## What the open proposal for TRL changes")[2].partition("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if re.match(r"\| \d \|", line)]
+    assert len(rows) == 6
+    q_T, q_S, plain = ([float(row[column]) for row in rows] for column in (1, 2, 3))
+    scores = sampled({PRIVILEGED_TEACHER: [q_T], PRIVILEGED_STUDENT: [q_S]}, [[1] * 6])
+    regimes = Dopd(trim_fraction=0.0).decide(scores).per_token["regime"][0].tolist()
+    assert [Regime(regime).name for regime in regimes] == [row[4] for row in rows]
+    for q, s, row in zip(q_T, plain, rows, strict=True):
+        sure = max(q, s) >= 0.5
+        if abs(math.log(q / s)) >= 2.0:
+            assert sure
+            assert row[6] == ("HT" if q >= s else "HS")
+        else:
+            assert row[6] == ("LH" if sure else "LL")
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: str(example["objective"]))

@@ -24,6 +24,7 @@ from helpers import (
 from dopd_vl.core import PolicyGradient, Source, Term
 from dopd_vl.objectives import CalOpd, Dapd, Opd, OpdV, Opsd, RpOpsd, S2vOpd, SaOpd, TopD
 from dopd_vl.objectives.base import Requirements
+from dopd_vl.objectives.task_reward import with_task_reward
 
 AVERAGE = Source("average", "plain")
 CROP, MASKED_CROP = Source("average", "evidence_crop"), Source("average", "masked_crop")
@@ -295,6 +296,28 @@ def test_opd_clips_entries_and_the_bucket_of_any_divergence():
 
     check_loss(Opd(support="top_k", top_k=3, entry_clip=0.1), naive)
     assert isinf(Opd().entry_clip)
+
+
+# ---- a task reward beside distillation ------------------------------------------------------------------------------
+
+
+def test_a_task_reward_is_the_verdict_among_the_rollouts_of_its_prompt():
+    # Prompt 0: right, wrong, wrong: mean 1/3, unbiased variance (4/9 + 1/9 + 1/9) / 2 = 1/3: 2/3 sqrt 3, -1/3 sqrt 3.
+    # Prompt 1: two right and one without a verdict: nothing. The last has no token.
+    given = {TEACHER: [[0.5, 0.5]] * 7, STUDENT: [[0.25, 0.5]] * 7}
+    mask = [[1, 1], [1, 0], [1, 1], [1, 1], [1, 1], [1, 1], [0, 0]]
+    scores = sampled(given, mask, group=[0, 0, 0, 1, 1, 1, 1], correct=[1.0, 0.0, 0.0, 1.0, 1.0, NAN, 0.0])
+    alone = Opd(form="policy_gradient").decide(scores)
+    assert with_task_reward(alone, scores, 0.0) is alone
+    both = with_task_reward(alone, scores, 0.5)
+    *before, term = both.plan.terms
+    assert tuple(before) == alone.plan.terms
+    assert both.plan.reduction == alone.plan.reduction
+    right, wrong = 3**0.5 / 3, -(3**0.5) / 6
+    expected = [[right, right], [wrong, 0.0], [wrong, wrong], *[[0.0, 0.0]] * 4]
+    for row, of_row in zip(term.weight.tolist(), expected, strict=True):
+        assert row == pytest.approx(of_row, abs=1e-6)
+    assert both.values["task_reward/rewarded_rollouts"] == pytest.approx(3 / 6)
 
 
 # ---- all ------------------------------------------------------------------------------------------------------------

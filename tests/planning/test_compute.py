@@ -3,12 +3,23 @@
 from dataclasses import replace
 
 import pytest
+from transformers import Qwen3Config, Qwen3MoeConfig
 
 from dopd_vl.planning.compute import Machine, time_of
-from dopd_vl.planning.shapes import ModelShape
+from dopd_vl.planning.shapes import shape_of
 from dopd_vl.planning.workload import Scoring, Workload
 
-MODEL = ModelShape("m", vocabulary=1000, hidden=64, layers=2, mlp=128, heads=4, kv_heads=2, head_dim=16, tied=True)
+CONFIG = {
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+}
+MODEL = shape_of(Qwen3Config(**CONFIG), "m")
 WORK = Workload(
     student=MODEL,
     teacher=MODEL,
@@ -58,6 +69,22 @@ def test_rollouts_read_the_weights_for_every_token() -> None:
     weights = 10 * 4 * (MODEL.body_parameters + 64_000)
     cache = 8 * 10 * 105 * 2 * 32 * (4 + 2)
     assert part.seconds == pytest.approx((weights + cache) / 1e12)
+
+
+def test_of_a_mixture_one_token_passes_through_the_experts_that_it_goes_to_and_a_batch_reads_them_all() -> None:
+    # Eight experts of three matrices 64 x 128, two of them chosen, in each of two layers.
+    config = Qwen3MoeConfig(**CONFIG, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128)
+    mixture = shape_of(config, "mixture")
+    assert mixture.body_parameters - mixture.active_parameters == 2 * 6 * 3 * 64 * 128
+    plain, mixed = (time_of(replace(WORK, student=m), MACHINE, WORK)[-1].flops for m in (MODEL, mixture))
+    routers, dense, chosen = 2 * 64 * 8, 3 * 64 * 128, 2 * 3 * 64 * 128
+    assert mixture.active_parameters - MODEL.active_parameters == 2 * (chosen - dense) + routers
+    # Learning under checkpointing: four forward passes' worth of eight whole rollouts.
+    assert mixed - plain == pytest.approx(4 * 2 * (2 * (chosen - dense) + routers) * (8 * 110), rel=1e-6)
+    (one, eight) = (
+        time_of(replace(WORK, student=mixture, batch=rows, accumulation=1), MACHINE, WORK)[0].seconds for rows in (1, 8)
+    )
+    assert eight > one
 
 
 def test_twice_the_throughput_halves_the_time() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from dopd_vl.objectives import OBJECTIVES, Dopd
 from dopd_vl.objectives.base import Requirements
-from dopd_vl.planning.objective_needs import needs_of
+from dopd_vl.planning.objective_needs import longest_lesson, needs_of
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -12,6 +12,13 @@ def test_every_objective_can_be_asked(name: str) -> None:
     objective = OBJECTIVES[name]()
     scorings, _ = needs_of(objective, Requirements.of(objective).needs_siblings, 128)
     assert [(s.policy, s.view) for s in scorings] == [(s.policy, s.view) for s in objective.sources()]
+
+
+def test_the_longest_prompt_that_is_learned_on_is_that_of_any_lesson() -> None:
+    # DAPD: x, x with the rollout, x with the solution.
+    assert longest_lesson(OBJECTIVES["dapd"](), prompt=100, privileged=150, response=40) == 150
+    assert longest_lesson(OBJECTIVES["dapd"](), prompt=100, privileged=110, response=40) == 140
+    assert longest_lesson(OBJECTIVES["dopd"](), prompt=100, privileged=150, response=40) == 100
 
 
 def test_dopd_keeps_hidden_states_of_the_teacher_for_some_tokens() -> None:

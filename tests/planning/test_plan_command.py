@@ -1,18 +1,22 @@
 """`dopd-vl plan` from the command line."""
 
+import dataclasses
+import re
 import subprocess
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from test_advice import given
 
 from dopd_vl.commands.plan import main
 from dopd_vl.common.errors import UserError
 from dopd_vl.core.projection import chunk_size_for
 from dopd_vl.planning import build
-from dopd_vl.planning.config import PlanConfig
+from dopd_vl.planning.config import MachineSettings, PlanConfig
 from dopd_vl.train_config import LoopSettings
-from tests.commands import dopd_vl
+from tests.commands import ROOT, dopd_vl
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +30,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_run_that_fits_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "llm/nano", "--gpus", "1x8"]) == 0
     text = said(capsys)
-    assert "It fits:" in text
+    assert re.search(r"It fits: [\d.]+ of 8.0 GB a GPU, with a margin of [\d.]+ GB \(\d+%\)", text)
     assert "Assumed: longest prompt 1024 tokens" in text
     assert "100 steps of 32 rollouts" in text
 
@@ -59,6 +63,77 @@ def test_an_evaluation_is_counted_where_there_is_one(capsys: pytest.CaptureFixtu
     assert "more, smaller" in text
 
 
+def test_a_margin_within_which_predictions_were_off_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "llm/qwen3-8b-to-1.7b"]
+    said_close = {}
+    for gigabytes in ("75", "141"):
+        assert main([*words, "--gpus", f"8x{gigabytes}"]) == 0
+        said_close[gigabytes] = "That is close" in said(capsys)
+    assert said_close == {"75": True, "141": False}
+
+
+def test_main_memory_and_disk_are_said_and_compared_with_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8xh100"]
+    assert main(words) == 0
+    text = said(capsys)
+    # Student in fp32 and teacher in bf16, eight times; three checkpoints of 12 bytes a parameter, and the student.
+    loading = 8 * (4 * 1.720574976 + 2 * 8.190735360)
+    assert f"loading models {loading:.1f}" in text
+    assert f"Disk for output_dir: {(3 * 12 + 4) * 1.720574976:.1f} GB" in text
+    assert main([*words, "--machines", "2"]) == 0
+    assert f"loading models {loading / 2:.1f}" in said(capsys)
+    for key, value in (("host_memory", "200"), ("disk", "60")):
+        assert main([*words, f"--{key}", value]) == 1
+        assert f"That is more than {key}: {value} GB." in said(capsys)
+    assert main([*words, "--host_memory", "256", "--disk", "100"]) == 0
+
+
+def test_a_run_of_passes_over_the_data_has_no_hours_and_no_fewer_checkpoints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8xh100", "--training.max_steps", "-1"]
+    assert main([*words, "--trl.num_train_epochs", "2"]) == 0
+    text = said(capsys)
+    assert "GPU hours" not in text
+    assert "3 checkpoints" in text
+
+
+def test_a_named_gpu_has_the_bytes_that_a_process_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "llm/nano", "--gpus", "2xrtx-4090"]) == 0
+    text = said(capsys)
+    assert f"2 x {23.64 * 2**30 / 1e9:.1f} GB, ddp" in text
+    assert "165 TFLOPS dense bf16" in text
+
+
+def test_plans_own_keys_stand_first_in_its_help() -> None:
+    text = plan("--help").stdout
+    options = re.findall(r"^  --([a-z_.]+)", text, re.MULTILINE)
+    own = [field.name for field in dataclasses.fields(MachineSettings)]
+    assert [option for option in options if option not in ("config", "print_config")][: len(own)] == own
+
+
+def test_advice_names_files_that_are_there_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    words = ["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8xl40s"]
+    for folder, shown in ((ROOT, "configs/accelerate/fsdp2.yaml"), (tmp_path, str(ROOT / "configs"))):
+        result = dopd_vl("plan", *words, cwd=folder)
+        assert result.returncode == 1
+        (file,) = re.findall(r"--config_file (\S+)", result.stdout)
+        assert file.startswith(shown)
+        assert (folder / file).is_file()
+
+
+@pytest.mark.parametrize("objective", ["dopd", "dopd-anchored"])
+def test_what_is_proposed_is_taken_as_it_is_printed(objective: str, tmp_path: Path) -> None:
+    words = ["--config", "llm/qwen3-8b-to-1.7b", "--objective.name", objective, "--gpus", "8xrtx-4090"]
+    result = dopd_vl("plan", *words, cwd=tmp_path)
+    proposed = re.findall(r"^\d+\. (.+)$", result.stdout, re.MULTILINE)
+    assert result.returncode == 1
+    assert proposed
+    changed = dopd_vl("plan", *words, *chain(*map(given, proposed)), cwd=tmp_path)
+    assert changed.returncode == 0, changed.stdout + changed.stderr
+    assert "It fits" in changed.stdout
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     result = plan("--config", "llm/nano", "--model.student", "Qwen/Qwen3-9B")
     assert result.returncode == 2
@@ -69,8 +144,16 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "eight"], "gpus: 'eight' is not NUMBERxGB"),
-        (["--gpus", "0x80"], "is not NUMBERxGB"),
+        (["--gpus", "eight"], "gpus: 'eight' is neither NUMBERxNAME nor NUMBERxGB"),
+        (["--gpus", "0x80"], "is neither NUMBERxNAME"),
+        (["--gpus", "8xh1000"], "gpus: unknown GPU 'h1000', did you mean 'h100'"),
+        (["--gpus", "8x80", "--machines", "3"], "machines=3 does not divide the 8 GPUs"),
+        (["--training.lr_scheduler_type", "cosin"], "training.lr_scheduler_type: cosin is not"),
+        (["--trl.optim", "adamw_torch_fuzed"], "trl.optim: adamw_torch_fuzed is not"),
+        (
+            ["--model.student", "Qwen/Qwen3.5-4B", "--model.teacher", "Qwen/Qwen3.5-9B"],
+            "model.student: no view processor for vision-language model type",
+        ),
         (["--gpu", "h1000"], "did you mean 'h100'"),
         (["--mfu", "1.5"], "mfu=1.5 must be above 0"),
         (["--gpus", "2x80", "--parallel", "single"], "parallel: single uses one GPU"),
@@ -111,6 +194,20 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_named(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         main(["--config", "llm/nano", *arguments])
+
+
+@pytest.mark.parametrize(("family", "refused"), [("gemma2", "scales its logits"), ("llama", None)])
+def test_a_family_that_training_refuses_is_refused_by_its_folder(
+    tmp_path: Path, family: str, refused: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{family}", "num_hidden_layers": 2}}')
+    words = [word for role in ("student", "teacher") for word in (f"--model.{role}", str(tmp_path / "config.json"))]
+    if refused is not None:
+        with pytest.raises(UserError, match=f"model.student: the student {refused}"):
+            main([*words, "--gpus", "1xh200"])
+        return
+    assert main([*words, "--gpus", "1xh200"]) == 0
+    assert "activations of llama" in said(capsys)
 
 
 def test_settings_that_are_left_out_are_the_trainers_defaults() -> None:

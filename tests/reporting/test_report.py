@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from dopd_vl.cli import main
@@ -176,6 +177,45 @@ def test_figures_are_svg_with_real_text_and_png(tmp_path: Path) -> None:
     assert re.search(r">held-out accuracy<", svg)
     assert re.search(r">a\$b\$_\{<", svg)
     assert Image.open(io.BytesIO((tmp_path / "figures" / "token_share-LH.png").read_bytes())).width > 500
+
+
+def test_a_figures_legend_stands_below_its_axes_whole_and_shares_are_per_cent(tmp_path: Path) -> None:
+    names = [f"dopd-anchored, objective.settings.beta_light={n}, seeds of a long study" for n in range(5)]
+    folders = [run_folder(tmp_path / name) for name in names]
+    page_of(tmp_path, *map(str, folders), "--figures", str(tmp_path / "figures"))
+    svg = (tmp_path / "figures" / "eval_accuracy.svg").read_text()
+    width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    (axes_bottom,) = re.findall(r'<g id="patch_2">\s*<path d="M [\d.]+ ([\d.]+)', svg)
+    legend = svg.partition('<g id="legend_1">')[2]
+    places = [tuple(map(float, place)) for place in re.findall(r"translate\(([\d.]+) ([\d.]+)\)", legend)]
+    places += [tuple(map(float, place)) for place in re.findall(r'<text [^>]*x="([\d.]+)" y="([\d.]+)"', legend)]
+    assert len(places) >= len(names)
+    for x, y in places:
+        assert 0 < x < width / 2
+        assert float(axes_bottom) < y < height
+    words = " ".join(re.findall(r"<text[^>]*>([^<]+)<", legend))
+    assert all(name in words for name in names)
+    assert re.search(r">2\d(\.\d)?%<", svg)
+
+
+def test_runs_are_compared_by_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    configs = {
+        "a": {"objective": {"name": "dopd", "settings": {}}, "training": {"learning_rate": 1e-3}},
+        "b": {"objective": {"name": "dopd", "settings": {"beta_light": 0.3}}, "training": {"learning_rate": 1e-3}},
+        "c": {"objective": {"name": HOSTILE, "settings": {}}, "training": {"learning_rate": 2e-3, "bf16": True}},
+    }
+    for name, config in configs.items():
+        folder = run_folder(tmp_path / name, rollouts=False)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"output_dir": name, "seed": 0, **config}))
+    elements = page_of(tmp_path, *(str(tmp_path / name) for name in configs))
+    assert elements.json()["differences"] == [
+        ["objective.name", ["dopd", "dopd", HOSTILE]],
+        ["training.learning_rate", ["0.001", "0.001", "0.002"]],
+        ["objective.settings.beta_light", [None, "0.3", None]],
+        ["training.bf16", [None, None, "true"]],
+    ]
+    assert "img" not in elements.tags
+    assert page_of(tmp_path, str(tmp_path / "a")).json()["differences"] == []
 
 
 def test_what_cannot_be_written_is_named_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

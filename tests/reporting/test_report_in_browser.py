@@ -1,5 +1,6 @@
 """The page in a browser: drawn, harmless, and to be used by keyboard, in the dark and on a phone."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,9 +130,46 @@ def test_a_chart_is_read_off_by_arrow_keys_and_runs_are_switched_off(browser: Br
     browser.run("document.querySelector('#charts svg').focus()")
     browser.press("ArrowRight", "ArrowRight")
     assert "step 2" in text(browser, "#charts .values")
-    assert "b 0.4" in text(browser, "#charts .values")
+    assert "b 40.0 %" in text(browser, "#charts .values")  # a share, as in the table of runs
     browser.run("document.querySelectorAll('#legend input')[1].click()")
     assert count(browser, "#charts polyline") == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0.07738, 0.07912), ["0.0770", "0.0775", "0.0780", "0.0785", "0.0790", "0.0795"]),
+        ((-12345.0, 8000.0), ["-15000", "-10000", "-5000", "0", "5000", "10000"]),
+        ((1.5e-7, 9e-7), ["0", "2e-7", "4e-7", "6e-7", "8e-7", "1.0e-6"]),
+        ((3.1e8, 3.2e8), ["3.10e+8", "3.12e+8", "3.14e+8", "3.16e+8", "3.18e+8", "3.20e+8"]),
+        ((2.5, 2.5), ["0", "0.5", "1.0", "1.5", "2.0", "2.5"]),
+        ((0.0, 0.0), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        ((1.0, 1.0 + 1e-12), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+    ],
+)
+def test_an_axis_has_round_numbers_that_enclose_the_values_and_are_whole(
+    browser: Browser, tmp_path: Path, values: tuple[float, float], expected: list[str]
+) -> None:
+    folder = run_folder(tmp_path / "a", rollouts=False)
+    rows = [{"step": step, "loss": value, "token_share/LH": 0.25 * step} for step, value in enumerate(values, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["report", str(folder), "--output", str(tmp_path / "report.html")]) == 0
+    for width in (390, 1280):
+        browser.open(tmp_path / "report.html", width=width)
+        charts = browser.run("""[...document.querySelectorAll("#charts figure")].map((figure) => ({
+            ticks: [...figure.querySelectorAll("text.tick")].map((t) => t.textContent),
+            across: figure.querySelectorAll("line.grid-line").length,
+            cut: [...figure.querySelectorAll("text")].filter((t) => {
+                const box = t.getBBox();
+                return box.x < 0 || box.x + box.width > 320 || box.y + box.height > 174;
+            }).map((t) => t.textContent),
+        }))""")
+        share, loss = charts
+        assert share["cut"] == loss["cut"] == []
+        assert share["ticks"][:3] == ["25 %", "30 %", "35 %"]
+        assert loss["ticks"][: len(expected)] == expected
+        assert loss["across"] >= len(expected) - 1
+    assert browser.problems == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -157,7 +195,7 @@ def test_text_stands_out_from_its_background(browser: Browser, page: Path, schem
     assert min(ratios) >= 4.5  # WCAG 2.2, AA
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [375, 390, 1280])
 def test_nothing_is_wider_than_the_window(browser: Browser, page: Path, width: int) -> None:
     browser.open(page, width=width, height=800)
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")

@@ -138,6 +138,12 @@ def test_a_plain_teacher_is_not_said_to_have_seen_more() -> None:
     assert "privileged variant of the teacher" not in rows
 
 
+def test_what_the_objective_showed_the_student_is_told() -> None:
+    for name, shown in (("rp-opsd", "half\\_resolution"), ("dopd", "none")):
+        _, rows = parts_of(model_card(facts(objective=OBJECTIVES[name]())))
+        assert rows["shown to the student that learns"] == [shown]
+
+
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_the_paper_of_dopd_and_of_the_objective_are_cited(name: str) -> None:
     front, _ = parts_of(card := model_card(facts(objective=build_objective(name, {}))))

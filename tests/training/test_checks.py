@@ -17,7 +17,7 @@ from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.evaluation.code import ALLOW_CODE
 from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.models import load_config
-from dopd_vl.objectives import OBJECTIVES
+from dopd_vl.objectives import OBJECTIVES, Opd
 from dopd_vl.train_config import (
     LoopSettings,
     LoraSettings,
@@ -76,9 +76,14 @@ def test_objectives_that_need_a_verdict_refuse_tasks_without_one(name: str, monk
             check_requirements(objective, 4, False, data)
     monkeypatch.setenv(ALLOW_CODE, "1")
     check_requirements(objective, 4, False, DATA.select([0, 1]))
+    for view in ("masked", "half_resolution", "evidence_crop"):
+        with pytest.raises(ValueError, match=rf"is about images \(view '{view}'\)"):
+            check_requirements(Opd(teacher_view="privileged", evidence_gate=view), 1, False, None)
     with pytest.raises(ValueError, match=r"4 sequences a rollout.*num_generations=6 must be a multiple of it"):
         check_requirements(OBJECTIVES["dapd"](), 6, False, None)
     check_requirements(OBJECTIVES["dopd"](), 4, False, DATA)
+    with pytest.raises(ValueError, match=r"training\.task_reward=0\.5 compares rollouts of one prompt"):
+        check_requirements(OBJECTIVES["dopd"](), 1, False, None, task_reward=0.5)
 
 
 def test_weights_that_are_pickles_are_not_loaded(nano_models: Path, tmp_path: Path) -> None:

@@ -107,6 +107,27 @@ def test_the_student_learns_on_its_own_view_and_its_teacher_sees_the_deployed_on
         train(name, "vision", nano_models, vision_data, tmp_path / "refused", 1, **halved)
 
 
+def test_a_task_reward_trains_beside_any_objective(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
+    # A student that is right now and then.
+    options: dict[str, Any] = {"model.student": "nano:text-student", "model.teacher": "nano:text-teacher"}
+    options |= {"training.num_generations": 4, "training.max_completion_length": 64}
+    rows = []
+    for weight in (0.0, 1.0):
+        more = {**options, "training.task_reward": weight}
+        run = train("dopd", "text", nano_models, text_data, tmp_path / str(weight), 3, **more)
+        rows.append([row for row in run.metrics if "loss" in row])
+    assert all("task_reward/rewarded_rollouts" not in row for row in rows[0])
+    rewarded = [row["task_reward/rewarded_rollouts"] for row in rows[1]]
+    assert max(rewarded) > 0.0
+    # Up to the first prompt with two outcomes both runs are one; that one has another gradient, of the same rollouts.
+    first = next(step for step, share in enumerate(rewarded) if share > 0.0)
+    norms = [[row["grad_norm"] for row in run[: first + 1]] for run in rows]
+    assert norms[0][:first] == norms[1][:first]
+    assert norms[0][first] != norms[1][first]
+    with pytest.raises(UserError, match=r"training\.task_reward=-1\.0 must be at least 0"):
+        train("dopd", "text", nano_models, text_data, tmp_path / "no", 1, **{"training.task_reward": -1.0})
+
+
 def seen_by(run: Path, source: str) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     return [view for row in rows for view in row.get("views", ()) if source in view["sources"]]

@@ -1,6 +1,7 @@
 // Curves: one chart a quantity, one line a group of runs. Pointer or arrow keys read the values off at a step.
 const DASHES = ["", "6 3", "2 2", "8 2 2 2"];
-const BOX = { left: 46, right: 312, top: 10, bottom: 140 };
+const BOX = { right: 308, top: 8, bottom: 142 };
+const DIGIT = 6.4; // a digit's width in the charts' letters
 const hidden = new Set();
 // Black has to turn white in the dark; the dash pattern is the cue that is no colour.
 const colourOf = (number) => {
@@ -9,22 +10,49 @@ const colourOf = (number) => {
 };
 const dashOf = (number) => DASHES[number % DASHES.length];
 
-function chart({ name, title, lines }) {
+// Round numbers that enclose the values: steps of 1, 2 or 5 times a power of ten, about `count` of them.
+function ticks(low, high, count, smallest = 0) {
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = Math.max(smallest, power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999));
+  const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
+  return { step, values: Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step) };
+}
+// As many decimals as tell the ticks apart.
+function tickText(value, step, share) {
+  const decimals = Math.max(0, -Math.floor(Math.log10(step * (share ? 100 : 1)) + 1e-9));
+  if (share) return `${(100 * value).toFixed(decimals)} %`;
+  if (value && (Math.abs(value) >= 1e6 || decimals > 5)) return value.toExponential(Math.max(0, Math.min(3,
+    Math.floor(Math.log10(Math.abs(value))) - Math.floor(Math.log10(step) + 1e-9))));
+  return value ? value.toFixed(decimals) : "0";
+}
+
+function chart({ name, title, share, lines }) {
   const shown = lines.filter((line) => !hidden.has(line.label));
   if (!shown.length) return null;
   const steps = [...new Set(shown.flatMap((line) => line.steps))].sort((a, b) => a - b);
   const first = steps[0], last = Math.max(steps.at(-1), first + 1);
-  const low = Math.min(...shown.flatMap((line) => line.low)), high = Math.max(...shown.flatMap((line) => line.high));
-  const x = (step) => BOX.left + ((BOX.right - BOX.left) * (step - first)) / (last - first);
-  const y = (v) => BOX.bottom - ((BOX.bottom - BOX.top - 5) * (v - low)) / (high - low || 1);
+  const bounds = shown.flatMap((line) => [...line.low, ...line.high]);
+  let low = bounds.reduce((a, b) => Math.min(a, b)), high = bounds.reduce((a, b) => Math.max(a, b));
+  // What never changes, but for rounding, is seen against nought.
+  if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) [low, high] = low ? [Math.min(0, low), Math.max(0, high)] : [0, 1];
+  const across = ticks(low, high, 5);
+  const labels = across.values.map((value) => tickText(value, across.step, share));
+  const left = 8 + DIGIT * Math.max(...labels.map((label) => label.length));
+  const [bottom, top] = [across.values[0], across.values.at(-1)];
+  const x = (step) => left + ((BOX.right - left) * (step - first)) / (last - first);
+  const y = (v) => BOX.bottom - ((BOX.bottom - BOX.top) * (v - bottom)) / (top - bottom);
+  const along = ticks(first, last, 5, 1).values.filter((step) => step >= first && step <= last);
+  const told = (value) => (share ? percent(value) : short(value));
   const cursor = make("line", { y1: BOX.top, y2: BOX.bottom, class: "cursor", visibility: "hidden" });
-  const svg = make("svg", { viewBox: "0 0 320 165", role: "img", tabindex: 0,
+  const svg = make("svg", { viewBox: "0 0 320 174", role: "img", tabindex: 0,
     "aria-label": `${title} over steps; arrow keys read its values` },
-    make("line", { x1: BOX.left, x2: BOX.right, y1: BOX.bottom, y2: BOX.bottom, class: "axis" }),
-    make("text", { x: 42, y: BOX.top + 9, "text-anchor": "end" }, short(high)),
-    make("text", { x: 42, y: BOX.bottom + 3, "text-anchor": "end" }, high > low ? short(low) : ""),
-    make("text", { x: BOX.left, y: 157 }, `step ${first}`),
-    make("text", { x: BOX.right, y: 157, "text-anchor": "end" }, String(steps.at(-1))), cursor);
+    ...along.map((step) => make("line", { x1: x(step), x2: x(step), y1: BOX.top, y2: BOX.bottom, class: "grid-line" })),
+    ...across.values.flatMap((value, i) => [
+      make("line", { x1: left, x2: BOX.right, y1: y(value), y2: y(value), class: i ? "grid-line" : "axis" }),
+      make("text", { x: left - 4, y: y(value) + 4, "text-anchor": "end", class: "tick" }, labels[i])]),
+    ...along.map((step) => make("text", { x: x(step), y: 156, "text-anchor": "middle", class: "tick" }, String(step))),
+    make("text", { x: (left + BOX.right) / 2, y: 170, "text-anchor": "middle" }, "step"), cursor);
   for (const line of shown) {
     const at = (values) => line.steps.map((step, i) => `${x(step)},${y(values[i])}`);
     const band = [...at(line.high), ...at(line.low).reverse()];
@@ -42,11 +70,11 @@ function chart({ name, title, lines }) {
     for (const side of ["x1", "x2"]) cursor.setAttribute(side, x(step));
     cursor.setAttribute("visibility", "visible");
     values.replaceChildren(`step ${step}`, ...shown.filter((line) => line.steps.includes(step)).map((line) =>
-      make("span", {}, swatch(line.number), `${line.label} ${short(line.middle[line.steps.indexOf(step)])}`)));
+      make("span", {}, swatch(line.number), `${line.label} ${told(line.middle[line.steps.indexOf(step)])}`)));
   };
   svg.onpointermove = (event) => {
     const box = svg.getBoundingClientRect();
-    const step = first + ((((event.clientX - box.left) * 320) / box.width - BOX.left) * (last - first)) / (BOX.right - BOX.left);
+    const step = first + ((((event.clientX - box.left) * 320) / box.width - left) * (last - first)) / (BOX.right - left);
     read(steps.reduce((best, s, i) => (Math.abs(s - step) < Math.abs(steps[best] - step) ? i : best), 0));
   };
   svg.onkeydown = (event) => {
@@ -55,8 +83,7 @@ function chart({ name, title, lines }) {
     read(at === null ? (move > 0 ? 0 : steps.length - 1) : at + move);
     event.preventDefault();
   };
-  const caption = title === name ? [title] : [title, " ", make("code", {}, name)];
-  return make("figure", {}, make("figcaption", {}, ...caption), svg, values);
+  return make("figure", {}, make("figcaption", {}, title, make("code", {}, title === name ? "\u00a0" : name)), svg, values);
 }
 function swatch(number) {
   return make("svg", { viewBox: "0 0 24 8", class: "swatch", "aria-hidden": "true" },

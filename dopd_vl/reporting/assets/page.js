@@ -24,7 +24,7 @@ function drawRuns() {
     ["run", (r) => r.name], ...(grouped ? [["group", (r) => r.group]] : []), ["objective", (r) => r.objective ?? "–"],
     ["seed", (r) => r.seed ?? "–"], ["steps", (r) => r.steps ?? "–"],
     ["held-out accuracy: first", (r) => percent(r.first)], ["best", (r) => percent(r.best)],
-    ["last", (r) => percent(r.last)], ["last held-out entropy (nats)", (r) => short(r.entropy)],
+    ["last", (r) => percent(r.last)], ["last held-out entropy (nats)", (r) => (isNumber(r.entropy) ? r.entropy.toFixed(3) : "–")],
   ];
   $("runs").append(
     make("thead", {}, make("tr", {}, ...columns.map(([name]) => make("th", { scope: "col" }, name)))),
@@ -32,3 +32,15 @@ function drawRuns() {
       make(i ? "td" : "th", i ? {} : { scope: "row" }, String(cell(run))))))));
 }
 drawRuns();
+// A row a setting, as runs may be many and settings in which they differ are few.
+function drawDifferences() {
+  if (report.runs.length < 2) return;
+  $("differ").hidden = false;
+  $("same").hidden = report.differences.length > 0;
+  if (!report.differences.length) return;
+  const row = (tag, head, cells) => make("tr", {}, make("th", { scope: tag === "th" ? "col" : "row" }, head),
+    ...cells.map((cell) => make(tag, tag === "th" ? { scope: "col" } : {}, cell ?? "–")));
+  $("differences").append(make("thead", {}, row("th", "setting", report.runs.map((run) => run.name))),
+    make("tbody", {}, ...report.differences.map(([key, values]) => row("td", make("code", {}, key), values))));
+}
+drawDifferences();
