@@ -150,7 +150,7 @@ def _with_card(settings: SourceConfig, card: SourceCard, path: Path) -> SourceCo
     if not isinstance(settings.options, Mapping):
         raise ConfigurationError(f"source.options: must be a mapping, not {type(settings.options).__name__}")
     options |= settings.options
-    if kind in COLUMN_KINDS:
+    if kind in COLUMN_KINDS or card.columns:
         own = settings.options.get("columns", {})
         if not isinstance(own, Mapping):
             raise ConfigurationError(f"source.options.columns: must be a mapping, not {own!r}")

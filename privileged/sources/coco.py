@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dopd_vl.common.configuration import existing_path, settings_of
-from dopd_vl.common.errors import ConfigurationError, RecordError
+from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
 from privileged.audit.audit import Tally
-from privileged.records.fields import is_visible, unique_keys
+from privileged.records.fields import MAX_ID, is_visible, item_list, unique_keys
 from privileged.sources.questions import asked, read_questions, record_id
+from privileged.sources.tables import Numbered
 
 EXACT = 2.0**53
 """From here on two whole numbers can be one float."""
@@ -30,23 +32,33 @@ class CocoOptions:
         images: The folder that its file names are relative to.
         questions: A list of settings of `questions.Question`.
         crowd: Keep categories that an image marks as a crowd; left out by default, since their count is not exact.
+        questions_file: A JSONL file (or a .json array) of questions of one's own, each about the image that its
+            `images` names, with the boxes of that image as privilege; those of its `labels` alone where it has them.
+        columns: Which columns of that file fill which of ours, as for jsonl.
     """
 
     annotations: str
     images: str
-    questions: list[Any]
+    questions: list[Any] = field(default_factory=list)
     crowd: bool = False
+    questions_file: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 class CocoSource:
-    """A record for each question and image (or category of an image). The annotation file is held in memory."""
+    """A record for each question and image (or category of an image). The annotation file is held in memory.
 
-    def __init__(self, options: Mapping[str, Any]):
+    Args:
+        own: The records of `questions_file`.
+    """
+
+    def __init__(self, options: Mapping[str, Any], own: Numbered | None = None):
         self._options = settings_of(CocoOptions, options, "source.options")
         self._path = existing_path(self._options.annotations, "source.options.annotations", "file")
         self.image_root: Path | None = existing_path(self._options.images, "source.options.images", "folder")
         self.name = self._path.stem
-        self._questions = read_questions(self._options.questions)
+        self._own = own
+        self._questions = read_questions(self._options.questions) if own is None or self._options.questions else []
         data = self._path.read_bytes()
         self._digest = hashlib.sha256(data).hexdigest()
         self._read(data)
@@ -78,8 +90,9 @@ class CocoSource:
         self._boxes: dict[Any, dict[Any, list[Any]]] = defaultdict(lambda: defaultdict(list))
         crowds: set[tuple[Any, Any]] = set()
         partial = set()  # images of which not every object is known
-        # An item is (question, image, category or None), or the reason why an annotation belongs to no image.
-        self._items: list[tuple[int, Any, Any] | str] = []
+        # An item is (question, image, category or None), the number of a question of one's own, or the reason why an
+        # annotation belongs to no image.
+        self._items: list[tuple[int, Any, Any] | int | str] = []
         for number, entry in enumerate(coco["annotations"]):
             image, category = _key(entry, "image_id"), same.get(_key(entry, "category_id"))
             if image not in self._images or category is None:
@@ -105,9 +118,13 @@ class CocoSource:
             known = {category: kinds[category] for category in absent if kinds[category]}
             asks = asked(self._questions, self._boxes[image], known, str(image), whole=image not in partial)
             self._items += [(number, image, category) for number, category in asks]
+        self._items += range(0 if self._own is None else len(self._own))
+        self._named: dict[str, list[Any]] = defaultdict(list)  # the images whose files have a name, whatever the folder
+        for image, entry in self._images.items() if self._own is not None else ():
+            self._named[PurePosixPath(str(entry.get("file_name"))).name].append(image)
 
     def fingerprint(self) -> str:
-        return f"coco:{self._digest}"
+        return f"coco:{self._digest}" + ("" if self._own is None else f":{self._own.fingerprint()}")
 
     def __len__(self) -> int:
         return len(self._items)
@@ -116,23 +133,68 @@ class CocoSource:
         item = self._items[index]
         if isinstance(item, str):
             raise RecordError(item, self._path.name)
+        if isinstance(item, int):
+            return self._own_record(item)
         number, image_id, category = item
-        question, entry = self._questions[number], self._images[image_id]
-        categories: Mapping[Any, list[Any]] = self._boxes[image_id]
-        if category in categories:
-            categories = {category: categories[category]}
-        boxes = [
-            {"label": self._labels[key], "bbox": _xyxy(bbox)} for key, bboxes in categories.items() for bbox in bboxes
-        ]
-        raw: dict[str, Any] = {
+        keys = [category] if category in self._boxes[image_id] else self._boxes[image_id]
+        return {
             "id": record_id(self.name, image_id, category, number),
-            "images": [entry.get("file_name")],
-            "box_format": "xyxy",
-            **question.ask(boxes, self._labels.get(category)),
+            **self._picture(image_id),
+            **self._questions[number].ask(self._objects(image_id, keys), self._labels.get(category)),
         }
+
+    def _picture(self, image: Any) -> dict[str, Any]:
+        entry = self._images[image]
+        picture: dict[str, Any] = {"images": [entry.get("file_name")], "box_format": "xyxy"}
         if entry.get("width") is not None and entry.get("height") is not None:
-            raw["image_sizes"] = [[entry["width"], entry["height"]]]
-        return raw
+            picture["image_sizes"] = [[entry["width"], entry["height"]]]
+        return picture
+
+    def _objects(self, image: Any, categories: Iterable[Any]) -> list[dict[str, Any]]:
+        boxes = self._boxes[image]
+        return [{"label": self._labels[key], "bbox": _xyxy(bbox)} for key in categories for bbox in boxes[key]]
+
+    def _own_record(self, number: int) -> dict[str, Any]:
+        """A question of one's own, with the boxes of its image."""
+        assert self._own is not None
+        raw = self._own[number]
+        image = self._image_of(raw.get("images"))
+        carried = raw.get("privileged")
+        if raw.get("privileged.boxes") or (isinstance(carried, Mapping) and carried.get("boxes")):
+            raise RecordError(f"the question brings boxes of its own, beside those of {self._path.name}")
+        categories: list[Any] = list(self._boxes[image])
+        if raw.get("labels") is not None:
+            ids = {label: key for key, label in self._labels.items()}
+            for label in item_list(raw["labels"], "labels"):
+                if not isinstance(label, str) or label not in ids:
+                    raise RecordError(f"labels holds {reprlib.repr(label)}; {nearest(str(label)[:MAX_ID], ids)}")
+            categories = [key for key in categories if self._labels[key] in raw["labels"]]
+        given = raw.get("id")
+        return {
+            **raw,
+            "id": record_id(self.name, image, f"q{number}") if given is None else given,
+            **self._picture(image),
+            "privileged.boxes": self._objects(image, categories),
+        }
+
+    def _image_of(self, named: Any) -> Any:
+        """The image that a question names by its file, with or without the folders that it is in."""
+        names = named if isinstance(named, list) else [named]
+        if len(names) != 1 or not isinstance(names[0], str):
+            raise RecordError(f"images must name one image of {self._path.name}, not {reprlib.repr(named)}")
+        parts = PurePosixPath(names[0].replace("\\", "/")).parts
+        found = []
+        for image in self._named.get(parts[-1] if parts else "", ()):
+            known = PurePosixPath(str(self._images[image].get("file_name"))).parts
+            if known == parts:
+                return image
+            shorter = min(len(known), len(parts))
+            if known[-shorter:] == parts[-shorter:]:
+                found.append(image)
+        if len(found) != 1:
+            count = f"{len(found)} images" if found else "no image"
+            raise RecordError(f"{self._path.name} has {count} of the file {names[0]!r:.200}")
+        return found[0]
 
 
 def _by_id(entries: list[dict[str, Any]], kind: str, where: str) -> dict[Any, dict[str, Any]]:

@@ -59,7 +59,9 @@ class Question:
             kinds: How many pictures of the set have each label.
             picture: What tells the picture from others.
         """
-        draw = random.Random(f"{self.seed}:{picture}")
+        draw = random.Random(
+            f"{self.seed}:{picture}".encode(errors="backslashreplace")
+        )  # names of files may be no text
         count = int(len(labels) * self.absent / (1 - self.absent) + draw.random())
         others = {label: pictures for label, pictures in kinds.items() if label not in labels}
         drawn: list[Label] = []

@@ -23,9 +23,10 @@ from dopd_vl.common.errors import ConfigurationError, RecordError, nearest
 from privileged.audit.audit import Tally
 from privileged.records.fields import MAX_ID, unique_keys
 from privileged.schema import COLUMNS, MEASURED, PRIVILEGED_KEYS
-from privileged.sources.coco import CocoSource
+from privileged.sources.coco import CocoOptions, CocoSource
 from privileged.sources.conversations import ConversationTable
 from privileged.sources.detection import VocSource, YoloSource
+from privileged.sources.label_studio import LabelStudioOptions, LabelStudioTable
 from privileged.sources.objects import ObjectTable
 from privileged.sources.tables import Numbered, ParquetRows, Rows, hub_rows, saved_rows
 
@@ -56,7 +57,8 @@ class SourceConfig:
     """Where the records come from: a kind of source, or a card that knows how a data set is read.
 
     Args:
-        kind: "jsonl", "dataset", "hub", "coco", "yolo", "voc" or "nano". With a card: in place of the card's own kind.
+        kind: "jsonl", "dataset", "hub", "coco", "yolo", "voc", "label-studio" or "nano". With a card: in place of the
+            card's own kind.
         options: What this kind needs; see docs/data.md.
         name: Value of the column `source` for records that have none. Default: the source's own name.
         default_task: The verifier for records that name none: exact, number, choice, math, code or open.
@@ -134,7 +136,7 @@ class JsonlSource:
             self.image_root = existing_path(self._options.images, "source.options.images", "folder")
         self._columns = check_columns(self._options.columns)
         self._index = _index_array(self._path) if _is_array(self._path) else _index_lines(self._path)
-        refuse_absent(self._columns, self._readable(), optional)
+        refuse_absent(self._columns, self.readable(), optional)
 
     def fingerprint(self) -> str:
         return f"jsonl:{self._index.digest}"
@@ -145,7 +147,8 @@ class JsonlSource:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return map_columns(self._row(index), self._columns)
 
-    def _readable(self) -> Iterator[dict[str, Any]]:
+    def readable(self) -> Iterator[dict[str, Any]]:
+        """The records that can be read, as they are in the file."""
         for index in range(len(self)):
             with contextlib.suppress(RecordError):
                 yield self._row(index)
@@ -389,12 +392,16 @@ def check_columns(columns: Mapping[str, str], where: str = "source.options.colum
 
 
 def refuse_absent(
-    columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], optional: Collection[str] = ()
+    columns: Mapping[str, str],
+    rows: Iterable[Mapping[str, Any]],
+    optional: Collection[str] = (),
+    where: str = "source.options.columns",
 ) -> None:
     """Raise ConfigurationError for a column that the settings name and no row has. Rows are read until all are found.
 
     Args:
         optional: Which of our columns may stay empty.
+        where: The setting below which the columns are named.
     """
     absent = {target: column for target, column in columns.items() if target not in optional}
     names: dict[str, None] = {}
@@ -405,9 +412,7 @@ def refuse_absent(
         if len(names) < MAX_NAMES:
             names |= dict.fromkeys(_names(row))
     for target, column in absent.items() if names else ():
-        raise ConfigurationError(
-            f"source.options.columns.{target}: the data has no column {column!r}; {nearest(column, names)}"
-        )
+        raise ConfigurationError(f"{where}.{target}: the data has no column {column!r}; {nearest(column, names)}")
 
 
 def _names(row: Mapping[str, Any]) -> Iterator[str]:
@@ -444,12 +449,37 @@ def _look_up(row: Any, column: str) -> Any:
     return _look_up(row.get(head), rest) if dot else _MISSING
 
 
+def coco_source(options: Mapping[str, Any]) -> Source:
+    """COCO annotations, asked about by templates, by questions of one's own, or by both."""
+    given = settings_of(CocoOptions, options, "source.options")
+    if given.questions_file is None:
+        if given.columns:
+            raise ConfigurationError("source.options.columns: are those of questions_file, which is not set")
+        return CocoSource(options)
+    path = existing_path(given.questions_file, "source.options.questions_file", "file")
+    return CocoSource(options, JsonlSource({"path": str(path), "columns": given.columns}))
+
+
+def label_studio_source(options: Mapping[str, Any]) -> Source:
+    """An export of Label Studio, its boxes asked about."""
+    given = settings_of(LabelStudioOptions, options, "source.options")
+    path = existing_path(given.export, "source.options.export", "file")
+    folder = existing_path(given.images, "source.options.images", "folder")
+    tasks = JsonlSource({"path": str(path)})
+    refuse_absent({"image": f"data.{given.image}"}, tasks.readable(), where="source.options")
+    table = LabelStudioTable(tasks, path.stem, folder, given)
+    source = ObjectTable(table, given.questions, None)
+    source.found.add(table.found.to_dict())
+    return source
+
+
 SOURCES: dict[str, SourceFactory] = {
     "jsonl": jsonl_source,
     "dataset": dataset_source,
     "hub": hub_source,
-    "coco": CocoSource,
+    "coco": coco_source,
     "yolo": YoloSource,
     "voc": VocSource,
+    "label-studio": label_studio_source,
 }
 """Every kind of source that needs nothing from outside; `prepare` takes more as `extra_sources`."""

@@ -16,6 +16,7 @@ from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.sources.cards import SourceCard, resolve_source
 from privileged.sources.coco import CocoOptions
 from privileged.sources.detection import VocOptions, YoloOptions
+from privileged.sources.label_studio import LabelStudioOptions
 from privileged.sources.questions import read_questions
 from privileged.sources.sources import SOURCES, DatasetOptions, HubOptions, JsonlOptions, check_columns
 from privileged.sources.transforms import TRANSFORMS
@@ -32,6 +33,7 @@ OPTIONS = {
     "coco": CocoOptions,
     "yolo": YoloOptions,
     "voc": VocOptions,
+    "label-studio": LabelStudioOptions,
 }
 EXAMPLE = {
     "id": "add-0",
@@ -61,7 +63,7 @@ def check_config(settings):
     if source.kind != "nano":
         options = settings_of(OPTIONS[source.kind], source.options, "source.options")
         check_columns(getattr(options, "columns", {}))
-        if source.kind in ("coco", "yolo", "voc"):
+        if source.kind in ("coco", "yolo", "voc", "label-studio") and not source.options.get("questions_file"):
             read_questions(options.questions)
 
 
