@@ -59,9 +59,8 @@ class Question:
             kinds: How many pictures of the set have each label.
             picture: What tells the picture from others.
         """
-        draw = random.Random(
-            f"{self.seed}:{picture}".encode(errors="backslashreplace")
-        )  # names of files may be no text
+        # Backslashes: the name of a file may be no text.
+        draw = random.Random(f"{self.seed}:{picture}".encode(errors="backslashreplace"))
         count = int(len(labels) * self.absent / (1 - self.absent) + draw.random())
         others = {label: pictures for label, pictures in kinds.items() if label not in labels}
         drawn: list[Label] = []
