@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING, Any
 from dopd_vl.common.version import __version__
 
 if TYPE_CHECKING:
+    from dopd_vl.evaluation.verifiers import register_verifier
     from dopd_vl.objectives.dopd import DopdSettings
     from dopd_vl.objectives.dopd_loss import dopd_loss, fused_dopd_loss
     from dopd_vl.training.arguments import DopdConfig
     from dopd_vl.training.trainer import DopdTrainer
 
-__all__ = ["DopdConfig", "DopdSettings", "DopdTrainer", "__version__", "dopd_loss", "fused_dopd_loss"]
+__all__ = [
+    "DopdConfig",
+    "DopdSettings",
+    "DopdTrainer",
+    "__version__",
+    "dopd_loss",
+    "fused_dopd_loss",
+    "register_verifier",
+]
 
 _HOMES = {
     "DopdConfig": "dopd_vl.training.arguments",
@@ -19,6 +28,7 @@ _HOMES = {
     "DopdTrainer": "dopd_vl.training.trainer",
     "dopd_loss": "dopd_vl.objectives.dopd_loss",
     "fused_dopd_loss": "dopd_vl.objectives.dopd_loss",
+    "register_verifier": "dopd_vl.evaluation.verifiers",
 }
 
 

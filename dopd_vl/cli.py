@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("dopd_vl.commands.prepare", "turn source records into a checked privileged data set"),
     "train": ("dopd_vl.commands.train", "distil a teacher into a student"),
     "evaluate": ("dopd_vl.commands.evaluate", "score a model on a privileged data set, or on the paper's benchmarks"),
+    "export": ("dopd_vl.commands.export", "a student as one model for others to use: adapters merged, in bf16"),
     "study": ("dopd_vl.commands.study", "run a grid of methods, variants, settings and seeds, and compare"),
     "quickstart": ("dopd_vl.commands.quickstart", "the whole job on a laptop, in minutes"),
     "report": ("dopd_vl.commands.report", "runs as one HTML page: curves and a token inspector"),

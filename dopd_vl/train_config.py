@@ -110,10 +110,38 @@ class ObjectiveSettings:
 
 @dataclass
 class TrainerSettings:
-    """What privileged distillation adds to TRL's trainer: keys under `training`, and arguments of `DopdConfig`."""
+    """Keys under `training` that are arguments of `DopdConfig` as well, with the same defaults. A step is one optimizer
+    step: per_device_train_batch_size * gradient_accumulation_steps rollouts on each device."""
 
-    num_generations: int = 1
+    num_generations: int = 4
     """rollouts per prompt"""
+    max_steps: int = 200
+    num_train_epochs: float | None = None
+    """passes over the data, in place of max_steps"""
+    learning_rate: float = 5e-6
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_completion_length: int = 2048
+    """tokens"""
+    temperature: float = 1.0
+    """of the rollouts"""
+    gradient_checkpointing: bool = True
+    bf16: bool | None = None
+    """default: on where the GPU has it"""
+    logging_steps: int = 1
+    eval_steps: int = 50
+    save_steps: int = 50
+    save_total_limit: int = 2
+    """checkpoints to keep; the best one so far is kept apart, in `best/`"""
+    per_device_eval_batch_size: int = 32
+    use_vllm: bool = False
+    """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
+    report_to: list[str] = field(default_factory=list)
+    """experiment trackers, e.g. [tensorboard, wandb] (docs/trackers.md)"""
     rollout_dropout: bool = False
     """leave the student's dropout on while it rolls out, as TRL does; without, rollouts come from the policy that is
     scored"""
@@ -157,7 +185,7 @@ def check_sizes(settings: Any) -> None:
     )
     check_at_least(0, settings, "logging_steps", "eval_steps", "save_steps")
     if settings.max_steps == 0:
-        raise ValueError("max_steps=0 trains nothing; give a number of steps, or -1 for trl.num_train_epochs passes")
+        raise ValueError("max_steps=0 trains nothing; give a number of steps, or -1 for num_train_epochs passes")
     if not 0 < settings.temperature < math.inf:
         raise ValueError(f"temperature={settings.temperature} must be above 0 and finite: rollouts are sampled")
     rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
@@ -166,6 +194,22 @@ def check_sizes(settings: Any) -> None:
             f"num_generations={settings.num_generations} does not divide the {rollouts} rollouts of a step on one "
             "device (per_device_train_batch_size * gradient_accumulation_steps)"
         )
+
+
+def leave_length_to_epochs(settings: TrainerSettings, where: str = "") -> None:
+    """Where epochs were given, `max_steps` becomes -1, which is TRL's way to say so.
+
+    Raises:
+        ValueError: steps were given as well; the message names both, each with `where` before it.
+    """
+    epochs, steps = settings.num_train_epochs, settings.max_steps
+    if epochs is None:
+        return
+    if not 0 < epochs < math.inf:
+        raise ValueError(f"{where}num_train_epochs={epochs} must be above 0 and finite")
+    if steps not in (TrainerSettings.max_steps, -1):
+        raise ValueError(f"{where}num_train_epochs={epochs} and {where}max_steps={steps}: give one of them")
+    settings.max_steps = -1
 
 
 def colocated_length(max_prompt_length: int | None, max_completion_length: int, given: int | None) -> int:
@@ -197,38 +241,18 @@ def colocated_length(max_prompt_length: int | None, max_completion_length: int, 
 
 @dataclass
 class LoopSettings(TrainerSettings):
-    """The training loop. A step is one optimizer step: per_device_train_batch_size * gradient_accumulation_steps
-    rollouts on each device."""
+    """The training loop, and what it leaves."""
 
-    num_generations: int = 4
-    """rollouts per prompt"""
-    max_steps: int = 200
-    learning_rate: float = 5e-6
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    per_device_train_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    max_completion_length: int = 2048
-    """tokens"""
-    temperature: float = 1.0
-    """of the rollouts"""
-    gradient_checkpointing: bool = True
-    bf16: bool | None = None
-    """default: on where the GPU has it"""
-    logging_steps: int = 1
-    eval_steps: int = 50
-    save_steps: int = 50
-    save_total_limit: int = 2
-    """checkpoints to keep; the best one so far is kept apart, in `best/`"""
-    per_device_eval_batch_size: int = 32
-    use_vllm: bool = False
-    """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
-    report_to: list[str] = field(default_factory=list)
-    """experiment trackers, e.g. [tensorboard, wandb] (docs/trackers.md)"""
+    early_stopping_patience: int | None = None
+    """end after so many evaluations in a row without a higher held-out accuracy; needs data.eval"""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the weights in student/ and best/; checkpoints keep what training goes on with"""
     push_to_hub: str | None = None
     """repository of the hub, "user/name", that student/ is pushed to at the end; private if it is new (docs/hub.md)"""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "early_stopping_patience", where="training.")
+        leave_length_to_epochs(self, "training.")
 
 
 @dataclass
@@ -318,8 +342,8 @@ def in_todays_keys(saved: Any) -> Any:
     """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
 
     Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
-    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers still were
-    after that. Before `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
+    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers and epochs still
+    were after that. Before `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
@@ -328,6 +352,9 @@ def in_todays_keys(saved: Any) -> Any:
     model = saved.get("model")
     lora = model.get("lora") if isinstance(model, dict) else None
     training.setdefault("rollout_dropout", isinstance(lora, dict) and lora.get("dropout", 0.0) != 0.0)
+    if "num_train_epochs" in trl:
+        training["num_train_epochs"] = trl.pop("num_train_epochs")
+        saved = {**saved, "training": training, "trl": trl}
     if "report_to" in trl:
         named = trl.pop("report_to")
         training["report_to"] = named if isinstance(named, list) else [named]

@@ -17,9 +17,10 @@ IMAGE_MARKER = "<image>"
 """Where an image stands in the text of a message. Images are taken in the order of the `images` column."""
 
 ROLES = ("system", "user", "assistant")
-TASKS = ("exact", "number", "choice", "math", "code", "boxes", "open")
-"""Names of the verifiers that score an answer. `code`: the answer is tests, see `records.code_tests`. `boxes`: it is
-boxes as Qwen3-VL writes them, see `records.grounding`. `open`: free text, which no verifier scores."""
+TASKS = ["exact", "number", "choice", "math", "code", "boxes", "open"]
+"""Names of the verifiers that score an answer; `dopd_vl.register_verifier` adds to them. `code`: the answer is tests,
+see `records.code_tests`. `boxes`: it is boxes as Qwen3-VL writes them, see `records.grounding`. `open`: free text,
+which no verifier scores."""
 
 
 class Message(TypedDict):

@@ -196,7 +196,7 @@ def test_corrupt_image_is_set_aside_and_the_rest_is_prepared(tmp_path: Path) -> 
     )
     result = dopd_vl("prepare", "--config", tmp_path / "prepare.yaml")
     assert result.returncode == 0, result.stderr
-    assert "1 records, 1 set aside" in result.stdout
+    assert f"{tmp_path / 'out'}: kept 1 of 2 records, with 1 image and 0 boxes" in result.stdout
     (rejected,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
     assert rejected["id"] == "bad"
 

@@ -47,8 +47,8 @@ tokenizer = AutoTokenizer.from_pretrained(models + "/text-student", padding_side
 trainer = DopdTrainer(
     model,
     models + "/text-teacher",
-    DopdConfig("run", max_steps=2, per_device_train_batch_size=2, max_completion_length=4, learning_rate=1e-2,
-               logging_steps=1, report_to="none", save_strategy="no", gradient_checkpointing=False),
+    DopdConfig("run", max_steps=2, per_device_train_batch_size=2, num_generations=1, max_completion_length=4,
+               learning_rate=1e-2, logging_steps=1, report_to="none", save_strategy="no", gradient_checkpointing=False),
     load_privileged(data),
     processing_class=tokenizer,
     objective=UnsureTokens(entropy_above=0.1),

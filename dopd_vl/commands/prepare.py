@@ -19,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
         print_line("\n".join(estimate_annotation(config, {"nano": NanoSource}).lines()))
         return 0
     result = prepare(config, {"nano": NanoSource}, Terminal(stderr=True))
-    done = "was complete already" if result.was_complete else "is complete"
-    print_line(f"{result.output} {done}: {result.records} records, {result.rejected} set aside")
+    if result.was_complete:
+        print_line(f"{result.output} was complete already")
+    print_line("\n".join(result.lines()))
     return 0

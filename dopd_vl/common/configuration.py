@@ -49,18 +49,17 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
     _check_option_keys(cls, arguments)
     arguments, inner = _options_in_mappings(cls, arguments)
     parser = _parser(cls, prog)  # type: ignore[arg-type]  # a class is hashable
-
-    def parse(words: list[str]) -> Namespace:
-        try:
-            return parser.parse_args(words)
-        except Exception as error:
-            raise ConfigurationError(_one_line(str(error), file)) from error
-
     inner = [*_settings_of_files(cls, files), *inner]
-    if inner:
-        before = parse([word for word in arguments if not word.startswith(("--print_config", "--help", "-h"))])
-        arguments += _merged(cls, before, inner)
-    namespace = parse(arguments)
+    try:
+        if inner:
+            words = _words_about(arguments, {key for key, _, _ in inner})
+            states = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+            arguments += _merged(cls, _parsed(cls, prog, words, states), inner)  # type: ignore[arg-type]
+        namespace = parser.parse_args(arguments)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(_one_line(str(error), file)) from error
     for misfit in _misfits(cls, namespace):
         raise ConfigurationError(_one_line(misfit, file))
     try:
@@ -77,6 +76,15 @@ def _parser(cls: type, prog: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_class_arguments(cls)
     return parser
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(cls: type, prog: str, words: tuple[str, ...], states: tuple[Any, ...]) -> Namespace:
+    """What files and options come to, not to be changed; `states` tell files from what they were before.
+
+    Kept, for the cells of a study have most of theirs in common.
+    """
+    return _parser(cls, prog).parse_args(list(words))
 
 
 def as_yaml(config: Any) -> str:
@@ -311,6 +319,21 @@ def _options_in_mappings(cls: type, arguments: list[str]) -> tuple[list[str], li
         else:
             found.append((key, below, loaded))
     return others, found
+
+
+def _words_about(arguments: list[str], keys: set[str]) -> tuple[str, ...]:
+    """Of a command line: the files, and the options for one of these keys or for what it is in."""
+    kept, takes_value = [], False
+    for argument in arguments:
+        option, equals, _ = argument.partition("=")
+        if option.startswith("--"):
+            about = option == "--config" or any(f"{key}.".startswith(f"{option[2:]}.") for key in keys)
+            takes_value = about and not equals
+            if about:
+                kept.append(argument)
+        elif takes_value:
+            kept.append(argument)
+    return tuple(kept)
 
 
 def _mapping_on(cls: type, path: list[str]) -> tuple[int, Any]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from dopd_vl.common.errors import RecordError, UserError, one_line
+from dopd_vl.common.errors import ConfigurationError, RecordError, UserError, one_line
 from dopd_vl.evaluation.boxes import verify_boxes
 from dopd_vl.evaluation.code import code_allowed, verify_code
 from dopd_vl.evaluation.mathematics import Undecided, verify_math
+from privileged.schema import TASKS
 
 _ANSWER = re.compile(r"answer\s*(?:is)?\s*[:=]?\s*", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
@@ -82,6 +83,29 @@ VERIFIERS: dict[str, Verifier] = {
     "open": verify_open,
 }
 """task name -> function of (response, reference answer); None where a response is not scored"""
+
+
+def register_verifier(task: str, verifier: Verifier) -> None:
+    """Make a function the verifier of a task, for training, evaluation and the preparation of data in this process.
+
+    >>> register_verifier("shouted", lambda response, answer: response == answer.upper())
+    >>> verifier_for("shouted")("YES", "yes")
+    True
+
+    Args:
+        task: a name for the column `task`, which no verifier has yet.
+        verifier: takes a response and the reference answer, and says whether the response is right; None: it is not
+            scored. A response that it raises on counts as wrong, and is counted and told of.
+
+    Raises:
+        ConfigurationError: another verifier has that name, or this is no function.
+    """
+    if not task or not callable(verifier):
+        raise ConfigurationError(f"register_verifier: needs a name and a function, not {task!r} and {verifier!r}")
+    if VERIFIERS.setdefault(task, verifier) is not verifier:
+        raise ConfigurationError(f"register_verifier: task {task!r} has a verifier already; choose another name")
+    if task not in TASKS:
+        TASKS.append(task)
 
 
 class Verdict(NamedTuple):

@@ -88,11 +88,11 @@ def print_time(console: Console, work: Workload, parts: list[Part], steps: int) 
     total = sum(part.seconds for part in parts)
     step = ("step", f"{sum(part.flops for part in parts) / 1e12:,.0f}", f"{total:.1f}", "without communication")
     show_table(console, head, rows, "Time of a step", sums=[step], prose=["why"])
+    rollouts = work.rollouts * work.devices
     if steps < 0:
-        tell(console, "How many steps the passes over the data are is not known here.")
+        tell(console, f"{rollouts} rollouts a step; how many steps num_train_epochs makes depends on the data")
         return
     hours = total * steps / 3600
-    rollouts = work.rollouts * work.devices
     tell(console, f"{steps} steps of {rollouts} rollouts: {hours:.1f} hours, {hours * work.devices:.0f} GPU hours")
 
 

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import append_jsonl, read_rows
 from dopd_vl.common.run_layout import (
     BEST_FOLDER,
@@ -22,6 +23,7 @@ from dopd_vl.common.run_layout import (
     checkpoint_folder,
 )
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole
+from dopd_vl.run_folder.export import convert_weights
 from dopd_vl.run_folder.kept_files import KeptFiles, stale
 from dopd_vl.run_folder.kept_rollouts import rollout_records
 from dopd_vl.views import Refusal
@@ -32,14 +34,28 @@ _TIMINGS = ("step_time", "runtime", "per_second", "total_flos")
 class RunFolder(TrainerCallback):
     """Keeps metrics.jsonl, rollouts.jsonl, images/, refused.jsonl, the best student and marks of whole checkpoints."""
 
-    def __init__(self, folder: Path, save_total_limit: int = 0):
-        """`save_total_limit`: whole checkpoints to keep; 0 keeps all."""
+    def __init__(
+        self, folder: Path, save_total_limit: int = 0, patience: int | None = None, save_dtype: str = "float32"
+    ):
+        """What a run leaves.
+
+        Args:
+            save_total_limit: whole checkpoints to keep; 0 keeps all.
+            patience: evaluations in a row without a higher accuracy after which the run ends.
+            save_dtype: of the weights of the best student.
+        """
         self.folder = folder
         self.save_total_limit = save_total_limit
         self.kept_files = KeptFiles(folder)
         self.trainer: Any = None
         self.best: tuple[str, float] | None = None
         """the metric that chooses the best student, and its highest value so far; None: nothing was scored"""
+        self.patience = patience
+        self.save_dtype = save_dtype
+        self.without_gain = 0
+        """evaluations since the best"""
+        self.stopped_early: str | None = None
+        """in words, where patience ended the run"""
         self.made_a_step = False
         """whether this process came to the end of one"""
         self._refusals_written = 0
@@ -55,6 +71,7 @@ class RunFolder(TrainerCallback):
         rows = read_rows(self.folder / METRICS_FILE)
         for row in rows:
             self._is_better(row, args)
+        self._stop_without_gain(state, control)
         if self.trainer.resumed_from is not None:
             mark = json.loads((self.trainer.resumed_from / COMPLETE_FILE).read_text(encoding="utf-8"))
             self.trainer.refused_before = mark["refused"][args.process_index]
@@ -84,22 +101,41 @@ class RunFolder(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._is_better(kwargs["metrics"], args):
             assert self.best is not None
-            save_whole(self.trainer, self.folder / BEST_FOLDER, {"step": state.global_step, **dict([self.best])})
+            self._save_best({"step": state.global_step, **dict([self.best])})
+        elif self.best is None and self.patience is not None:
+            raise UserError("training.early_stopping_patience: nothing in data.eval is scored; leave it out")
+        self._stop_without_gain(state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Of students that nothing compares, the last.
         if self.best is None and self.made_a_step and self.trainer.eval_dataset is not None:
-            save_whole(self.trainer, self.folder / BEST_FOLDER, {"step": state.global_step})
+            self._save_best({"step": state.global_step})
+
+    def _save_best(self, facts: Mapping[str, Any]) -> None:
+        save_whole(self.trainer, self.folder / BEST_FOLDER, facts, self.save_dtype)
+
+    def _stop_without_gain(self, state: TrainerState, control: TrainerControl) -> None:
+        if self.patience is not None and self.best is not None and self.without_gain >= self.patience:
+            control.should_training_stop = True
+            control.should_save = self.made_a_step
+            name, value = self.best
+            self.stopped_early = (
+                f"stopped early at step {state.global_step}: no higher {name} than {value:.4g} in {self.without_gain} "
+                "evaluations (training.early_stopping_patience)"
+            )
 
     def _is_better(self, metrics: Mapping[str, Any], args: Any) -> bool:
         """Whether a student is the best so far, by the first of `eval_variants` that has an accuracy."""
         names = ["eval_accuracy", *(f"eval_{variant}_accuracy" for variant in args.eval_variants[1:])]
         found = next(((name, metrics[name]) for name in names if name in metrics), None)
-        if found is None or (self.best is not None and found[0] == self.best[0] and found[1] <= self.best[1]):
+        if found is None:
             return False
-        self.best = found
+        if self.best is not None and found[0] == self.best[0] and found[1] <= self.best[1]:
+            self.without_gain += 1
+            return False
+        self.best, self.without_gain = found, 0
         return True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -113,7 +149,7 @@ class RunFolder(TrainerCallback):
             keep_newest(self.folder, self.save_total_limit)
 
 
-def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
+def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any], dtype: str = "float32") -> None:
     """Save the student and its processor so that `folder` is the old one, or none for a moment, or a whole new one."""
     partial, old = folder.with_name(f".{folder.name}.partial"), stale(folder)
     if trainer.accelerator.is_main_process and partial.exists():
@@ -123,6 +159,8 @@ def save_whole(trainer: Any, folder: Path, facts: Mapping[str, Any]) -> None:
     if trainer.accelerator.is_main_process:
         # A pickle that nothing reads, with paths of this machine.
         (partial / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if dtype != "float32":
+            convert_weights(partial, dtype)
         mark_whole(partial, facts, FACTS_FILE)
         if folder.exists():
             if old.exists():

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ _MAY_CHANGE = ("resume", "output_dir", "health", "training.report_to", "training
 
 _LIMITS = ("data.max_prompt_length",)
 """And these, which decide no more than which examples are passed over: one set too low must not end a run for good."""
+
+_LENGTHS = ("training.max_steps", "training.num_train_epochs")
+"""And these, which may be raised where the steps so far would have been the same."""
+
+_WITHOUT_LENGTH = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau")
+"""Schedules whose learning rates do not depend on how long the run is to be."""
 
 
 @contextmanager
@@ -88,14 +95,15 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
             removed = remove_newer(folder, checkpoint)
             restore(folder, checkpoint)
             limits = _changed_limits(folder / CONFIG_FILE, config)
-            if _check_config(folder / CONFIG_FILE, config) or limits:
+            length = _changed_length(folder / CONFIG_FILE, config)
+            if _check_config(folder / CONFIG_FILE, config) or limits or length:
                 (folder / DIGESTS_FILE).unlink(missing_ok=True)  # the next checkpoint's has the new one
-                write_atomically(folder / CONFIG_FILE, as_yaml(config))
+                _write_config(folder, config)
         if removed:
             say(f"{folder}: not whole, and removed: {', '.join(removed)}")
         for file in mended:
             say(f"{folder / file.name}: damaged, and put right from {file.parent.parent.name}")
-        for told in (gone, best, limits):
+        for told in (gone, best, limits, length):
             if told is not None:
                 say(told)
         how = "no checkpoint yet, begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
@@ -109,8 +117,13 @@ def open_folder(folder: Path, config: TrainConfig, fingerprint: Fingerprint, say
             restore(folder, None)
         write_json(folder / FINGERPRINT_FILE, fingerprint)
         # Last: a folder without it holds no run yet.
-        write_atomically(folder / CONFIG_FILE, as_yaml(config))
+        _write_config(folder, config)
     return None
+
+
+def _write_config(folder: Path, config: TrainConfig) -> None:
+    """Whether a command took the run up is no part of the run."""
+    write_atomically(folder / CONFIG_FILE, as_yaml(replace(config, resume=False)))
 
 
 def made_a_step(folder: Path) -> bool:
@@ -172,8 +185,9 @@ def _saved(file: Path) -> Any:
 
 def _check_config(file: Path, config: TrainConfig) -> bool:
     """Whether the folder's configuration has keys of an earlier version."""
+    _changed_length(file, config)
     for key, before, now in changed_settings(file, config):
-        if key not in _LIMITS:
+        if key not in (*_LIMITS, *_LENGTHS):
             raise UserError(
                 f"resume: {key} was {before!r} in {file} and is {now!r} now; a run goes on with the settings that it "
                 "began with"
@@ -189,6 +203,27 @@ def _changed_limits(file: Path, config: TrainConfig) -> str | None:
     ]
     where = f"{file.parent}: {', '.join(changed)}"
     return f"{where}; other examples are passed over from here on, in evaluations too" if changed else None
+
+
+def _changed_length(file: Path, config: TrainConfig) -> str | None:
+    """What is to be said of a run that is to be longer now.
+
+    Raises:
+        UserError: it would not be one that was that long from the start.
+    """
+    changed = {key: (before, now) for key, before, now in changed_settings(file, config) if key in _LENGTHS}
+    for key, (before, now) in changed.items():
+        if len(changed) > 1 or before is None or now is None or not 0 < before < now:
+            raise UserError(f"resume: {key} was {before} in {file} and is {now} now; it can only be raised")
+        schedule, said = config.training.lr_scheduler_type, config.trl.get("lr_scheduler_kwargs") or {}
+        if schedule not in _WITHOUT_LENGTH and not (schedule == "warmup_stable_decay" and "num_stable_steps" in said):
+            raise UserError(
+                f"resume: {key} was {before} in {file} and is {now} now, and a {schedule} schedule of that length has "
+                "other learning rates from the start; begin anew in another folder with --model.student "
+                f"{file.parent / STUDENT_FOLDER}. Runs begun with training.lr_scheduler_type: constant can be longer"
+            )
+        return f"{file.parent}: longer now: {key} was {before} and is {now}, the schedule {schedule} as before"
+    return None
 
 
 def _check_content(file: Path, fingerprint: Fingerprint) -> None:

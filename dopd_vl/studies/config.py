@@ -152,6 +152,13 @@ def check(config: StudyConfig) -> list[Run]:
                 check_training(stage)
             except UserError as error:
                 raise ConfigurationError(f"cells.{run.cell.name}: {error}") from error
+            if stage.training.max_steps < 0:
+                raise ConfigurationError(f"cells.{run.cell.name}: a study counts steps; give training.max_steps")
+            if config.equal_budget and stage.training.early_stopping_patience is not None:
+                raise ConfigurationError(
+                    f"cells.{run.cell.name}: training.early_stopping_patience makes budgets unequal; set equal_budget: "
+                    "false if that is meant"
+                )
     budgets = {run.cell.name: (run.steps, run.rollouts) for run in runs}
     first = names[0]
     for name, budget in budgets.items():

@@ -14,19 +14,22 @@ from trl import DistillationConfig
 from dopd_vl.common.errors import UserError, one_line
 from dopd_vl.train_config import (
     DataSettings,
+    ModelSettings,
     PrivilegeSettings,
     TrainConfig,
     TrainerSettings,
     check_sizes,
     colocated_length,
     key_of,
+    leave_length_to_epochs,
 )
 from dopd_vl.training.trl_fields import as_floats, check_fields, check_inside, check_names_of_generation
 
 
 @dataclass
-class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
-    """TRL's `DistillationConfig` with what privileged distillation adds, `PrivilegeSettings` and `TrainerSettings`.
+class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):  # type: ignore[misc]  # narrower than TRL's
+    """TRL's `DistillationConfig` with what privileged distillation adds, `PrivilegeSettings` and `TrainerSettings`, and
+    the defaults of `dopd-vl train`. Its length is `max_steps`, or `num_train_epochs` where that is given.
 
     `temperature` is that of sampling alone; distributions are compared at temperature 1. `bf16` defaults to on where
     there is a GPU and off elsewhere, `metric_for_best_model` to "accuracy" where one is needed.
@@ -36,6 +39,7 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
             `trl_fields.REFUSED` has them with their reasons.
     """
 
+    seed: int = TrainConfig.seed
     max_prompt_length: int | None = DataSettings.max_prompt_length
     """tokens, of any view; a longer prompt is refused, never cut"""
     max_image_pixels: int | None = DataSettings.max_image_pixels
@@ -46,6 +50,10 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
         check_sizes(self)
+        self.num_train_epochs = self.num_train_epochs or None  # 0.0: made from another DopdConfig, see below
+        leave_length_to_epochs(self)
+        if self.num_train_epochs is None:  # the Trainer reads it in any case
+            self.num_train_epochs = 0.0 if self.max_steps > 0 else DistillationConfig.num_train_epochs
         PrivilegeSettings.__post_init__(self)
         self.fill_in()
         if self.use_vllm and self.vllm_mode == "colocate":
@@ -110,6 +118,11 @@ def _unread_by_optimizer(settings: DopdConfig) -> list[str]:
     return []
 
 
+def dtype_of_teacher(asked: str = ModelSettings.teacher_dtype) -> str:
+    """What "auto" means on this machine."""
+    return {True: "bfloat16", False: "float32"}[torch.cuda.is_available()] if asked == "auto" else asked
+
+
 def trainer_arguments(config: TrainConfig) -> DopdConfig:
     """The configuration's keys under `training` and `privilege` by their own names, the others by TRL's.
 
@@ -117,12 +130,15 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
         UserError: TRL refuses them.
     """
     on_gpu = torch.cuda.is_available()
-    teacher_dtype = config.model.teacher_dtype
-    if teacher_dtype == "auto":
-        teacher_dtype = "bfloat16" if on_gpu else "float32"
+    teacher_dtype = dtype_of_teacher(config.model.teacher_dtype)
     attention = {"attn_implementation": config.model.attn_implementation} if config.model.attn_implementation else {}
+    loop = asdict(config.training)
+    for name in ("early_stopping_patience", "save_dtype"):  # the run folder's
+        del loop[name]
+    if loop["num_train_epochs"] is None:
+        del loop["num_train_epochs"]
     own: dict[str, Any] = {
-        **asdict(config.training),
+        **loop,
         "push_to_hub": False,  # what TRL pushes is the run folder, while it is written
         **asdict(config.privilege),
         "output_dir": config.output_dir,

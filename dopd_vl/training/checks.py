@@ -6,6 +6,7 @@ on the machine that it is about to begin on: its devices, the models' tokenizers
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils.hub import hf_api
 
 from dopd_vl.common.configuration import check_values
-from dopd_vl.common.errors import ConfigurationError, UserError, nearest, one_line
+from dopd_vl.common.errors import ConfigurationError, RecordError, UserError, nearest, one_line
 from dopd_vl.common.resources import find_model
 from dopd_vl.common.terminal import tell
 from dopd_vl.evaluation.verifiers import VERIFIERS, unscored_tasks
@@ -40,6 +41,7 @@ from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS, check_family, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
+from privileged.records.fields import chat_message, item_list
 
 VIEWS = ("plain", "privileged", *ROLLOUT_VIEWS, *VARIANTS)
 ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.Conv3d)
@@ -75,6 +77,8 @@ def check(
         check_sizes(loop)
     except ValueError as error:
         raise ConfigurationError(f"training.{error}") from error
+    if loop.early_stopping_patience is not None and config.data.eval is None:
+        raise ConfigurationError("training.early_stopping_patience: needs data.eval, whose accuracy it goes by")
     _check_trl(config)
     _check_vllm(config)
     check_copies({source.policy for source in objective.sources()}, config.model.lora is not None, zero_stage)
@@ -312,6 +316,46 @@ def check_columns(dataset: Any, name: str) -> None:
         )
 
 
+def check_rows(dataset: Any, name: str) -> None:
+    """Whether every row can be shown and scored, as far as that is known without its images. A stream is not looked at.
+
+    Raises:
+        RecordError: one cannot; the message names the first such row, its column, and how many more there are.
+    """
+    if isinstance(dataset, Mapping):
+        for part, inner in dataset.items():
+            check_rows(inner, f"{name}[{part!r}]")
+    if not isinstance(dataset, Dataset):
+        return
+    faults = []
+    plain = dataset.select_columns(["id", "prompt", "answer", "task"]).with_format("arrow")
+    for start in range(0, len(plain), _ROWS_AT_A_TIME):
+        for number, row in enumerate(plain[start : start + _ROWS_AT_A_TIME].to_pylist(), start):
+            faults += [f"row {number}, column {column}: {fault}" for column, fault in _faults(row)]
+    if faults:
+        more = f"; {len(faults) - 1} more are faulty" if len(faults) > 1 else ""
+        raise RecordError(f"{name}: {faults[0]}{more}")
+
+
+_ROWS_AT_A_TIME = 1000
+
+
+def _faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for column in ("id", "answer", "task"):
+        if not isinstance(row[column], str):
+            yield column, f"must be a text, not {row[column]!r}"
+    if isinstance(row["task"], str) and row["task"] not in VERIFIERS:
+        yield "task", f"no verifier for {row['task']!r}, {nearest(row['task'], VERIFIERS)}"
+    try:
+        messages = item_list(row["prompt"], "it")
+        if not messages:
+            yield "prompt", "holds no message"
+        for place, message in enumerate(messages):
+            chat_message(message, place)
+    except RecordError as error:
+        yield "prompt", str(error)
+
+
 def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
     """Whether a run takes a step at all.
 
@@ -325,7 +369,7 @@ def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
     """
     batch, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     group = settings.num_generations
-    prompts = batch * accumulated * processes // group
+    prompts = _prompts_a_step(settings, processes)
     if examples < prompts:
         raise ConfigurationError(
             f"{key}: its {examples} examples make no step, which takes {prompts} "
@@ -337,6 +381,22 @@ def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:
             f"num_train_epochs={settings.num_train_epochs} with max_steps={settings.max_steps} makes no step; give one "
             "of them above 0"
         )
+
+
+def length_of(settings: Any, examples: int, processes: int) -> str:
+    """How long a run is, in words that say what decides it; arguments as of `check_steps`."""
+    prompts = _prompts_a_step(settings, processes)
+    each_pass = examples // prompts
+    if settings.max_steps > 0:
+        passes = settings.max_steps / each_pass
+        return f"{settings.max_steps} steps by max_steps, {passes:.3g} passes over {examples} examples"
+    steps, passes = math.ceil(settings.num_train_epochs * each_pass), settings.num_train_epochs
+    return f"{steps} steps by num_train_epochs, {passes:g} passes over {examples} examples"
+
+
+def _prompts_a_step(settings: Any, processes: int) -> int:
+    rollouts = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
+    return int(rollouts // settings.num_generations)
 
 
 def _check_trl(config: TrainConfig) -> None:
@@ -358,10 +418,6 @@ def _check_trl(config: TrainConfig) -> None:
         check_fields(config.trl, "trl.")
         if not config.training.use_vllm:
             check_names_of_generation(config.trl, "trl.")
-        if "num_train_epochs" in config.trl and config.training.max_steps > 0:
-            raise ConfigurationError(
-                f"trl.num_train_epochs: training.max_steps={config.training.max_steps} goes before it; give -1 there"
-            )
 
 
 def _check_vllm(config: TrainConfig) -> None:
@@ -441,6 +497,10 @@ def check_requirements(
             raise ValueError(f"objective {name!r} asks for policy {source.policy!r}, known: {', '.join(POLICIES)}")
         if source.view not in VIEWS:
             raise ValueError(f"objective {name!r} asks for view {source.view!r}, {nearest(source.view, VIEWS)}")
+        if not reads_images and source.view in VARIANTS and VARIANTS[source.view].modality == "vision":
+            raise ValueError(
+                f"objective {name!r} is about images (view {source.view!r}), but the student reads text only"
+            )
     if needs.student_variant not in VARIANTS:
         known = nearest(needs.student_variant, VARIANTS)
         raise ValueError(f"objective {name!r} shows the student variant {needs.student_variant!r}, {known}")

@@ -30,6 +30,7 @@ from dopd_vl.training.checks import (
     check_here,
     check_services,
     check_steps,
+    length_of,
     peft_config,
     say_what_is_not_scored,
     settings_told_of,
@@ -89,7 +90,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         return fingerprint_of(datasets, described, arguments.world_size)
 
     folder = Path(config.output_dir)
-    run_folder = RunFolder(folder, config.training.save_total_limit)
+    loop = config.training
+    run_folder = RunFolder(folder, loop.save_total_limit, loop.early_stopping_patience, loop.save_dtype)
     stays = "whole checkpoints stay; when it can be written again, go on with --resume true"
     terminal = console or Terminal()
     vllm_rollouts.check_server(arguments)
@@ -100,6 +102,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         disk_told_of(folder, stays),
         vllm_rollouts.server_told_of(arguments, "whole checkpoints stay; start it anew and go on with --resume true"),
     ):
+        if arguments.process_index == 0:
+            say(f"{folder}: {length_of(arguments, len(datasets['data.train']), arguments.world_size)}")
         arguments.eval_on_start = config.data.eval is not None and checkpoint is None
         watch = Watch(folder, RunFacts.of(config, objective, arguments.world_size), config.health, terminal)
         trainer = DopdTrainer(
@@ -121,8 +125,11 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
                 f"{folder}: stopped at step {watch.stopped.step} by health.on_alarm ({watch.stopped.kind}): "
                 f"{watch.stopped.message}. --resume true goes on all the same"
             )
+        if run_folder.stopped_early is not None and arguments.process_index == 0:
+            say(f"{folder}: {run_folder.stopped_early}")
         student = folder / STUDENT_FOLDER
-        save_whole(trainer, student, {"step": trainer.state.global_step, "objective": config.objective.name})
+        facts = {"step": trainer.state.global_step, "objective": config.objective.name}
+        save_whole(trainer, student, facts, loop.save_dtype)
         if arguments.process_index == 0:
             run_folder.kept_files.write_digests()
         if hub is not None and arguments.process_index == 0:

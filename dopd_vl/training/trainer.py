@@ -19,7 +19,7 @@ hands over to learning is a `StepBatch`.
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,14 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import IterableDataset
+from peft import PeftConfig
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     AutoProcessor,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -54,10 +58,12 @@ from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.objectives.task_reward import with_task_reward
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.run_folder.model_card import write_card
-from dopd_vl.training.arguments import DopdConfig
+from dopd_vl.train_config import TrainConfig
+from dopd_vl.training.arguments import DopdConfig, dtype_of_teacher
 from dopd_vl.training.checks import (
     check_columns,
     check_requirements,
+    check_rows,
     check_same_ids,
     check_shards,
     check_steps,
@@ -99,10 +105,13 @@ class DopdTrainer(DistillationTrainer):
         objective: what is taught; default `Dopd()`. Any object with `sources` and `decide`.
         view_processor: renders examples for these models; default: chosen by the student's own config.
 
-    Everything else is passed to `trl.DistillationTrainer`.
+    The others are those of `trl.DistillationTrainer`; `tools` are refused. A model that is given by its name is loaded
+    as by `dopd-vl train`, the student in float32 and the teacher in bfloat16 on a GPU, unless `model_init_kwargs` and
+    `teacher_model_init_kwargs` say otherwise.
 
     Raises:
-        UserError: a data set lacks columns, such as one of prompts alone (`privileged.without_privilege` makes them).
+        UserError: a data set lacks columns, such as one of prompts alone (`privileged.without_privilege` makes them),
+            or a row cannot be shown or scored; the message names the row and its column.
     """
 
     _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - TRL's own form
@@ -123,15 +132,19 @@ class DopdTrainer(DistillationTrainer):
         objective: Objective | None = None,
         view_processor: ViewProcessor | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        **kwargs: Any,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tools: list[Callable[..., Any]] | None = None,
     ):
-        args = args or DopdConfig("dopd-output")
+        args = args or DopdConfig(TrainConfig.output_dir)
         if isinstance(train_dataset, Sized):
             check_steps(args, len(train_dataset), args.world_size, "train_dataset")
-        if kwargs.get("tools"):
+        if tools:
             raise UserError("tools: rollouts call no tools")
-        check_columns(train_dataset, "train_dataset")
-        check_columns(eval_dataset, "eval_dataset")
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            check_columns(dataset, name)
+            check_rows(dataset, name)
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             of_student: Any = args.model_init_kwargs or {}
@@ -154,9 +167,12 @@ class DopdTrainer(DistillationTrainer):
         self.resumed_from: Path | None = None
         """the checkpoint that this run goes on from"""
         # TRL would spread a model over every GPU that the process sees.
-        for loaded, key in ((model, "model_init_kwargs"), (teacher_model, "teacher_model_init_kwargs")):
+        for loaded, key, dtype in (
+            (model, "model_init_kwargs", "float32"),
+            (teacher_model, "teacher_model_init_kwargs", dtype_of_teacher()),
+        ):
             if isinstance(loaded, str):
-                setattr(args, key, {"device_map": None, **(getattr(args, key) or {})})
+                setattr(args, key, {"device_map": None, "dtype": dtype, **(getattr(args, key) or {})})
         super().__init__(
             model=model,
             teacher_model=teacher_model,
@@ -166,7 +182,9 @@ class DopdTrainer(DistillationTrainer):
             processing_class=processing_class,
             # Before whatever marks a checkpoint as whole.
             callbacks=[CopiesAlongTheRun(self), RolloutTables(self), *(callbacks or [])],
-            **kwargs,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
         )
         check_shards(args.shard_teacher, self.accelerator.num_processes, self.is_deepspeed_enabled)
         self.models = TrainerModels(self, args.shard_teacher)
@@ -551,7 +569,7 @@ class DopdTrainer(DistillationTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Of a run that was killed after its last step only what comes then is left; TRL would take one more step.
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[View]) -> tuple[list[list[int]], list | None, dict[str, Any]]:

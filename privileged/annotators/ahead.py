@@ -23,7 +23,7 @@ from privileged.annotators.annotation import Annotation, RecordAnnotator, replie
 from privileged.annotators.asking import Asker, BudgetSpent
 from privileged.annotators.cache import ReplyCache
 from privileged.annotators.coordinates import FIRST_REPLIES, Replied, likeliest_coordinates
-from privileged.annotators.detector import DetectorGenerator, detector_identity
+from privileged.annotators.detector import DetectorGenerator, FunctionGenerator, function_identity
 from privileged.annotators.endpoint import EndpointGenerator
 from privileged.annotators.judging import RecordJudge, build_judge
 from privileged.annotators.local import LocalGenerator, model_identity
@@ -47,7 +47,9 @@ def annotation_fingerprint(settings: AnnotateConfig) -> list[Any]:
     """Of everything that decides what the annotations are."""
     prompts = prompts_fingerprint(load_prompts(settings.prompts))
     model = model_identity(str(settings.model)) if settings.kind == "local" else settings.model
-    detector = detector_identity(settings.detector) if settings.detector is not None else None
+    if settings.kind == "function":
+        model = function_identity(str(settings.model), "annotate.model")
+    detector = function_identity(settings.detector, "annotate.detector") if settings.detector is not None else None
     return [settings.content(), prompts, model, detector]
 
 
@@ -56,6 +58,8 @@ def build_generators(settings: AnnotateConfig) -> tuple[Generator | None, Genera
     detector = DetectorGenerator(settings.detector) if settings.detector is not None else None
     if settings.kind == "detector":
         return None, detector
+    if settings.kind == "function":
+        return FunctionGenerator(str(settings.model)), detector
     return (EndpointGenerator if settings.kind == "endpoint" else LocalGenerator)(settings), detector
 
 

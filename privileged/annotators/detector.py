@@ -1,7 +1,7 @@
-"""A generator that is a function of the user's: it takes a PIL image and the question, and finds boxes.
+"""Generators that are functions of the user's, named `module:function`: one that finds boxes, one that writes replies.
 
-The function is named `module:function`. It gives supervision's Detections (with `data["class_name"]` for labels), or a
-list of (label, [x1, y1, x2, y2]) in pixels. With rapidocr, for instance, in a file `text_boxes.py`:
+A detector takes a PIL image and the question. It gives supervision's Detections (with `data["class_name"]` for labels),
+or a list of (label, [x1, y1, x2, y2]) in pixels. With rapidocr, for instance, in a file `text_boxes.py`:
 
     from rapidocr import RapidOCR
 
@@ -13,6 +13,11 @@ list of (label, [x1, y1, x2, y2]) in pixels. With rapidocr, for instance, in a f
             return []
         corners = [numpy.asarray(box) for box in found.boxes]     # four points each
         return [(text, [*box.min(0), *box.max(0)]) for text, box in zip(found.txts, corners)]
+
+An annotator takes a system text, a user text, the PIL images that stand before it and a seed, and gives the reply:
+
+    def write(system, user, images, seed):
+        return my_client.complete(system, user, seed=seed)
 """
 
 from __future__ import annotations
@@ -33,31 +38,47 @@ from dopd_vl.common.errors import ConfigurationError
 from privileged.annotators.requests import Reply, Request, RequestRefused
 
 
-class DetectorGenerator:
-    """Calls the function for one image at a time, always in the same thread. A reply is a JSON list of boxes."""
+class FunctionGenerator:
+    """Calls a function for one request at a time, always in the same thread. Its text is the reply."""
 
     concurrency = 1
+    kind, key = "function", "model"
 
     def __init__(self, name: str):
-        self._name, self._function = name, load_function(name)
-        self._thread = ThreadPoolExecutor(1, "detector")
+        self._name, self._function = name, load_function(name, f"annotate.{self.key}")
+        self._thread = ThreadPoolExecutor(1, self.kind)
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "detector", "detector": detector_identity(self._name)}
+        return {"kind": self.kind, self.key: function_identity(self._name, f"annotate.{self.key}")}
 
     async def generate(self, request: Request) -> Reply:
-        text = await asyncio.get_running_loop().run_in_executor(self._thread, self._detect, request)
+        text = await asyncio.get_running_loop().run_in_executor(self._thread, self._called, request)
         return Reply(text, 0, 0)
 
-    def _detect(self, request: Request) -> str:
+    def _called(self, request: Request) -> str:
         try:
-            found = self._function(request.images[0].image.convert("RGB"), request.question)
-            return boxes_json(found)
-        except Exception as error:  # the function is not ours: what it makes of one image may not end the run
+            return self._reply(request)
+        except Exception as error:  # the function is not ours: what it makes of one request may not end the run
             raise RequestRefused(f"{self._name} failed, {type(error).__name__}: {error}") from error
+
+    def _reply(self, request: Request) -> str:
+        images = [stored.image.convert("RGB") for stored in request.images]
+        text = self._function(request.system, request.user, images, request.seed)
+        if not isinstance(text, str):
+            raise TypeError(f"it must give a text, not {type(text).__name__}")
+        return text
 
     async def close(self) -> None:
         self._thread.shutdown(wait=True)
+
+
+class DetectorGenerator(FunctionGenerator):
+    """Calls a detector for one image at a time. A reply is a JSON list of boxes."""
+
+    kind = key = "detector"
+
+    def _reply(self, request: Request) -> str:
+        return boxes_json(self._function(request.images[0].image.convert("RGB"), request.question))
 
 
 def boxes_json(found: Any) -> str:
@@ -76,21 +97,25 @@ def boxes_json(found: Any) -> str:
     return json.dumps([{"label": label, "bbox": [float(value) for value in bbox]} for label, bbox in found])
 
 
-def load_function(name: str) -> Callable[[Any, str], Any]:
-    """The function that `module:function` names; modules in the current folder are found too."""
+def load_function(name: str, key: str) -> Callable[..., Any]:
+    """The function that `module:function` names; modules in the current folder are found too.
+
+    Raises:
+        ConfigurationError: there is none; the message begins with the setting's key.
+    """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"annotate.detector: {name} cannot be imported ({error})") from error
+        raise ConfigurationError(f"{key}: {name} cannot be imported ({error})") from error
     if not callable(function):
-        raise ConfigurationError(f"annotate.detector: {name} is no function")
+        raise ConfigurationError(f"{key}: {name} is no function")
     return function
 
 
-def detector_identity(name: str) -> str:
-    """The name and a digest of the function's file: a changed detector is asked anew."""
-    file = inspect.getsourcefile(inspect.unwrap(load_function(name)))
+def function_identity(name: str, key: str) -> str:
+    """The name and a digest of the function's file: a changed function is asked anew. Errors as of `load_function`."""
+    file = inspect.getsourcefile(inspect.unwrap(load_function(name, key)))
     return f"{name}:{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ''}"

@@ -25,8 +25,8 @@ class AnnotateConfig(ModelConfig):
     """Who makes the privileged parts that a source lacks, and how.
 
     Args:
-        kind: "endpoint" (any server that speaks the OpenAI API), "local" (a transformers model) or "detector" (a
-            function of yours that finds boxes).
+        kind: "endpoint" (any server that speaks the OpenAI API), "local" (a transformers model), "function" (one of
+            yours that writes replies, named in `model` as `module:function`) or "detector" (one that finds boxes).
         cache: The folder that keeps every reply. Default: the output's name with ".replies" at its end.
         parts: What to make: hints, hints_executed, hint_summary, caption, boxes, wrong_hint.
         detector: `module:function`; with another kind it makes the boxes, and the model makes the rest.
@@ -42,7 +42,7 @@ class AnnotateConfig(ModelConfig):
     """
 
     KEY: ClassVar[str] = "annotate"
-    KINDS: ClassVar[tuple[str, ...]] = (*ModelConfig.KINDS, "detector")
+    KINDS: ClassVar[tuple[str, ...]] = (*ModelConfig.KINDS, "function", "detector")
 
     parts: list[str] = field(default_factory=lambda: ["hints"])
     detector: str | None = None
@@ -63,8 +63,10 @@ class AnnotateConfig(ModelConfig):
         _check_parts(self.optional, self.parts, "annotate.optional")
         if self.kind == "detector" and (self.detector is None or self.parts != ["boxes"]):
             raise ConfigurationError("annotate.parts: a detector alone makes [boxes], and annotate.detector names it")
-        if self.detector is not None and self.detector.count(":") != 1:
-            raise ConfigurationError(f"annotate.detector: {self.detector!r} must have the form module:function")
+        functions = {"detector": self.detector, "model": (self.model or "") if self.kind == "function" else None}
+        for key, name in functions.items():
+            if name is not None and name.count(":") != 1:
+                raise ConfigurationError(f"annotate.{key}: {name!r} must have the form module:function")
         check_choice(self.coordinates, (*COORDINATES, "auto"), "annotate.coordinates")
         if self.prompts is not None:
             existing_path(self.prompts, "annotate.prompts", "folder")

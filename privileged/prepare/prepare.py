@@ -47,6 +47,7 @@ from privileged.dataset import (
 from privileged.prepare.card import card, dataset_info
 from privileged.prepare.config import PrepareConfig, SourceConfig
 from privileged.prepare.duplicates import Duplicates
+from privileged.prepare.ending import ending
 from privileged.prepare.journal import OUR_FILES, PARTIAL_AUDIT_FILE, Journal, Seen, dumps
 from privileged.prepare.outcomes import Outcome, OutcomeStream, RecordProcessor, counted, outcome_stream
 from privileged.prepare.partition import merged_outcomes, part_folder, prepare_part
@@ -68,6 +69,9 @@ REMOVED_LIMITS = {"allow_urls": False, "allow_private_urls": False, "url_seconds
 PUSHED = [CARD_FILE, AUDIT_FILE, INFO_FILE, REJECTED_FILE, DROPPED_FILE, f"{DATA_FOLDER}/*.parquet"]
 """What the hub gets of a finished folder."""
 
+MAX_TOLD = 10
+"""Columns that are likely misspelt, of which a line is printed."""
+
 WHAT_STAYS = "what is committed stays, make room and run the same command again"
 
 
@@ -81,6 +85,14 @@ class PrepareResult:
     audit: dict[str, Any]
     was_complete: bool
     """Whether the folder was finished before, so that nothing was done."""
+
+    def lines(self) -> list[str]:
+        """For people: what was kept, set aside and dropped and why, and the files that show it."""
+        if self.audit:
+            return ending(self.output, self.audit)
+        return [
+            f"{self.output}: a part with {self.records} records, {self.rejected} set aside; `merge` joins the parts"
+        ]
 
 
 def prepare(
@@ -155,6 +167,7 @@ class _Preparation:
         self.total = len(self.order)
         self.shard_count = -(-self.total // config.shard_size)
         self.places = sample_places(self.total, config.sample, config.seed)
+        self.told: set[str] = set()
         self.allowed = int(config.max_rejected_share * self.total + 1e-9)
 
     def run(self) -> PrepareResult:
@@ -255,6 +268,7 @@ class _Preparation:
         with ShardWriter(temporary) as writer:
             for place, outcome in enumerate(stream, start=shard * self.config.shard_size):
                 duplicates.judge(outcome, shard)
+                self._tell_unread(outcome)
                 part.note(outcome.id, (finding.code for finding in outcome.findings))
                 part.annotated.update(outcome.annotated)
                 part.judged(outcome.illusion_score)
@@ -273,6 +287,13 @@ class _Preparation:
                     tally.add(part.to_dict())
                     self._give_up(tally, shard, rejected)
         return {"tally": part.to_dict(), "rejected": rejected, "dropped": dropped, "sample": sample}, temporary
+
+    def _tell_unread(self, outcome: Outcome) -> None:
+        """Of a column that is likely misspelt at once, and once: the rest of the run may be in vain."""
+        for finding in outcome.findings:
+            if finding.code == "column_unread" and finding.detail not in self.told and len(self.told) < MAX_TOLD:
+                self.told.add(finding.detail)
+                tell(self.console, f"{self.output}: {outcome.id}: {finding.detail}", "bold yellow")
 
     def _give_up(self, tally: Tally, shard: int, unfinished: Sequence[Mapping[str, Any]]) -> None:
         """Too many records were rejected: keep what was seen, and say which reason was the most frequent."""
@@ -313,9 +334,7 @@ class _Preparation:
         write_atomically(self.output / AUDIT_FILE, dumps(audit))
         write_atomically(self.output / CARD_FILE, text)
         self.journal.remove()
-        findings = ", ".join(f"{count} {code}" for code, count in audit["counts"]["findings"].items())
-        told = f"{tally.records} records prepared, {tally.rejected} rejected; audit: {findings or 'nothing found'}"
-        tell(self.console, f"{self.output}: {told}")
+        tell(self.console, f"{self.output}: {tally.records} records prepared")
         return PrepareResult(self.output, tally.records, tally.rejected, audit, was_complete=False)
 
     def _audit(self, tally: Tally) -> dict[str, Any]:

@@ -5,11 +5,13 @@ Input is never trusted. Whatever it is, the outcome is a sound record or a `Reco
 
 from __future__ import annotations
 
+import difflib
+import functools
 import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,23 @@ from privileged.records.fields import (
 from privileged.records.grounding import grounded_boxes
 from privileged.records.images import SHOWN, ImageLimits, StoredImage, load_image, pixel_bands, shown
 from privileged.rendering.boxes import BOX_FORMATS, GRID
-from privileged.schema import IMAGE_MARKER, TASKS, Example, Message, Privileged, empty_privileged
+from privileged.schema import (
+    COLUMNS,
+    IMAGE_MARKER,
+    PRIVILEGED_KEYS,
+    TASKS,
+    Example,
+    Message,
+    Privileged,
+    empty_privileged,
+)
+
+READ = (*COLUMNS, "image_sizes", "box_format", *(f"privileged.{key}" for key in PRIVILEGED_KEYS))
+"""The keys of a raw record that mean something."""
+
+NEARLY = 0.82
+"""How alike (difflib's ratio) a column's name is to the one that it is a slip for: as "image" and "images" are, and
+"source_id" and "source" are not."""
 
 
 @dataclass
@@ -103,7 +121,8 @@ def parse_record(
             and image parts, `images` may hold paths, bytes or PIL images, and `image_sizes` may say which (width,
             height) the boxes were drawn on. A `box_format` of its own goes before the argument. Numbered markers
             (<image 2>) put the images in their order.
-            Unknown columns are ignored, unknown keys of `privileged` are errors.
+            Unknown columns are ignored, but told of where the name is nearly that of one that the record lacks; unknown
+            keys of `privileged` are errors.
         index: Position in the source; makes the id when the record has none.
         source: The value of the column `source` when the record has none.
         image_root: The folder that image paths are relative to and may not leave.
@@ -142,9 +161,39 @@ def parse_record(
         raise RecordError("privileged text numbers the images, whose order is changed by the prompt's markers")
     for box in boxes:
         box["image"] = order.index(box["image"])
+    findings += _unread(raw, record.privileged)
     if record.privileged["final_answer"] is None and task != "code":  # tests are no answer to show
         record.privileged["final_answer"] = record.answer
     return record
+
+
+def _unread(raw: Mapping[Any, Any], privileged: Privileged) -> Iterator[Finding]:
+    """Columns that are not read, but may have been meant to be."""
+    for key, value in raw.items():
+        if not isinstance(key, str) or key in READ or _is_empty(value):
+            continue
+        meant = _nearly(key[:MAX_ID])
+        if meant is not None and _is_empty(dict(privileged).get(meant.removeprefix("privileged."), raw.get(meant))):
+            yield Finding("column_unread", f"the column {key[:MAX_ID]!r} is not read; did you mean {meant!r}?")
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearly(key: str) -> str | None:
+    """The key of a raw record that a name is a slip for.
+
+    >>> _nearly("imges"), _nearly("boxes"), _nearly("Answer"), _nearly("question")
+    ('images', 'privileged.boxes', 'answer', None)
+    """
+    names = {name: name for name in READ}
+    # The final answer is filled from the answer, and sets have columns for where they are from.
+    names |= {part: f"privileged.{part}" for part in PRIVILEGED_KEYS if part not in ("final_answer", "provenance")}
+    word = re.sub(r"[\s-]+", "_", key.strip().casefold())
+    close = [word] if word in names else difflib.get_close_matches(word, names, n=1, cutoff=NEARLY)
+    return names[close[0]] if close else None
 
 
 def default_id(source: str, index: int) -> str:

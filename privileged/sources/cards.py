@@ -10,7 +10,7 @@ write one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,11 @@ from privileged.audit.audit import Tally
 from privileged.rendering.boxes import BOX_FORMATS
 from privileged.schema import TASKS
 from privileged.sources.sources import (
+    INCIDENTAL,
     MAPPABLE,
     CountingSource,
     ImageFolderSource,
+    Source,
     SourceConfig,
     SourceFactory,
     check_columns,
@@ -120,22 +122,26 @@ def resolve_source(
 ) -> tuple[SourceConfig, SourceFactory]:
     """The settings with what their card adds, and the factory that makes the source from their options."""
     card, path = None, None
+    own: Mapping[str, Any] = {}
     if settings.card is not None:
         path = find_card(settings.card)
         card = read_card(path)
+        given = settings.options
         settings = _with_card(settings, card, path)
+        own = given.get("columns", {})
     kind = settings.kind or ""
     check_choice(kind, factories, "source.kind")
     if card is None or path is None:
         return settings, factories[kind]
-    return settings, partial(CardSource, card=card, name=path.stem, factory=factories[kind])
+    optional = [target for target in INCIDENTAL if target not in own] if kind in COLUMN_KINDS else []
+    return settings, partial(CardSource, card=card, name=path.stem, factory=factories[kind], optional=optional)
 
 
 def _with_card(settings: SourceConfig, card: SourceCard, path: Path) -> SourceConfig:
     kind = settings.kind or card.kind
     if kind != card.kind and not (kind in COLUMN_KINDS and card.kind in COLUMN_KINDS):
         raise ConfigurationError(f"source.kind: the card {path.stem} is read as {card.kind!r}, and not as {kind!r}")
-    shared = ("questions", "class_names") if kind in ("dataset", "hub") else ()
+    shared = ("turns", "questions", "class_names") if kind in ("dataset", "hub") else ("turns",)
     options: dict[str, Any] = {key: card.options[key] for key in card.options if kind == card.kind or key in shared}
     if kind == "hub":
         if card.kind != "hub" and not card.hub:
@@ -162,9 +168,17 @@ def _with_card(settings: SourceConfig, card: SourceCard, path: Path) -> SourceCo
 class CardSource:
     """The records of a source, repaired as its card says."""
 
-    def __init__(self, options: Mapping[str, Any], *, card: SourceCard, name: str, factory: SourceFactory):
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        *,
+        card: SourceCard,
+        name: str,
+        factory: SourceFactory,
+        optional: Collection[str] = (),
+    ):
         self.name = name
-        self._inner = factory(options)
+        self._inner: Source = factory(options, optional=optional) if optional else factory(options)
         self._steps = card.steps(f"source.card: {name}")
         self._digest = digest_json([card.transforms, card.prompt_template])
         self.image_root = self._inner.image_root if isinstance(self._inner, ImageFolderSource) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +90,20 @@ class CocoSource:
                 crowds.add((image, category))
             else:
                 self._boxes[image][category].append(entry.get("bbox"))
+        for image, entry in self._images.items():  # as LVIS has them
+            for category in _keys(entry, "not_exhaustive_category_ids", same) if not self._options.crowd else ():
+                crowds.add((image, category))
         for image, category in sorted(crowds, key=str):
             self._boxes[image].pop(category, None)
             partial.add(image)
             self.found.note(f"{self._images[image].get('file_name')}: {self._labels[category]}", ["crowd_left_out"])
+        kinds = Counter(category for boxes in self._boxes.values() for category in boxes)
         for image, entry in self._images.items():
             if not self._boxes[image]:
                 self.found.note(str(entry.get("file_name")), ["image_without_objects"])
-            asks = asked(self._questions, self._boxes[image], whole=image not in partial)
+            absent = _keys(entry, "neg_category_ids", same) if "neg_category_ids" in entry else kinds
+            known = {category: kinds[category] for category in absent if kinds[category]}
+            asks = asked(self._questions, self._boxes[image], known, str(image), whole=image not in partial)
             self._items += [(number, image, category) for number, category in asks]
 
     def fingerprint(self) -> str:
@@ -112,7 +118,9 @@ class CocoSource:
             raise RecordError(item, self._path.name)
         number, image_id, category = item
         question, entry = self._questions[number], self._images[image_id]
-        categories = self._boxes[image_id] if category is None else {category: self._boxes[image_id][category]}
+        categories: Mapping[Any, list[Any]] = self._boxes[image_id]
+        if category in categories:
+            categories = {category: categories[category]}
         boxes = [
             {"label": self._labels[key], "bbox": _xyxy(bbox)} for key, bboxes in categories.items() for bbox in bboxes
         ]
@@ -120,7 +128,7 @@ class CocoSource:
             "id": record_id(self.name, image_id, category, number),
             "images": [entry.get("file_name")],
             "box_format": "xyxy",
-            **question.ask(boxes),
+            **question.ask(boxes, self._labels.get(category)),
         }
         if entry.get("width") is not None and entry.get("height") is not None:
             raw["image_sizes"] = [[entry["width"], entry["height"]]]
@@ -160,6 +168,13 @@ def _key(entry: Mapping[str, Any], name: str) -> int | str | None:
     if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _keys(entry: Mapping[str, Any], name: str, same: Mapping[Any, Any]) -> list[Any]:
+    """Categories in a list of an image's entry, each once; none where it is no list."""
+    given = entry.get(name)
+    keys = [_key({"id": value}, "id") for value in given] if isinstance(given, list) else []
+    return list(dict.fromkeys(same[key] for key in keys if key in same))
 
 
 def _name(category: Mapping[str, Any], where: str) -> str:

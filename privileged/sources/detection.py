@@ -99,7 +99,8 @@ class _ObjectFolders:
         digest = hashlib.sha256(self._identity().encode())
         # An item is (image, question, label or None), or (image, reason why its annotations cannot be read).
         self._items: list[tuple[int, int, str | None] | tuple[int, str]] = []
-        for number, name in enumerate(self._images):
+        found: list[set[str] | str] = []  # of each image its labels, or the reason why they cannot be read
+        for name in self._images:
             stem, labels = Path(name).stem, set()
             if stem in self._files_of:
                 size = (self.image_root / name).stat().st_size
@@ -111,11 +112,17 @@ class _ObjectFolders:
                     labels = set(self._labels(data))
                 except RecordError as error:
                     digest.update(os.fsencode(f"{name}:{size}:{error}"))
-                    self._items.append((number, str(error)))
+                    found.append(str(error))
                     continue
             if not labels:
                 self.found.note(name, ["image_without_objects"])
-            self._items += [(number, *ask) for ask in asked(self._questions, sorted(labels))]
+            found.append(labels)
+        kinds = Counter(label for labels in found if isinstance(labels, set) for label in sorted(labels))
+        for number, (name, entry) in enumerate(zip(self._images, found, strict=True)):
+            if isinstance(entry, str):
+                self._items.append((number, entry))
+            else:
+                self._items += [(number, *ask) for ask in asked(self._questions, sorted(entry), kinds, name)]
         self._digest = digest.hexdigest()
 
     def _files(self, folder: Path, suffixes: Iterable[str], other: Path, others: Iterable[str]) -> list[str]:
@@ -178,14 +185,13 @@ class _ObjectFolders:
         except RecordError as error:
             raise RecordError(f"{path.name} of {name}: {error}", name) from error
         _, number, label = item
-        if label is not None:
-            boxes = [box for box in boxes if box["label"] == label]
+        boxes = [box for box in boxes if box["label"] == label] or boxes
         return {
             "id": record_id(self.name, Path(name).stem, label, number),
             "images": [name],
             "image_sizes": None if size is None else [size],
             "box_format": self.box_format,
-            **self._questions[number].ask(boxes),
+            **self._questions[number].ask(boxes, label),
         }
 
 

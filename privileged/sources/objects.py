@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,15 +37,15 @@ class ObjectTable:
         self._table, self._questions, self._names = table, read_questions(questions), class_names
         self.name, self.image_root = table.name, table.image_root
         self.found = Tally()
-        # An item is (row, question, label or None), or (row, reason why its objects cannot be read).
-        self._items: list[tuple[int, int, str | None] | tuple[int, str]] = []
+        # Of each row its labels and whether they are all that is there, or the reason why they cannot be read.
+        found: list[tuple[list[str], bool] | str] = []
         for row, value in enumerate(table.values(OBJECTS)):
             try:
                 if isinstance(value, RecordError):
                     raise value
                 entries = object_entries(value, self._names)
             except RecordError as error:
-                self._items.append((row, str(error)))
+                found.append(str(error))
                 continue
             crowds = {entry["label"] for entry in entries if entry["crowd"]}
             labels = sorted({entry["label"] for entry in entries} - crowds)
@@ -52,7 +53,16 @@ class ObjectTable:
                 self.found.note(f"row {row}: {', '.join(sorted(crowds))}", ["crowd_left_out"])
             if not labels:
                 self.found.note(f"row {row}", ["image_without_objects"])
-            self._items += [(row, *ask) for ask in asked(self._questions, labels, whole=not crowds)]
+            found.append((labels, not crowds))
+        kinds = Counter(label for entry in found if not isinstance(entry, str) for label in entry[0])
+        # An item is (row, question, label or None), or (row, reason why its objects cannot be read).
+        self._items: list[tuple[int, int, str | None] | tuple[int, str]] = []
+        for row, entry in enumerate(found):
+            if isinstance(entry, str):
+                self._items.append((row, entry))
+                continue
+            labels, whole = entry
+            self._items += [(row, *ask) for ask in asked(self._questions, labels, kinds, str(row), whole)]
 
     def fingerprint(self) -> str:
         return f"objects:{self._names}:{self._table.fingerprint()}"
@@ -67,10 +77,9 @@ class ObjectTable:
         row, number, label = item
         raw = self._table[row]
         boxes = [
-            {"label": entry["label"], "bbox": entry["bbox"]}
-            for entry in object_entries(raw.get(OBJECTS), self._names)
-            if label is None or entry["label"] == label
+            {"label": entry["label"], "bbox": entry["bbox"]} for entry in object_entries(raw.get(OBJECTS), self._names)
         ]
+        boxes = [box for box in boxes if box["label"] == label] or boxes
         if raw.get("width") is not None and raw.get("height") is not None:
             raw["image_sizes"] = [[raw["width"], raw["height"]]]
         own = raw.get("id")
@@ -78,5 +87,5 @@ class ObjectTable:
             **raw,
             OBJECTS: None,
             "id": record_id(self.name if own is None else own, row if own is None else None, label, number),
-            **self._questions[number].ask(boxes),
+            **self._questions[number].ask(boxes, label),
         }

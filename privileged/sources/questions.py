@@ -5,8 +5,9 @@ Shared by every source of boxes (COCO, YOLO, Pascal VOC).
 
 from __future__ import annotations
 
+import random
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,6 +35,9 @@ class Question:
         task: The verifier of the answer.
         per: "category" or "image".
         hints: Templates of step-wise hints.
+        absent: Per category: of all that is asked, the share (0, up to but not 1) that asks for a kind that the picture
+            lacks, with a count of 0. What such a question shows as privilege is every box of the picture.
+        seed: What those kinds are drawn by.
     """
 
     question: str
@@ -41,20 +45,47 @@ class Question:
     task: str = "exact"
     per: str = "category"
     hints: list[str] = field(default_factory=list)
+    absent: float = 0.0
+    seed: int = 0
 
-    def ask(self, boxes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def absent_from(self, labels: Collection[Label], kinds: Mapping[Label, int], picture: str) -> list[Label]:
+        """Labels of the set to ask for in a picture that lacks them: the same ones whenever it is asked.
+
+        A kind is drawn as often as pictures have it: were all drawn alike, nearly every question for a rare kind would
+        have the answer 0.
+
+        Args:
+            labels: Of the picture.
+            kinds: How many pictures of the set have each label.
+            picture: What tells the picture from others.
+        """
+        draw = random.Random(f"{self.seed}:{picture}")
+        count = int(len(labels) * self.absent / (1 - self.absent) + draw.random())
+        others = {label: pictures for label, pictures in kinds.items() if label not in labels}
+        drawn: list[Label] = []
+        while others and len(drawn) < count:
+            drawn += draw.choices(list(others), list(others.values()))
+            del others[drawn[-1]]
+        return drawn
+
+    def ask(self, boxes: Sequence[Mapping[str, Any]], label: str | None = None) -> dict[str, Any]:
         """The prompt, answer, task and privilege of a raw record, from the objects that it is about (at least one).
+
+        Args:
+            label: What is asked for, where the objects need not have it.
 
         >>> cats = [{"label": "cat", "bbox": [0, 0, 9, 9]}, {"label": "cat", "bbox": [5, 5, 9, 9]}]
         >>> Question("How many {label}s?", "{count}").ask(cats)["answer"]
         '2'
+        >>> Question("How many {label}s?", "{count}").ask(cats, "dog")["answer"]
+        '0'
         """
         labels = sorted({str(box["label"]) for box in boxes})
         values = {
-            "label": labels[0],
+            "label": labels[0] if label is None else label,
             "labels": ", ".join(labels),
             "kinds": len(labels),
-            "count": len(boxes),
+            "count": sum(label in (None, str(box["label"])) for box in boxes),
             "total": len(boxes),
         }
         return {
@@ -66,18 +97,25 @@ class Question:
 
 
 def asked(
-    questions: Sequence[Question], labels: Iterable[Label], whole: bool = True
+    questions: Sequence[Question],
+    labels: Iterable[Label],
+    kinds: Mapping[Label, int],
+    picture: str,
+    whole: bool = True,
 ) -> Iterator[tuple[int, Label | None]]:
     """What to ask of an image: the number of a question, and the label that it is about or None for the whole image.
 
     Args:
         labels: The labels in the image. Of an image without any, nothing is asked.
-        whole: Whether questions about the whole image can be answered.
+        kinds: How many images of the set have each label.
+        picture: What tells the image from others.
+        whole: Whether everything in the image is known: only then is the whole image, or an absent kind, asked about.
     """
     labels = list(labels)
     for number, question in enumerate(questions):
         if question.per == "category":
-            yield from ((number, label) for label in labels)
+            absent = question.absent_from(labels, kinds, f"{number}:{picture}") if whole and labels else []
+            yield from ((number, label) for label in [*labels, *absent])
         elif labels and whole:
             yield number, None
 
@@ -98,6 +136,10 @@ def read_questions(settings: Iterable[Any]) -> list[Question]:
         question = settings_of(Question, item, where)
         check_choice(question.per, tuple(FIELDS), f"{where}.per")
         check_choice(question.task, TASKS, f"{where}.task")
+        if not 0 <= question.absent < 1 or (question.absent and question.per != "category"):
+            raise ConfigurationError(
+                f"{where}.absent: {question.absent} must be a share from 0 to below 1, of a question per category"
+            )
         for key, template in (
             ("question", question.question),
             ("answer", question.answer),

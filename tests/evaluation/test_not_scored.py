@@ -76,6 +76,10 @@ def test_a_run_without_a_score_says_so_and_keeps_its_last_student(
     weights = [(tmp_path / "run" / name / "model.safetensors").read_bytes() for name in ("best", "student")]
     assert weights[0] == weights[1]
     assert "| accuracy | not scored | not scored |" in (tmp_path / "run" / "student" / "README.md").read_text()
+    more = ["--training.early_stopping_patience", 2]
+    refused = dopd_vl("train", *options_of(settings, tmp_path / "stops"), *more)
+    assert refused.returncode == 2
+    assert "training.early_stopping_patience: nothing in data.eval is scored" in refused.stderr
 
 
 def test_the_best_student_is_chosen_by_the_first_variant_that_is_scored(

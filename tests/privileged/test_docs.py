@@ -95,7 +95,7 @@ def test_configs_on_the_page_hold_only_what_exists():
 def test_sections_on_the_page_about_annotation_hold_only_what_exists():
     page = (ROOT / "docs" / "annotating.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
-    assert {block["annotate"]["kind"] for block in blocks} == {"endpoint", "local", "detector"}
+    assert {block["annotate"]["kind"] for block in blocks} == {"endpoint", "local", "function", "detector"}
     for block in blocks:
         check_annotate(block["annotate"])
     for part in PART_NAMES:

@@ -170,6 +170,16 @@ def test_without_room_it_says_so_and_goes_on_later(config: Path, undisturbed: Pa
     same(folder, undisturbed)
 
 
+def test_a_run_that_is_made_longer_ends_as_one_that_was_that_long(config: Path, tmp_path: Path) -> None:
+    options = ["--training.lr_scheduler_type", "constant_with_warmup", "--training.warmup_steps", "3"]
+    for folder, lengths in ((tmp_path / "longer", (SAVE_STEPS * 3, STEPS)), (tmp_path / "whole", (STEPS,))):
+        for steps in lengths:
+            resume = str(steps != lengths[0]).lower()
+            code, said = train(config, folder, *options, "--training.max_steps", str(steps), "--resume", resume)
+            assert code == 0, said
+    same(tmp_path / "longer", tmp_path / "whole")
+
+
 def test_a_folder_that_vanishes_is_named(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, said = train(config, folder, at=("after", "optimizer step 1"), happens=partial(_move_away, folder))

@@ -25,6 +25,7 @@ from dopd_vl.common.files import exclusive
 from dopd_vl.common.run_layout import COMPLETE_FILE, KEPT_FOLDER, checkpoint_step
 from dopd_vl.run_folder.checkpoints import keep_newest, mark_whole, whole_checkpoints
 from dopd_vl.run_folder.fingerprint import difference
+from dopd_vl.run_folder.resume import open_folder
 from dopd_vl.train_config import DataSettings, LoopSettings, ModelSettings, ObjectiveSettings, TrainConfig
 from dopd_vl.training.run import load_examples, run_training
 
@@ -109,6 +110,35 @@ def test_a_folder_of_before_keys_were_renamed_goes_on_and_has_todays_keys_then(r
     file.write_text(yaml.safe_dump(old))
     run(resumed)
     assert file.read_text() == as_yaml(resumed)
+
+
+@pytest.mark.parametrize(
+    ("steps", "schedule", "told"),
+    [
+        (1, "constant", r"training\.max_steps was 2 .* and is 1 now; it can only be raised"),
+        (
+            4,
+            "cosine",
+            r"a cosine schedule of that length .* with --model\.student \S+/run/student\. .* constant can be",
+        ),
+        (4, "constant", None),
+    ],
+)
+def test_a_run_is_made_longer_only_where_its_steps_so_far_would_have_been_the_same(
+    resumed: TrainConfig, steps: int, schedule: str, told: str | None
+) -> None:
+    folder, config = Path(resumed.output_dir), yaml.safe_load(as_yaml(resumed))
+    config["training"]["lr_scheduler_type"] = schedule
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    resumed.training = LoopSettings(**{**config["training"], "max_steps": steps})
+    said: list[str] = []
+    if told is not None:
+        with pytest.raises(UserError, match=rf"^resume: .*{told}"):
+            open_folder(folder, resumed, json.loads((folder / "fingerprint.json").read_text()), said.append)
+        return
+    fingerprint = json.loads((folder / "fingerprint.json").read_text())
+    assert open_folder(folder, resumed, fingerprint, said.append) == folder / "checkpoint-2"
+    assert f"{folder}: longer now: training.max_steps was 2 and is 4, the schedule constant as before" in said
 
 
 def test_data_that_is_gone_is_named(resumed: TrainConfig) -> None:

@@ -17,8 +17,9 @@ from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.evaluation.code import ALLOW_CODE
 from dopd_vl.evaluation.verifiers import VERIFIERS
 from dopd_vl.models import load_config
-from dopd_vl.objectives import OBJECTIVES
+from dopd_vl.objectives import OBJECTIVES, Opd
 from dopd_vl.train_config import (
+    DataSettings,
     LoopSettings,
     LoraSettings,
     ObjectiveSettings,
@@ -76,6 +77,9 @@ def test_objectives_that_need_a_verdict_refuse_tasks_without_one(name: str, monk
             check_requirements(objective, 4, False, data)
     monkeypatch.setenv(ALLOW_CODE, "1")
     check_requirements(objective, 4, False, DATA.select([0, 1]))
+    for view in ("masked", "half_resolution", "evidence_crop"):
+        with pytest.raises(ValueError, match=rf"is about images \(view '{view}'\)"):
+            check_requirements(Opd(teacher_view="privileged", evidence_gate=view), 1, False, None)
     with pytest.raises(ValueError, match=r"4 sequences a rollout.*num_generations=6 must be a multiple of it"):
         check_requirements(OBJECTIVES["dapd"](), 6, False, None)
     check_requirements(OBJECTIVES["dopd"](), 4, False, DATA)
@@ -95,17 +99,26 @@ def test_weights_that_are_pickles_are_not_loaded(nano_models: Path, tmp_path: Pa
 OWN = [f.name for f in dataclasses.fields(TrainerSettings)]
 
 
-@pytest.mark.parametrize("name", [*OWN, "copy_variant", "learning_rate", "max_prompt_length", "output_dir"])
+@pytest.mark.parametrize("name", [*OWN, "copy_variant", "max_prompt_length", "output_dir"])
 def test_a_setting_with_a_key_of_its_own_is_refused_under_trl_with_that_key(name: str) -> None:
     section = {"copy_variant": "privilege.", "max_prompt_length": "data.", "output_dir": ""}.get(name, "training.")
     with pytest.raises(ConfigurationError, match=rf"trl\.{name}: has a key of its own, {section}{name};"):
         check(TrainConfig(trl={name: 1}))
 
 
-def test_every_key_of_training_and_privilege_is_an_argument_of_the_trainer() -> None:
-    arguments = {f.name for f in dataclasses.fields(DopdConfig)}
-    keys = {f.name for settings in (LoopSettings, PrivilegeSettings) for f in dataclasses.fields(settings)}
-    assert keys <= arguments
+def test_every_key_of_training_and_privilege_is_an_argument_of_the_trainer_with_the_same_default() -> None:
+    def defaults(settings: type, *but: str) -> dict[str, Any]:
+        found = {f.name: f for f in dataclasses.fields(settings) if f.name not in but}
+        return {
+            name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            for name, f in found.items()
+        }
+
+    of_run_folder = ("early_stopping_patience", "save_dtype", "push_to_hub")
+    keys = {**defaults(LoopSettings, *of_run_folder), **defaults(PrivilegeSettings), "seed": TrainConfig.seed}
+    keys |= {name: getattr(DataSettings, name) for name in ("max_prompt_length", "max_image_pixels")}
+    arguments = defaults(DopdConfig)
+    assert {name: arguments[name] for name in keys} == keys
     config = TrainConfig(training=LoopSettings(scoring_batch_size=3), privilege=PrivilegeSettings("hints", "box_label"))
     made = trainer_arguments(config)
     assert (made.scoring_batch_size, made.teacher_variant, made.copy_variant) == (3, "hints", "box_label")

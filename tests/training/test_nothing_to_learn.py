@@ -41,8 +41,8 @@ def refuses(arguments: list[object], message: str) -> None:
     [
         (["--training.max_steps", 0], "training.max_steps=0 trains nothing"),
         (
-            ["--training.max_steps", -1, "--trl.num_train_epochs", 0],
-            "num_train_epochs=0 with max_steps=-1 makes no step",
+            ["--training.num_train_epochs", 0],
+            "training.num_train_epochs=0.0 must be above 0",
         ),
         (
             ["--training.per_device_train_batch_size", 50],
@@ -66,10 +66,13 @@ def test_a_run_that_trains_nothing_is_refused_before_a_model_is_loaded(
     [
         ({"max_steps": 0}, "max_steps=0 trains nothing"),
         (
-            {"num_train_epochs": 0, "per_device_train_batch_size": 1},
-            "num_train_epochs=0 with max_steps=-1 makes no step",
+            {"num_train_epochs": -1},
+            "num_train_epochs=-1 must be above 0",
         ),
-        ({"per_device_train_batch_size": 4}, "train_dataset: its 3 examples make no step, which takes 4"),
+        (
+            {"per_device_train_batch_size": 4, "num_generations": 1},
+            "train_dataset: its 3 examples make no step, which takes 4",
+        ),
     ],
 )
 def test_the_trainer_refuses_it_too(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -122,6 +122,7 @@ def trainer(models: Path, data: Path, folder: Path, objective: Any, **more: Any)
         max_steps=3,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
+        num_generations=1,
         max_completion_length=6,
         learning_rate=1e-2,
         save_strategy="no",

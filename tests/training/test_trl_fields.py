@@ -172,10 +172,10 @@ def test_a_field_that_a_later_trl_brings_is_refused_until_it_is_in_a_table(
         DopdConfig(str(tmp_path), use_cpu=True, top_p=0.9)
 
 
-def test_epochs_beside_steps_are_refused_and_alone_are_taken() -> None:
-    with pytest.raises(ConfigurationError, match=r"^trl\.num_train_epochs: training\.max_steps=200 "):
+def test_epochs_have_a_key_of_their_own() -> None:
+    with pytest.raises(ConfigurationError, match=r"^trl\.num_train_epochs: has a key .* training\.num_train_epochs"):
         check(TrainConfig(trl={"num_train_epochs": 2}))
-    check(TrainConfig(trl={"num_train_epochs": 2}, training=LoopSettings(max_steps=-1)))
+    check(TrainConfig(training=LoopSettings(num_train_epochs=2)))
 
 
 def test_the_command_refuses_before_anything_is_loaded(tmp_path: Path) -> None:

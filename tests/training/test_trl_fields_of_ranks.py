@@ -39,6 +39,7 @@ def learn(models: Path, data: Path, output: Path, settings: dict[str, Any]) -> N
         max_steps=2,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
+        num_generations=1,
         max_completion_length=4,
         top_k=1,
         learning_rate=1e-3,

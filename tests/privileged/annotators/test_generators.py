@@ -40,6 +40,15 @@ def as_detections(image, question):
 def failing(image, question):
     raise RuntimeError("no weights")
 
+def write(system, user, images, seed):
+    asked.append((system, user, [image.size for image in images], seed))
+    if "verdict" in system + user:
+        return '{"verdict": "good", "reason": "it can be seen"}'
+    return '{"caption": "A grey square."}'
+
+def numbers(system, user, images, seed):
+    return 7
+
 def outside(image, question):
     return [("beyond", (500, 500, 600, 600))]
 """
@@ -106,6 +115,35 @@ def test_a_detector_beside_an_endpoint_makes_the_boxes_alone(tmp_path, detectors
     assert len(server.bodies) == 9
     row = load_privileged(result.output, cache_dir=str(tmp_path / "hf"))[0]
     assert row["privileged"]["provenance"] == f"boxes by {detectors}:as_list; caption by m"
+
+
+def test_a_function_writes_what_a_model_would(tmp_path, detectors):
+    result = run(tmp_path, AnnotateConfig(kind="function", model=f"{detectors}:write", parts=["caption"]))
+    import my_detectors
+
+    assert len(my_detectors.asked) == 6  # each caption, and its check
+    assert all(sizes == [(48, 32)] for _, _, sizes, _ in my_detectors.asked)
+    assert sum("What is in picture 0?" in user for _, user, _, _ in my_detectors.asked) == 2
+    for row in load_privileged(result.output, cache_dir=str(tmp_path / "hf")):
+        assert row["privileged"]["caption"] == "A grey square."
+        assert row["privileged"]["provenance"] == f"caption by {detectors}:write"
+
+
+def test_what_a_function_does_wrong_costs_its_part(tmp_path, detectors):
+    annotate = AnnotateConfig(kind="function", model=f"{detectors}:numbers", parts=["caption"], optional=["caption"])
+    result = run(tmp_path, annotate)
+    dropped = [json.loads(line) for line in (result.output / "dropped.jsonl").read_text().splitlines()]
+    assert len(dropped) == result.records == 3
+    assert all("it must give a text, not int" in drop["reason"] for drop in dropped)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [("annotator", "must have the form module:function"), ("nowhere_at_all:f", "nowhere_at_all:f cannot be imported")],
+)
+def test_a_function_that_is_not_there_is_named(tmp_path, model, reason):
+    with pytest.raises(ConfigurationError, match=f"annotate.model: .*{reason}"):
+        run(tmp_path, AnnotateConfig(kind="function", model=model))
 
 
 def test_a_detector_that_is_not_there_is_named():

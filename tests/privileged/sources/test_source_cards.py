@@ -70,9 +70,9 @@ def test_shipped_cards_parse_and_say_where_they_come_from(path: Path) -> None:
 
 def test_every_named_set_has_its_card() -> None:
     wanted = {"rar-science", "dapo-math-17k", "dapo-math-17k-processed", "skywork-or1-code", "virl39k"}
-    assert wanted | {"jsonl", "hugging-face", "hugging-face-detection", "coco", "yolo", "pascal-voc"} == {
-        path.stem for path in CARDS
-    }
+    forms = {"jsonl", "hugging-face", "hugging-face-detection", "coco", "yolo", "pascal-voc"}
+    forms |= {"llava", "sharegpt", "messages"}
+    assert wanted | forms == {path.stem for path in CARDS}
 
 
 def test_dapo_loses_its_instruction_and_its_repeats(tmp_path: Path) -> None:

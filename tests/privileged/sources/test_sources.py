@@ -54,7 +54,7 @@ def test_the_fingerprint_of_a_jsonl_file_is_its_content(tmp_path):
 def test_columns_are_renamed_and_looked_up_in_nested_mappings(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"q": "2+2?", "meta": {"key": {"value": 4}}, "steps": ["Count."], "a.b": 1}\n')
     columns = {"prompt": "q", "answer": "meta.key.value", "privileged.hints": "steps", "id": "a.b", "task": "absent.x"}
-    raw = JsonlSource({"path": str(tmp_path / "a.jsonl"), "columns": columns})[0]
+    raw = JsonlSource({"path": str(tmp_path / "a.jsonl"), "columns": columns}, optional=["task"])[0]
     assert (raw["prompt"], raw["answer"], raw["privileged.hints"], raw["id"]) == ("2+2?", 4, ["Count."], 1)
     assert raw["task"] is None
 
@@ -224,8 +224,10 @@ def test_a_column_that_a_table_lacks_is_named_before_anything_is_prepared(tmp_pa
     for columns, message in (
         ({"images": "pictures"}, "images: the data has no column 'pictures'; did you mean 'picture'"),
         ({"privileged.hints": "steps"}, "privileged.hints: the data has no column 'steps'"),
+        ({"privileged.hints": "meta.stps"}, "privileged.hints: the data has no column 'meta.stps'; .* 'meta.steps'"),
+        ({"id": "key"}, "id: the data has no column 'key'"),
     ):
         with pytest.raises(ConfigurationError, match=rf"^source\.options\.columns\.{message}"):
             source(**columns)
-    found = source(images="picture", source="origin", **{"privileged.hints": "meta.steps"})[0]
-    assert (found["images"], found["source"], found["privileged.hints"]) == ("1.png", None, ["s"])
+    found = source(images="picture", **{"privileged.hints": "meta.steps"})[0]
+    assert (found["images"], found["privileged.hints"]) == ("1.png", ["s"])
