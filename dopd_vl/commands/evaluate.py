@@ -52,7 +52,7 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
     {'runs/dopd/seed-0/student': 'dopd-seed-0', 'runs/opd/seed-0/student': 'opd-seed-0'}
     """
     paths = [Path(model.removeprefix(NANO_PREFIX)).resolve() for model in models]
-    ends = [(*path.parent.parts[1:], path.name) for path in map(folder_of_model, paths)]
+    ends = [folder_of_model(path).parts[1:] for path in paths]
     for length in range(1, max(map(len, ends)) + 1):
         names = ["-".join(parts[-length:]) for parts in ends]
         if len(set(names)) == len(names):
