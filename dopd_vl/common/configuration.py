@@ -52,7 +52,7 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
     inner = [*_settings_of_files(cls, files), *inner]
     try:
         if inner:
-            words = _words_about(arguments, {key for key, _, _ in inner})
+            words = _words_about(cls, arguments, {key for key, _, _ in inner})
             states = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
             arguments += _merged(cls, _parsed(cls, prog, words, states), inner)  # type: ignore[arg-type]
         namespace = parser.parse_args(arguments)
@@ -321,13 +321,16 @@ def _options_in_mappings(cls: type, arguments: list[str]) -> tuple[list[str], li
     return others, found
 
 
-def _words_about(arguments: list[str], keys: set[str]) -> tuple[str, ...]:
-    """Of a command line: the files, and the options for one of these keys or for what it is in."""
+def _words_about(cls: type, arguments: list[str], keys: set[str]) -> tuple[str, ...]:
+    """Of a command line: the files, the options for one of these keys or for what it is in, and what has no default."""
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    required = {f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == missing}
     kept, takes_value = [], False
     for argument in arguments:
         option, equals, _ = argument.partition("=")
         if option.startswith("--"):
             about = option == "--config" or any(f"{key}.".startswith(f"{option[2:]}.") for key in keys)
+            about = about or option[2:].partition(".")[0] in required
             takes_value = about and not equals
             if about:
                 kept.append(argument)
