@@ -63,7 +63,7 @@ def test_lines_and_bars_take_text_for_text_on_any_console(kind):
     with Progress(console, HOSTILE, 3, "records") as progress:
         progress.reach(1, HOSTILE, say=True)
     assert harmless(stream.getvalue())
-    assert stream.getvalue().count("[/red][bold]") == 3
+    assert stream.getvalue().count("[/red][bold]") == 4, "the line, where the work begins, and its title and facts"
 
 
 def test_tables_titles_and_markdown_do_so_on_a_terminal():

@@ -91,8 +91,8 @@ def test_main_memory_and_disk_are_said_and_compared_with_what_there_is(capsys: p
 def test_a_run_of_passes_over_the_data_has_no_hours_and_no_fewer_checkpoints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8xh100", "--training.max_steps", "-1"]
-    assert main([*words, "--trl.num_train_epochs", "2"]) == 0
+    words = ["--config", "llm/qwen3-8b-to-1.7b", "--gpus", "8xh100"]
+    assert main([*words, "--training.num_train_epochs", "2"]) == 0
     text = said(capsys)
     assert "GPU hours" not in text
     assert "3 checkpoints" in text
@@ -160,7 +160,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (["--model.teacher", "Qwen/Qwen3-8B"], "model.teacher: its vocabulary has 151936"),
         (["--objective.name", "dodp"], "did you mean 'dopd'"),
         (["--trl.optim", "sgd"], "trl.optim: the memory of 'sgd'"),
-        (["--objective.name", "va-opd"], "compares rollouts of one prompt"),
+        (["--objective.name", "sdpo"], "compares rollouts of one prompt"),
         (["--trl.logits_chunk_sise", "64"], "did you mean 'logits_chunk_size'"),
         (["--trl.logits_chunk_size", "64"], "trl.logits_chunk_size: has a key of its own, training.logits_chunk_size"),
         (["--trl.learning_rate", "0.1"], "trl.learning_rate: has a key of its own, training.learning_rate"),
