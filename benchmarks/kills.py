@@ -250,13 +250,14 @@ def torment(work: Work, kills: int, folder: Path, generator: random.Random) -> I
         words = work.words
         for _ in range(generator.choice((1, 1, 2, 3))):
             moment, everything = generator.uniform(0, count.seconds), generator.random() < 0.5
-            if not Command(words, said).killed_after(moment, everything):
+            killed = Command(words, said).killed_after(moment, everything)
+            words = [*work.words, *work.again]
+            if not killed:
                 break
             count.kills += 1
             found = files(out)
             count.early += found == ground
             count.late += not different(found, expected)
-            words = [*work.words, *work.again]
         code = Command(words, said).ended()
         count.trials += 1
         if code != 0:
