@@ -77,7 +77,10 @@ class PrivilegeSettings:
     RENAMED: ClassVar = {"learner_variant": "is called student_variant now"}
 
     teacher_variant: str = DEFAULT_VARIANT
-    """"default": boxes with labels where an example has any, else step-wise hints"""
+    """"default" (boxes with labels where an example has any, else step-wise hints), or one of docs/data.md: none,
+    final_answer, hints, hints_executed, hint_summary, caption, box_label, box_caption, box_only, box_drawn,
+    evidence_crop, masked_crop, zoomed, masked, degraded, half_resolution, augmented, wrong_hint, no_prompt, positive_feedback,
+    negative_feedback, other_hints, other_hints_executed, other_box_label"""
     copy_variant: str = ""
     """what the student's copy sees, which has the student's weights and supervises; by default as "default" above"""
     student_variant: str = ""
@@ -103,7 +106,8 @@ class ObjectiveSettings:
     """What is taught."""
 
     name: str = "dopd"
-    """a name in `dopd_vl.objectives.OBJECTIVES`"""
+    """one of docs/methods.md: opd, opcd, exopd, uni-opd, sdft, opsd, sdpo, eopd, tip, vision-opd, va-opd, top-d,
+    sa-opd, cal-opd, rp-opsd, s2vopd, opd-v, dapd, dopd, dopd-anchored, negative, self-plain"""
     settings: dict[str, Any] = field(default_factory=dict)
     """fields of that objective, e.g. beta_light for dopd"""
 

@@ -236,3 +236,14 @@ def test_after_ctrl_c_it_is_said_what_goes_on(
     monkeypatch.setattr(importlib.import_module(COMMANDS[command][0]), "main", stopped)
     assert main([command]) == 130
     assert ("with --resume true" in capsys.readouterr().err) is (command == "train")
+
+
+def test_the_help_of_train_names_every_objective_and_variant() -> None:
+    from dopd_vl.objectives import OBJECTIVES
+    from privileged import VARIANTS
+
+    said = " ".join(dopd_vl("train", "--help").stdout.split()).replace("- ", "-")  # lines are broken there, too
+    objectives = said.partition("one of docs/methods.md: ")[2].partition(" (type")[0]
+    variants = said.partition("one of docs/data.md: ")[2].partition(" (type")[0]
+    assert objectives.split(", ") == list(OBJECTIVES)
+    assert variants.split(", ") == list(VARIANTS)
