@@ -79,8 +79,8 @@ class PrivilegeSettings:
     teacher_variant: str = DEFAULT_VARIANT
     """"default" (boxes with labels where an example has any, else step-wise hints), or one of docs/data.md: none,
     final_answer, hints, hints_executed, hint_summary, caption, box_label, box_caption, box_only, box_drawn,
-    evidence_crop, masked_crop, zoomed, masked, degraded, half_resolution, augmented, wrong_hint, no_prompt, positive_feedback,
-    negative_feedback, other_hints, other_hints_executed, other_box_label"""
+    evidence_crop, masked_crop, zoomed, masked, degraded, half_resolution, augmented, wrong_hint, no_prompt,
+    positive_feedback, negative_feedback, other_hints, other_hints_executed, other_box_label"""
     copy_variant: str = ""
     """what the student's copy sees, which has the student's weights and supervises; by default as "default" above"""
     student_variant: str = ""
