@@ -283,11 +283,13 @@ def main() -> None:
         for work in works(folder, url):
             if settings.works and work.name not in settings.works:
                 continue
+            told = 0
             for count in torment(work, settings.kills, folder, random.Random(settings.seed)):
-                print(f"\r{count.work}: {count.kills} kills, {len(count.wrong)} wrong ends", end="", flush=True)
+                for wrong in count.wrong[told:]:
+                    print(f"\n  {wrong}")
+                told = len(count.wrong)
+                print(f"\r{count.work}: {count.kills} kills, {told} wrong ends", end="", flush=True)
             print(f", {count.seconds:.1f} s undisturbed")
-            for wrong in count.wrong:
-                print(f"  {wrong}")
             counts.append(count)
     print(f"\n{describe('cpu', 1, 'float32')}; seed {settings.seed}\n")
     print("| command | undisturbed, s | kills | before its first file | after its last | ends equal | files compared |")
