@@ -259,6 +259,9 @@ def torment(work: Work, kills: int, folder: Path, generator: random.Random) -> I
             count.early += found == ground
             count.late += not different(found, expected)
         code = Command(words, said).ended()
+        while code == 2 and "is writing here" in said.read_text():  # a worker that has not yet noticed
+            time.sleep(1)
+            code = Command(words, said).ended()
         count.trials += 1
         if code != 0:
             count.wrong.append(f"exit code {code}: {said.read_text()[-2000:]}")
