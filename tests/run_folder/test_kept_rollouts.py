@@ -198,12 +198,12 @@ def test_a_refused_example_leaves_no_rollout(train: Train, vision_data: Path, tm
     def spoil(example: dict[str, Any], number: int) -> dict[str, Any]:
         # Half of the examples, so that every batch has good ones and bad ones.
         if number % 2:
-            example["prompt"][-1]["content"] += "<|im_end|>"
+            example["prompt"][-1]["content"] += " and again" * 300
         return example
 
     dataset = load_examples(str(vision_data)).map(spoil, with_indices=True)
-    spoiled = {example["id"] for example in dataset if "<|im_end|>" in example["prompt"][-1]["content"]}
-    trainer = train(dataset=dataset, per_device_train_batch_size=8)
+    spoiled = {example["id"] for example in dataset if "and again" in example["prompt"][-1]["content"]}
+    trainer = train(dataset=dataset, per_device_train_batch_size=8, max_prompt_length=200)
     ids = {record["id"] for record in records_of(trainer, tmp_path / "images")}
     assert trainer.refusals
     assert ids

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_a_folder_of_before_keys_were_renamed_goes_on_and_has_todays_keys_then(r
     old["privilege"]["student_variant"] = "default"
     file.write_text(yaml.safe_dump(old))
     run(resumed)
-    assert file.read_text() == as_yaml(resumed)
+    assert file.read_text() == as_yaml(replace(resumed, resume=False))
 
 
 @pytest.mark.parametrize(

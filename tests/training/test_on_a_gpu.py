@@ -38,4 +38,4 @@ def test_a_step_stays_on_its_device(
     assert sum(of_ours(found["deciding"]).values()) <= 40, of_ours(found["deciding"])
     for kernels, waits in found["slices"]:
         assert sum(of_ours(waits).values()) <= 6, of_ours(waits)
-        assert kernels <= 1600
+        assert kernels <= (2400 if objective == "dapd" else 1600)  # six terms over the whole vocabulary

@@ -85,7 +85,7 @@ def test_a_hub_out_of_reach_is_said_before_anything_is_done(
         assert done.returncode == 2
         [line] = done.stderr.splitlines()
         assert f"{key}: {message}" in line
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_prepared_set_is_pushed_and_loads_from_what_was_pushed(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_virl39k_goes_from_download_to_boxes_by_the_commands_of_the_page(elsewhe
 MISTAKES = {
     "a wrong column": (
         ["--source.options.columns.prompt", "qestion"],
-        "prompt: there is no column 'qestion'; did you mean 'question'?",
+        "source.options.columns.prompt: the data has no column 'qestion'; did you mean 'question'?",
     ),
     "a missing file": (["--source.options.path", "nowhere.jsonl"], "source.options.path: no file 'nowhere.jsonl'"),
     "no key": (["--annotate.key_env", "NO_SUCH_KEY_HERE"], "the environment variable NO_SUCH_KEY_HERE is not set"),
