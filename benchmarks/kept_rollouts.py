@@ -81,7 +81,11 @@ def decode_with(tokenizer: Any) -> Iterator[None]:
 
     def decoded(kept: Any, renderer: Any, images: Path) -> Any:
         views = SimpleNamespace(tokenizer=tokenizer)
-        return records(kept, SimpleNamespace(views=views, variant_of=renderer.variant_of, with_another=renderer.with_another), images)
+        return records(
+            kept,
+            SimpleNamespace(views=views, variant_of=renderer.variant_of, with_another=renderer.with_another),
+            images,
+        )
 
     run_folder.rollout_records = decoded
     try:
