@@ -110,11 +110,12 @@ def make_trainer(nano_models: Path, vision_data: Path, text_data: Path, tmp_path
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB."""
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB, or of what `parametrize(..., indirect=True)` says."""
+    size = getattr(request, "param", "64m")
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting is not permitted here; limits of a file's size stand in for it elsewhere")
     yield folder

@@ -4,7 +4,6 @@ import json
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,17 +129,7 @@ def test_without_room_it_says_so_and_goes_on_later(model: Path, text_data: Path,
     assert files_of(whole) == undisturbed
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not permitted here; limits of a file's size stand in for it above")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["64k"], indirect=True)
 def test_a_full_and_a_read_only_disk(
     model: Path, text_data: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
