@@ -139,6 +139,7 @@ class TrainerSettings:
     logging_steps: int = 1
     eval_steps: int = 50
     save_steps: int = 50
+    """steps from one checkpoint to the next; 0: one at the end alone"""
     save_total_limit: int = 2
     """checkpoints to keep; the best one so far is kept apart, in `best/`"""
     per_device_eval_batch_size: int = 32
