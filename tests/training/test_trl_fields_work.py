@@ -502,6 +502,7 @@ def test_every_key_of_generation_kwargs_that_is_taken_is_gone_by(run: Callable[.
     assert set(run().processors) <= {
         "InfNanRemoveLogitsProcessor"
     }  # a student that diverged is drawn from all the same
+    assert not run(generation_kwargs={"remove_invalid_values": False}).processors
     seen = run(generation_kwargs=BY_SEARCH)
     assert {key: getattr(seen.drawn_by, key) for key in BY_SEARCH} == BY_SEARCH
 
