@@ -196,8 +196,8 @@ class DopdTrainer(DistillationTrainer):
         self._forbid_tokens(image_token_ids(config))
         if not self.use_vllm:
             # A student that diverged: drawing from NaN ends the process, and on a GPU without a word of where.
-            asked = (args.generation_kwargs or {}).get("remove_invalid_values", True)
-            self.generation_config.remove_invalid_values = asked
+            asked: Any = args.generation_kwargs or {}
+            self.generation_config.remove_invalid_values = asked.get("remove_invalid_values", True)
         if (ignored := ignored_settings(self.models.bare("student"))) and self.accelerator.is_main_process:
             warnings.warn(
                 f"the student's own generation_config is ignored ({ignored}): rollouts and evaluations are drawn from "
