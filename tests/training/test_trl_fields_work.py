@@ -342,8 +342,9 @@ def drawn_first(seen: Seen, seed: int) -> list[str]:
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    """What a run may change for the whole process is put back."""
+    """What a run may change for the whole process is put back; it begins with transformers' own verbosity."""
     verbosity, environment = transformers.utils.logging.get_verbosity(), dict(os.environ)
+    transformers.utils.logging.set_verbosity_warning()  # an earlier test may have run a command, which quietens it
     yield
     transformers.utils.logging.set_verbosity(verbosity)
     torch.use_deterministic_algorithms(False)
