@@ -5,6 +5,7 @@ they refuse is never proposed.
 """
 
 import copy
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from dopd_vl.train_config import LoraSettings
 _WORTH = 0.01  # of the peak: a change that saves less is not proposed
 _SEARCHED = 3  # settings of which the fewest are looked for among all; above, those without which it still fits go
 _LORA_RATE = 5e-5  # of configs/lora.yaml
+_ADDRESS = "http://HOST:8000"
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,23 @@ def _sound(config: PlanConfig, proposals: list[_Proposal]) -> tuple[PlanConfig, 
         for key, value in proposal.values.items():
             _set(changed, key, value)
     try:
+        changed.model = replace(changed.model)  # judged anew as a whole
         work = workload_of(changed)
         check_arguments(changed)
-    except UserError:
+    except (UserError, ValueError):
         return None
     return changed, work
 
 
 def _set(config: PlanConfig, key: str, value: Any) -> None:
-    section, _, name = key.rpartition(".")
-    if section == "trl":
-        config.trl[name] = value
+    *sections, name = key.split(".")
+    inner: Any = config
+    for section in sections:
+        inner = inner[section] if isinstance(inner, dict) else getattr(inner, section)
+    if isinstance(inner, dict):
+        inner[name] = value
     else:
-        setattr(getattr(config, section) if section else config, name, value)
+        setattr(inner, name, value)
 
 
 def _changes(config: PlanConfig, proposals: list[_Proposal], device_bytes: int) -> Iterator[Change]:
@@ -151,7 +157,8 @@ def _in_words(values: Mapping[str, Any]) -> str:
         return f"accelerate launch --config_file {shown} (--parallel {values['parallel']}){more}"
     if "model.lora" in values:
         return "--config lora"
-    return ", ".join(f"{key}: {str(value).lower()}" for key, value in values.items())
+    in_yaml = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return ", ".join(f"{key}: {value}" for key, value in in_yaml.items())
 
 
 def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterator[_Proposal]:
@@ -180,7 +187,7 @@ def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterato
         yield _Proposal("checkpointing", {"training.gradient_checkpointing": True}, "one forward pass more")
     if work.devices > 1 and work.parallel in ("ddp", "zero2"):
         yield _Proposal("parallel", {"parallel": "fsdp2"}, "weights are gathered layer by layer")
-    if work.devices > 1 and work.teacher is not None and not work.shard_teacher:
+    if work.devices > 1 and work.teachers and not work.shard_teacher:
         cost = "the teacher is gathered layer by layer where it scores"
         yield _Proposal("teacher", {"training.shard_teacher": True}, cost)
     if work.chunk >= 64:
@@ -191,12 +198,32 @@ def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterato
         yield _Proposal("parallel", {"parallel": "zero3", **alone}, cost)
     if work.optimizer_bytes != 2 and work.parallel in ("single", "ddp"):
         yield _Proposal("optimizer", {"trl.optim": "adamw_8bit"}, "needs bitsandbytes; moments in 8 bits")
+    yield from _smaller_teachers(work)
     if not work.lora_rank:
         values = {"model.lora": LoraSettings(), "training.learning_rate": _LORA_RATE}
         yield _Proposal("adapters", values, "trains adapters, not all weights")
+    elif work.quantization is None and not work.uses_vllm:
+        cost = "frozen weights are rounded; needs bitsandbytes"
+        yield _Proposal("student's weights", {"model.quantization": "4bit"}, cost)
     if work.response_tokens >= 512:
         length = {"training.max_completion_length": work.response_tokens // 2}
         yield _Proposal("length", length, "longer responses are cut off")
+
+
+def _smaller_teachers(work: Workload) -> Iterator[_Proposal]:
+    """Each in fewer bits, the largest first, then elsewhere."""
+    whole = {"training.shard_teacher": False} if work.shard_teacher else {}
+    for teacher in sorted(work.teachers, key=lambda teacher: -teacher.shape.parameters):
+        alone = teacher.name in ("", "default")
+        model = "model.teacher" if alone else f"model.teachers.{teacher.name}.model"
+        bits = "model.teacher_quantization" if alone else f"model.teachers.{teacher.name}.quantization"
+        if teacher.quantization != "4bit":
+            fewer = "8bit" if teacher.quantization is None else "4bit"
+            yield _Proposal(model, {bits: fewer, **whole}, "its weights are rounded; needs bitsandbytes")
+        as_served = {} if teacher.quantization is None else {bits: None}
+        yield _Proposal(
+            model, {model: _ADDRESS, **as_served, **whole}, "served on GPUs of its own, see docs/teachers.md"
+        )
 
 
 def _vllm(config: PlanConfig, work: Workload, device_bytes: int) -> _Proposal:
