@@ -1,4 +1,4 @@
-"""Served, several and quantised teachers, and a quantised student: what is here of them is counted, and nothing else."""
+"""Served, several and quantised teachers, and a quantised student: what is here of them is counted, no more."""
 
 import copy
 import json
