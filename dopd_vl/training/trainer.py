@@ -505,6 +505,8 @@ class DopdTrainer(DistillationTrainer):
 
     def _owners(self, inputs: list[dict[str, Any]], rendered: RenderedBatch) -> Tensor:
         """The place of each rollout's teacher, `[B]`. An example that has none is refused."""
+        if self.teachers.is_plain or TEACHER not in {source.policy for source in self.objective.sources()}:
+            return torch.zeros(len(inputs), dtype=torch.long)
         owners = [self.teachers.of(example) for example in inputs]
         for b, owner in enumerate(owners):
             if owner is None and bool(rendered.usable[b]):
