@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.core import Plan, Source, Term
@@ -130,8 +130,7 @@ def other_teacher(nano_models: Path, tmp_path: Path) -> Path:
     for weight in model.parameters():
         weight.data.add_(0.05 * torch.randn_like(weight))
     model.save_pretrained(folder)
-    for file in (nano_models / "text-teacher").glob("*token*"):
-        (folder / file.name).write_bytes(file.read_bytes())
+    AutoTokenizer.from_pretrained(nano_models / "text-teacher").save_pretrained(folder)
     return folder
 
 
