@@ -1,0 +1,56 @@
+"""docs/journeys: the files of each page are saved under their names there, and its commands typed as they stand."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+
+from dopd_vl.common.files import read_jsonl
+from privileged import load_privileged
+from tests.pages import commands_of, type_in, write_files
+from tests.privileged.answering import Answering
+
+PAGES = "docs/journeys"
+
+
+def boxes_in(body: dict[str, Any]) -> str:
+    """What a vision model would reply about a drawn shelf: a box around each thing of the kind that is asked for."""
+    image, text = body["messages"][1]["content"]
+    data = base64.b64decode(image["image_url"]["url"].partition(",")[2])
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    height, width, _ = pixels.shape
+    label, colour = ("mug", (178, 34, 34)) if "mugs" in text["text"] else ("tin", (70, 130, 180))
+    there = np.abs(pixels - colour).max(-1) < 50
+    edges = np.flatnonzero(np.diff(there.any(0), prepend=False, append=False))
+    boxes = []
+    for left, right in zip(edges[::2], edges[1::2], strict=True):
+        rows = np.flatnonzero(there[:, left:right].any(1))
+        shares = [left / width, rows[0] / height, right / width, (rows[-1] + 1) / height]
+        boxes.append({"bbox_2d": [round(1000 * share) for share in shares], "label": label})
+    return json.dumps(boxes)
+
+
+def test_from_a_folder_of_photos_to_an_exported_student(tmp_path: Path) -> None:
+    page = f"{PAGES}/product-photos.md"
+    write_files(tmp_path, page)
+    server = Answering(lambda part, body, seen: boxes_in(body) if part == "boxes" else None)
+    settings = tmp_path / "products.yaml"
+    with server.serving() as url:
+        settings.write_text(settings.read_text().replace("http://localhost:8000/v1", url))
+        for command in commands_of(page):
+            type_in(tmp_path, command)
+
+    rows = load_privileged(tmp_path / "runs/data/products", cache_dir=str(tmp_path / "cache"))
+    assert all(len(row["privileged"]["boxes"]) == int(row["answer"]) for row in rows)
+    (aside,) = read_jsonl(tmp_path / "runs/data/products/rejected.jsonl")
+    assert "no box in any image" in aside["reason"]
+    for split in ("products", "products-plain", "products-heldout"):
+        assert Image.open(tmp_path / f"runs/data/{split}/sample.png").width > 300
+    assert "<html" in (tmp_path / "products.html").read_text(encoding="utf-8")
+    with safe_open(tmp_path / "product-counter/model.safetensors", "pt") as weights:
+        assert {str(weights.get_tensor(name).dtype) for name in weights.keys()} == {"torch.bfloat16"}  # noqa: SIM118
