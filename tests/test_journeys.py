@@ -54,3 +54,30 @@ def test_from_a_folder_of_photos_to_an_exported_student(tmp_path: Path) -> None:
     assert "<html" in (tmp_path / "products.html").read_text(encoding="utf-8")
     with safe_open(tmp_path / "product-counter/model.safetensors", "pt") as weights:
         assert {str(weights.get_tensor(name).dtype) for name in weights.keys()} == {"torch.bfloat16"}  # noqa: SIM118
+
+
+def test_from_questions_with_hints_to_a_study_of_variants_with_more_seeds_later(tmp_path: Path) -> None:
+    page = f"{PAGES}/text-variants.md"
+    write_files(tmp_path, page)
+    *before, first, more = commands_of(page)
+    for command in before:
+        type_in(tmp_path, command)
+    (aside,) = [row for row in read_jsonl(tmp_path / "runs/data/problems/rejected.jsonl") if row["stage"] == "audit"]
+    assert aside["id"] == "train-5"
+    assert "answer_in_hint" in aside["reason"]
+    assert "| other_hints |" not in (tmp_path / "runs/data/problems/README.md").read_text()
+
+    study = tmp_path / "runs/studies/variants-small"
+    type_in(tmp_path, first)
+    finished = {path: path.stat().st_mtime_ns for path in study.glob("runs/*/seed-0/metrics.jsonl")}
+    assert len(finished) == 5
+    type_in(tmp_path, more)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "what was done is done"
+    assert {path.parent.name for path in study.glob("runs/*/seed-1")} == {
+        *("none", "hints", "hint-summary", "final-answer", "other-hints", "vanilla"),
+    }
+    results = (study / "results.md").read_text()
+    for column in ("held-out", "with hints", "gap recovered", "less none (95 %)", "p (Holm)"):
+        assert f"| {column} |" in results
+    assert "| cell | illusion score (nats) |" in results
+    assert r"\begin{tabular}" in (study / "results.tex").read_text()
