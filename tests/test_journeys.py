@@ -3,6 +3,12 @@
 import base64
 import io
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +17,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from dopd_vl.common.files import read_jsonl
+from dopd_vl.common.run_layout import COMPLETE_FILE, METRICS_FILE
 from privileged import load_privileged
-from tests.pages import commands_of, type_in, write_files
+from tests.commands import ROOT, run_script
+from tests.pages import blocks_of, commands_of, type_in, write_files
 from tests.privileged.answering import Answering
 
 PAGES = "docs/journeys"
@@ -81,3 +89,56 @@ def test_from_questions_with_hints_to_a_study_of_variants_with_more_seeds_later(
         assert f"| {column} |" in results
     assert "| cell | illusion score (nats) |" in results
     assert r"\begin{tabular}" in (study / "results.tex").read_text()
+
+
+def test_from_rows_of_ones_own_to_a_student_in_python_alone(tmp_path: Path) -> None:
+    page = f"{PAGES}/from-python.md"
+    (tmp_path / "script.py").write_text("".join(blocks_of(page, "python")), encoding="utf-8")
+    result = run_script(tmp_path / "script.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "duplicate_record" in result.stdout
+    assert "'token_share/wrong'" in result.stdout, "what the page's objective tells apart is logged"
+    assert "best accuracy" in result.stdout
+    assert "wrong\\-rollouts" in (tmp_path / "my-student/README.md").read_text()
+
+
+def launch(folder: Path, command: str) -> subprocess.Popen[str]:
+    """`accelerate launch ...` under way, in a session of its own."""
+    program, *words = shlex.split(command)
+    assert (program, words[0]) == ("accelerate", "launch")
+    return subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", *words[1:]],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def test_a_run_of_two_processes_is_killed_goes_on_and_is_exported(tmp_path: Path) -> None:
+    page = f"{PAGES}/eight-gpus.md"
+    write_files(tmp_path, page)
+    run = tmp_path / "runs" / "trial"
+    for command in commands_of(page):
+        if command.startswith("sbatch "):
+            continue  # tests/test_cluster.py
+        if not command.startswith("accelerate "):
+            type_in(tmp_path, command)
+            continue
+        first = launch(tmp_path, command)
+        until = time.monotonic() + 300
+        while not any(run.glob(f"checkpoint-*/{COMPLETE_FILE}")):
+            assert first.poll() is None, first.communicate()[0][-3000:]
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+        assert not (run / "student").exists()
+        said, _ = launch(tmp_path, command).communicate(timeout=300)
+        assert "goes on" in said, said[-3000:]
+    assert [row["step"] for row in read_jsonl(run / METRICS_FILE) if "loss" in row] == list(range(1, 31))
+    assert list(run.rglob("events.out.tfevents.*"))
+    assert "<html" in (tmp_path / "trial.html").read_text(encoding="utf-8")
+    assert (tmp_path / "trial-student" / "model.safetensors").is_file()
