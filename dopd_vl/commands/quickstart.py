@@ -28,20 +28,25 @@ EVALUATIONS = 5
 
 @dataclass
 class QuickstartConfig:
-    """Prepare data, train a small student by several methods, and compare, in minutes on a CPU."""
+    """Prepare data, train a small student by several methods, and compare, in minutes on a CPU.
+
+    See README.md.
+    """
 
     output_dir: str = "runs/quickstart"
+    """The folder of everything that it makes."""
     study: list[str] = field(default_factory=lambda: ["study/worlds/nano-vision", "study/quickstart"])
-    """the files of the study that it is: the world and the methods"""
+    """The files of the study that it is: the world and the methods."""
     train_size: int = 3200
-    """training examples"""
+    """The number of training examples."""
     eval_size: int = 240
-    """held-out examples"""
+    """The number of held-out examples."""
     steps: int = 100
-    """optimizer steps of each method"""
+    """The number of optimizer steps of each method."""
     seed: int = 0
+    """Every random choice is drawn from this number, that of the examples among them."""
     workers: int = 2
-    """methods at a time, each on one CPU thread"""
+    """So many methods are trained at a time, each on one CPU thread."""
 
 
 @dataclass
