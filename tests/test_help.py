@@ -1,8 +1,12 @@
-"""`dopd-vl COMMAND --help`: every key has its sentence, and every command names its page."""
+"""`dopd-vl COMMAND --help`: every key has its sentence, every command its page; and the commands that pages show."""
 
 import importlib
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +14,8 @@ import pytest
 from dopd_vl.cli import COMMANDS
 from dopd_vl.commands.export import ExportConfig
 from dopd_vl.commands.quickstart import QuickstartConfig
-from dopd_vl.common.configuration import _parser
+from dopd_vl.common.configuration import _parser, read_config
+from dopd_vl.common.resources import find_config
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.studies.config import StudyConfig
@@ -18,7 +23,7 @@ from dopd_vl.train_config import LoraSettings, TeacherSettings, TrainConfig
 from privileged.annotators.settings import AnnotateConfig
 from privileged.audit.audit import JudgeConfig
 from privileged.prepare.config import PrepareConfig
-from tests.pages import ROOT
+from tests.pages import ROOT, commands_of, write_files
 
 CONFIGS = {
     "prepare": PrepareConfig,
@@ -77,3 +82,40 @@ def test_every_command_names_the_page_that_tells_more(command: str, capsys: pyte
     assert len(described.split()) > 5
     (page,) = re.findall(r"(?:See |and )(\S+\.md)\.$", " ".join(described.split()))
     assert (ROOT / page).is_file()
+
+
+SHOWN = sorted(
+    {
+        (page, command.partition("  #")[0].strip())
+        for page in ("README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")))
+        for command in commands_of(page)
+        if command.startswith("dopd-vl ")
+    }
+    | {
+        (str(path.relative_to(ROOT)), line.lstrip("# "))
+        for path in (ROOT / "configs").rglob("*.yaml")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match("# *dopd-vl ", line)
+    }
+)
+OF_THE_READER = ("set.yaml", "signs.yaml")
+"""Files of the reader's own, which their pages do not show under these names; one that ships stands in for each."""
+
+
+@pytest.mark.parametrize(("page", "command"), SHOWN, ids=lambda value: value[:60])
+def test_every_command_that_is_shown_is_one(
+    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys are there, and its values of their types; many are typed elsewhere, and what needs a GPU is not."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    if page.endswith(".md"):
+        write_files(tmp_path, page)
+    monkeypatch.chdir(tmp_path)
+    _, name, *words = shlex.split(command)
+    if name == "report":
+        importlib.import_module(COMMANDS[name][0])._parser().parse_args(words)
+        return
+    for option, file in pairwise(words):
+        if option == "--config" and file in OF_THE_READER:
+            shutil.copy(find_config("prepare/jsonl"), file)
+    read_config(CONFIGS[name], words, "dopd-vl")
