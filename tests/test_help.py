@@ -84,6 +84,19 @@ def test_every_command_names_the_page_that_tells_more(command: str, capsys: pyte
     assert (ROOT / page).is_file()
 
 
+@pytest.mark.parametrize(
+    ("command", "section", "key"),
+    [("prepare", "annotate", "recheck"), ("prepare", "audit.model", "ask"), ("train", "model.lora", "alpha")],
+)
+def test_a_section_that_may_be_null_has_the_help_that_is_promised(
+    command: str, section: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(COMMANDS[command][0]).main([f"--{section}.help"])
+    assert end.value.code == 0
+    assert f"--{section}.{key}" in capsys.readouterr().out
+
+
 SHOWN = sorted(
     {
         (page, command.partition("  #")[0].strip())

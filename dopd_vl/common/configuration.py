@@ -285,7 +285,7 @@ def _check_option_keys(cls: type, arguments: list[str]) -> None:
         if not argument.startswith("--"):
             continue
         path = argument[2:].partition("=")[0].split(".")
-        if path[0] in ("config", "help", "print_config"):
+        if path[0] in ("config", "print_config") or path[-1] == "help":
             continue
         inner: type | None = cls
         for depth, name in enumerate(path):
