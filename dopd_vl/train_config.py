@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from dopd_vl.common.configuration import check_at_least, check_shares, settings_of
 from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.http import is_address
 
 DEFAULT_VARIANT = "default"
 """The variant that fits an example: boxes with labels where it has any, else step-wise hints (the paper's choices)."""
@@ -115,8 +116,11 @@ class ModelSettings:
                 "give model.lora"
             )
         for name, given in self.teachers.items():
-            if re.fullmatch(r"\w+", str(name), re.ASCII) is None:
-                raise ConfigurationError(f"model.teachers: {name!r} is no name, which is of letters, digits and '_'")
+            if not str(name).isidentifier() or name == "default":
+                raise ConfigurationError(
+                    f"model.teachers: {name!r} is no name, which is of letters, digits and '_' (default is "
+                    "model.teacher's)"
+                )
             key = f"model.teachers.{name}"
             teacher = given if isinstance(given, TeacherSettings) else settings_of(TeacherSettings, given, key)
             if not teacher.model:
@@ -124,6 +128,21 @@ class ModelSettings:
             if not teacher.sources and not teacher.tasks:
                 raise ConfigurationError(f"{key}: give the sources or the tasks of the data that it teaches")
             self.teachers[name] = teacher
+            if teacher.quantization is not None and is_address(teacher.model):
+                raise ConfigurationError(f"{key}.quantization: a served teacher lies as its server loaded it")
+        if self.teacher_quantization is not None and is_address(self.teacher or ""):
+            raise ValueError("model.teacher_quantization: a served teacher lies as its server loaded it")
+
+    def teacher_names(self) -> dict[str, str]:
+        """Every teacher by its key, e.g. "model.teachers.math.model": a folder, a hub id or an address."""
+        names = {} if self.teacher is None else {"model.teacher": self.teacher}
+        return names | {f"model.teachers.{name}.model": teacher.model for name, teacher in self.teachers.items()}
+
+    def in_process(self, with_teachers: bool = True) -> dict[str, str]:
+        """The models that this process loads, by their keys: the student first, and teachers that no server runs."""
+        teachers = self.teacher_names() if with_teachers else {}
+        loaded = {key: name for key, name in teachers.items() if not is_address(name)}
+        return {"model.student": self.student, **loaded}
 
 
 @dataclass

@@ -94,7 +94,7 @@ def make_trainer(nano_models: Path, vision_data: Path, text_data: Path, tmp_path
             "disable_tqdm": True,
             "seed": 3,
         }
-        of_trainer = ("peft_config", "eval_dataset", "processing_class", "callbacks")
+        of_trainer = ("peft_config", "eval_dataset", "processing_class", "callbacks", "teachers")
         extra = {name: settings.pop(name) for name in of_trainer if name in settings}
         student, teacher = (settings.pop(role, str(nano_models / f"{world}-{role}")) for role in ("student", "teacher"))
         return DopdTrainer(
@@ -120,3 +120,19 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         pytest.skip("mounting is not permitted here; limits of a file's size stand in for it elsewhere")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def serve(nano_models: Path) -> Iterator[Callable[..., Any]]:
+    """Starts a `TeacherServer` of one of the small models by its name."""
+    from tests.teacher_server import TeacherServer
+
+    begun: list[TeacherServer] = []
+
+    def start(name: str | Path = "text-teacher", **settings: Any) -> TeacherServer:
+        begun.append(TeacherServer(nano_models / name, **settings))
+        return begun[-1]
+
+    yield start
+    for server in begun:
+        server.close()

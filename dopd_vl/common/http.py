@@ -63,3 +63,12 @@ def spellings(key: str) -> re.Pattern[str]:
     escapes = (f"(?:u00|x)(?i:{ord(sign):02x})" for sign in key)
     signs = (rf"(?:\\{{0,8}}{re.escape(sign)}|\\{{1,8}}{escape})" for sign, escape in zip(key, escapes, strict=True))
     return re.compile("".join(signs))
+
+
+def is_address(name: str) -> bool:
+    """Whether a model's name is the address of a server.
+
+    >>> [is_address(name) for name in ("http://127.0.0.1:8000", "https://teacher", "Qwen/Qwen3-8B", "nano:a")]
+    [True, True, False, False]
+    """
+    return name.startswith(("http://", "https://"))

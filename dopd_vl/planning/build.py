@@ -35,9 +35,9 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     parallel = _parallel(config, devices)
     objective, models = check(config, model_config, zero_stage=3 if parallel == "zero3" else 0)
     check_shards(config.training.shard_teacher, devices, parallel in ("zero2", "zero3"))
-    names = {"student": config.model.student, "teacher": str(config.model.teacher)}
-    shapes = {role: model_shape(names[role], f"model.{role}") for role in models}
-    student, loop = shapes["student"], config.training
+    names = config.model.in_process()
+    shapes = {key: model_shape(names[key], key) for key in models}
+    student, loop = shapes["model.student"], config.training
     top_k = min(max(loop.logged_top_k, getattr(objective, "top_k", 0)), student.vocabulary)
     scorings, full_support = needs_of(objective, loop.num_generations, top_k)
     default = config.data.max_prompt_length or _PROMPT
@@ -50,7 +50,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     longest = longest_lesson(objective, prompt, privileged, loop.max_completion_length)
     return Workload(
         student=student,
-        teacher=shapes.get("teacher"),
+        teacher=shapes.get("model.teacher"),
         scorings=scorings,
         full_support=full_support,
         batch=loop.per_device_train_batch_size,

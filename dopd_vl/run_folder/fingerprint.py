@@ -4,6 +4,7 @@ A run that goes on is compared with it, so that a change is refused by name and 
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from datasets import Dataset
@@ -18,16 +19,21 @@ Fingerprint = dict[str, Any]
 
 
 def fingerprint_of(
-    datasets: Mapping[str, Dataset], models: Mapping[str, tuple[str, PreTrainedConfig]], processes: int
+    datasets: Mapping[str, Dataset],
+    models: Mapping[str, tuple[str, PreTrainedConfig]],
+    processes: int,
+    served: Mapping[str, str] = MappingProxyType({}),
 ) -> Fingerprint:
     """Of data sets by key ("data.train"), of models by key ("model.student") with their names and configurations.
 
-    `processes`: how many train together; with another number a step has other rollouts.
+    `processes`: how many train together; with another number a step has other rollouts. `served`: the names that
+    servers give the models that they run, by key; where they run is no matter.
     """
     return {
         "format": FORMAT,
         **{key: dataset_parts(dataset) for key, dataset in datasets.items()},
         **{key: model_parts(name, config) for key, (name, config) in models.items()},
+        **{key: {"served model": name} for key, name in served.items()},
         "the launch": {"number of processes": processes},
     }
 

@@ -75,6 +75,8 @@ class RunFolder(TrainerCallback):
         if self.trainer.resumed_from is not None:
             mark = json.loads((self.trainer.resumed_from / COMPLETE_FILE).read_text(encoding="utf-8"))
             self.trainer.refused_before = mark["refused"][args.process_index]
+            if state.is_world_process_zero:  # a run that was killed may not have come to it
+                keep_newest(self.folder, self.save_total_limit)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.made_a_step = True

@@ -73,7 +73,7 @@ class CardFacts:
 
     name: str
     student: str
-    teacher: str | None
+    teachers: Sequence[str]
     objective: Objective
     arguments: Any
     step: int
@@ -89,11 +89,10 @@ class CardFacts:
         """Of a `DopdTrainer`, as it stands."""
         adapters = getattr(trainer.models.bare("student"), "peft_config", {})
         lora = next(((config.r, config.lora_alpha) for config in adapters.values() if hasattr(config, "r")), None)
-        teacher = trainer.teacher_model
         return cls(
             name=Path(trainer.args.output_dir).resolve().name,
             student=trainer.models.bare("student").config._name_or_path,
-            teacher=None if teacher is None else teacher.config._name_or_path,
+            teachers=trainer.teacher_names(),
             objective=trainer.objective,
             arguments=trainer.args,
             step=trainer.state.global_step,
@@ -163,8 +162,8 @@ def _papers(objective: Objective) -> list[str]:
 def _origin(facts: CardFacts) -> Iterator[tuple[str, str]]:
     objective, arguments = facts.objective, facts.arguments
     yield "base model", _model_name(facts.student)
-    if facts.teacher is not None and needs_teacher(objective):
-        yield "teacher", _model_name(facts.teacher)
+    if facts.teachers and needs_teacher(objective):
+        yield "teacher", ", ".join(map(_model_name, facts.teachers))
     yield "objective", in_card(objective.name)
     settings: dict[str, Any] = asdict(objective) if is_dataclass(objective) else {}
     for name, value in settings.items():

@@ -14,7 +14,10 @@ from dopd_vl.common.http import read_key, retry_after, spellings
 from dopd_vl.train_config import ServerSettings
 
 PASSES = (408, 409, 425, 429)
-"""Statuses, beside those of 500 and above, after which a request is sent again."""
+"""Statuses, beside those above 500, after which a request is sent again for as long as the server is waited for."""
+TRIES = 5
+"""Of a request that is answered by 500: a server that broke, or one that says so of a request at fault, as vLLM does of
+images that it cannot place."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between two tries; each pause is twice the last one, and shortened by chance so that processes part."""
 SMALL = 1 << 20
@@ -61,7 +64,7 @@ class Server:
                 "the environment variable that holds a server's key"
             )
         self.address = address.rstrip("/").removesuffix("/v1")
-        self.told_as = f"{key}: {self.address}"
+        self.key, self.told_as = key, f"{key}: {self.address}"
         self._settings, self._stopped = settings, threading.Event()
         secret = read_key(settings.key_env, "model.server.key_env")
         self._secret = None if secret is None else spellings(secret)
@@ -89,12 +92,15 @@ class Server:
             ServerGone: there was none for `settings.wait` seconds.
         """
         first_failure: float | None = None
-        pause = FIRST_PAUSE
+        pause, broken = FIRST_PAUSE, 0
         while True:
             begun = time.monotonic()
             try:
                 return self._once(path, body, most)
             except _Passing as error:
+                broken += error.status == 500
+                if broken == TRIES:
+                    raise RequestRefused(f"{self.told_as}, {TRIES} times: {error}", 500) from None
                 first_failure = begun if first_failure is None else first_failure
                 left = first_failure + self._settings.wait - time.monotonic()
                 if left <= 0:
@@ -139,10 +145,10 @@ class Server:
     def _of_status(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
         said = f"answered {status}: {self._said(body)}"
         if status in PASSES or status >= 500:
-            return _Passing(f"it {said}", retry_after(headers))
+            return _Passing(f"it {said}", retry_after(headers), status)
         if 300 <= status < 400:
             said = f"answered {status}: it sends on to another address, where nothing is sent; if it is right, name it"
-        elif status in (401, 403):
+        elif status == 401:
             said += "; model.server.key_env names the environment variable with its key"
         return RequestRefused(f"{self.told_as} {said}", status)
 
@@ -172,15 +178,6 @@ class Server:
 class _Passing(Exception):
     """The same request may be answered later, `after` so many seconds where the server says so."""
 
-    def __init__(self, reason: str, after: float | None = None):
+    def __init__(self, reason: str, after: float | None = None, status: int = 0):
         super().__init__(reason)
-        self.after = after
-
-
-def is_address(name: str) -> bool:
-    """Whether a model's name is the address of a server.
-
-    >>> [is_address(name) for name in ("http://127.0.0.1:8000", "https://teacher", "Qwen/Qwen3-8B", "nano:a")]
-    [True, True, False, False]
-    """
-    return name.startswith(("http://", "https://"))
+        self.after, self.status = after, status

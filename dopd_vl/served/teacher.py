@@ -160,7 +160,7 @@ class ServedTeacher:
                 )
 
     def _advice(self, error: RequestRefused, question: Question) -> str:
-        if error.status == 404 and question.images and self.protocol is PROTOCOLS["vllm"]:
+        if error.status in (403, 404) and question.images and self.protocol is PROTOCOLS["vllm"]:
             return ". vLLM takes images with token ids where it was started with --enable-scale-out"
         if "logprobs" in str(error):
             return f". Start vLLM with --max-logprobs {self.top_k}, or lower the objective's top_k"

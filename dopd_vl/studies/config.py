@@ -99,9 +99,8 @@ class Run:
 
     @property
     def references(self) -> list[str]:
-        """The student that it begins with, and its teacher where it has one."""
-        model = self.stages[0][1].model
-        return [name for name in (model.student, model.teacher) if name is not None]
+        """The student that it begins with, and its teacher where it has one in its own process."""
+        return list(dict.fromkeys(self.stages[0][1].model.in_process().values()))
 
     @property
     def steps(self) -> int:

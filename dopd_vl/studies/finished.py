@@ -54,9 +54,9 @@ class Contents:
             found["data.train"] = self.data(config.data.train, None)
         if "data.eval" in keys and config.data.eval is not None:
             found["data.eval"] = self.data(config.data.eval, config.data.eval_size)
-        for role in ("student", "teacher"):
-            if f"model.{role}" in keys:
-                found[f"model.{role}"] = self.model(str(getattr(config.model, role)))
+        for key, name in config.model.in_process().items():
+            if key in keys:
+                found[key] = self.model(name)
         return found
 
 

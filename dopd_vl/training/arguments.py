@@ -23,6 +23,7 @@ from dopd_vl.train_config import (
     key_of,
     leave_length_to_epochs,
 )
+from dopd_vl.training.teachers import quantized
 from dopd_vl.training.trl_fields import as_floats, check_fields, check_inside, check_names_of_generation
 
 
@@ -147,8 +148,18 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
         "max_image_pixels": config.data.max_image_pixels,
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "trust_remote_code": config.model.trust_remote_code,
-        "model_init_kwargs": {"dtype": "float32", "use_safetensors": True, **attention},
-        "teacher_model_init_kwargs": {"dtype": teacher_dtype, "use_safetensors": True, **attention},
+        "model_init_kwargs": {
+            "dtype": "float32" if config.model.quantization is None else "bfloat16",  # of what is not quantised
+            "use_safetensors": True,
+            **attention,
+            **quantized(config.model.quantization),
+        },
+        "teacher_model_init_kwargs": {
+            "dtype": teacher_dtype,
+            "use_safetensors": True,
+            **attention,
+            **quantized(config.model.teacher_quantization),
+        },
         "eval_strategy": "steps" if config.data.eval is not None else "no",
         "save_strategy": "steps",
         "save_total_limit": None,  # RunFolder removes the oldest, and only when the newest is whole

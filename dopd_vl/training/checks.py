@@ -7,7 +7,8 @@ on the machine that it is about to begin on: its devices, the models' tokenizers
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -37,8 +38,10 @@ from dopd_vl.models import check_weights, reading, refuse_scaled_logits
 from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
+from dopd_vl.served.teacher import ServedTeacher
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
 from dopd_vl.training.student_copies import check_copies
+from dopd_vl.training.teachers import TEACHER, Teachers, compare, served_needs
 from dopd_vl.views import VISION_PROCESSORS, check_family, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
@@ -48,7 +51,7 @@ VIEWS = ("plain", "privileged", *ROLLOUT_VIEWS, *VARIANTS)
 ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.Conv3d)
 VLLM_MODES = ("colocate", "server")
 Models = Mapping[str, PreTrainedConfig]
-"""Role, "student" or "teacher" -> configuration; without a teacher where none takes part"""
+"""Key -> configuration: "model.student", and teachers in this process where any takes part"""
 
 
 class Checked(NamedTuple):
@@ -83,80 +86,152 @@ def check(
     _check_trl(config)
     _check_vllm(config)
     check_copies({source.policy for source in objective.sources()}, config.model.lora is not None, zero_stage)
+    _check_teachers(config, objective)
     models: Models = {} if read_model is None else _read_models(config.model, needs_teacher(objective), read_model)
     _check_families(models)
     if models and config.model.lora is not None and not config.model.trust_remote_code:
-        check_lora(config.model.lora, models["student"])
-    reads_images = not models or models["student"].model_type in VISION_PROCESSORS
+        check_lora(config.model.lora, models["model.student"])
+    reads_images = not models or models["model.student"].model_type in VISION_PROCESSORS
     _check_requirements(config, objective, reads_images, None)
     return Checked(objective, models)
 
 
-def check_here(config: TrainConfig, checked: Checked, datasets: Mapping[str, Dataset]) -> None:
+def check_here(
+    config: TrainConfig,
+    checked: Checked,
+    datasets: Mapping[str, Dataset],
+    served: Sequence[ServedTeacher] = (),
+    say: Callable[[str], object] = lambda _: None,
+) -> None:
     """Judge what a run meets on this machine.
 
     Args:
         datasets: by their keys, "data.train" and, where there is one, "data.eval".
+        served: teachers, which are asked for a trial.
+        say: is told what should be known and is no fault.
 
     Raises:
         UserError: names the key.
     """
     check_device(config)
-    models = checked.models
-    paths = {role: find_model(str(getattr(config.model, role))) for role in models}
+    models, objective = checked.models, checked.objective
+    paths = {key: find_model(name) for key, name in config.model.in_process().items() if key in models}
     remote = config.model.trust_remote_code
     if not remote:
-        for role, path in paths.items():
-            check_weights(path, f"model.{role}", models[role])
-    views = load_views(paths["student"], models["student"], "model.student", remote, config.chat_template_kwargs)
-    if "teacher" in paths:
-        check_same_ids(views.tokenizer.get_vocab(), token_ids(paths["teacher"], remote), "model.teacher")
+        for key, path in paths.items():
+            check_weights(path, key, models[key])
+    student, options = models["model.student"], config.chat_template_kwargs
+    views = load_views(paths["model.student"], student, "model.student", remote, options)
+    for key, path in paths.items():
+        if key != "model.student":
+            check_same_ids(views.tokenizer.get_vocab(), token_ids(path, remote, key=key), key)
+    _check_taught(config.model, datasets["data.train"], objective)
     for key, dataset in datasets.items():
-        _check_data(dataset, key, models)
-    reads_images = models["student"].model_type in VISION_PROCESSORS
-    _check_requirements(config, checked.objective, reads_images, datasets["data.train"])
+        _check_data(dataset, key, config.model, models)
+    reads_images = student.model_type in VISION_PROCESSORS
+    _check_requirements(config, objective, reads_images, datasets["data.train"])
+    if served and needs_teacher(objective):
+        loop, vocabulary = config.training, student.get_text_config().vocab_size
+        needs = served_needs(objective, loop.num_generations, loop.logged_top_k, vocabulary)
+        for teacher in served:
+            if (told := compare(teacher, views, needs)) is not None:
+                say(told)
+
+
+def _check_teachers(config: TrainConfig, objective: Objective) -> None:
+    """Whether served teachers give what the objective needs, and there is a model to lie in shards."""
+    if not needs_teacher(objective):
+        return
+    names, local = config.model.teacher_names(), config.model.in_process()
+    if any(key not in local for key in names):
+        try:
+            served_needs(objective, config.training.num_generations, config.training.logged_top_k, sys.maxsize)
+        except ValueError as error:
+            raise ConfigurationError(f"objective.name: {error}") from error
+    if config.training.shard_teacher:
+        if len(local) == 1:
+            raise ConfigurationError("training.shard_teacher: no teacher is in this process; leave it false")
+        if config.model.teacher_quantization or any(t.quantization for t in config.model.teachers.values()):
+            raise ConfigurationError("training.shard_teacher: a quantised teacher is whole on each GPU; leave it false")
+    if len(names) > 1 and any(
+        TEACHER in (pair.student.policy, pair.target.policy) for pair in Requirements.of(objective).pairs
+    ):
+        raise ConfigurationError(
+            f"model.teachers: objective {objective.name!r} measures how far the teacher's whole distribution is from "
+            "the student's, of one teacher alone"
+        )
+
+
+def _check_taught(settings: ModelSettings, dataset: Dataset, objective: Objective) -> None:
+    """Whether every example has a teacher, and every teacher that names data an example."""
+    if not settings.teachers or not needs_teacher(objective):
+        return
+    present = {column: set(map(str, dataset.unique(column))) for column in ("source", "task")}
+    for name, teacher in settings.teachers.items():
+        for column, named in (("source", teacher.sources), ("task", teacher.tasks)):
+            for value in named:
+                if value not in present[column]:
+                    raise ConfigurationError(
+                        f"model.teachers.{name}.{column}s: no example of data.train has {column} {value!r}, "
+                        f"{nearest(value, present[column])}"
+                    )
+    if settings.teacher is None:
+        named = {value for teacher in settings.teachers.values() for value in (*teacher.sources, *teacher.tasks)}
+        for source, task in zip(dataset["source"], dataset["task"], strict=True):
+            if not {source, task} & named:
+                raise ConfigurationError(
+                    f"model.teacher: none given, and none of model.teachers teaches examples of source {source!r} and "
+                    f"task {task!r}"
+                )
 
 
 def _read_models(
-    settings: ModelSettings, with_teacher: bool, read_model: Callable[[str, str], PreTrainedConfig]
+    settings: ModelSettings, with_teachers: bool, read_model: Callable[[str, str], PreTrainedConfig]
 ) -> Models:
-    student = read_model(settings.student, "model.student")
-    if not with_teacher:
-        return {"student": student}
-    if settings.teacher is None:
+    models = {key: read_model(name, key) for key, name in settings.in_process(with_teachers).items()}
+    if with_teachers and not settings.teacher_names():
         raise UserError("model.teacher: none given, and the objective needs a teacher larger than the student")
-    teacher = read_model(settings.teacher, "model.teacher")
-    sizes = [config.get_text_config().vocab_size for config in (student, teacher)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"model.teacher: its vocabulary has {sizes[1]} entries, the student's {sizes[0]}; distillation compares "
-            "whole distributions, so both must be equal (some families pad it differently from size to size)"
-        )
-    return {"student": student, "teacher": teacher}
+    vocabulary = models["model.student"].get_text_config().vocab_size
+    for key, model in models.items():
+        size = model.get_text_config().vocab_size
+        if size != vocabulary:
+            raise UserError(
+                f"{key}: its vocabulary has {size} entries, the student's {vocabulary}; distillation compares "
+                "whole distributions, so both must be equal (some families pad it differently from size to size)"
+            )
+    return models
 
 
 def _check_families(models: Models) -> None:
     """Families that no view or no loss is written for."""
-    for role, model in models.items():
+    for key, model in models.items():
         try:
             check_family(model)
-            refuse_scaled_logits(model, role)
+            refuse_scaled_logits(model, "student" if key == "model.student" else "teacher")
         except ValueError as error:
-            raise UserError(f"model.{role}: {error}") from error
+            raise UserError(f"{key}: {error}") from error
 
 
-def _check_data(dataset: Dataset, key: str, models: Models) -> None:
-    """The data must be readable by both models and scorable."""
+def _check_data(dataset: Dataset, key: str, settings: ModelSettings, models: Models) -> None:
+    """The data must be readable by the models and scorable."""
     if len(dataset) == 0:
         raise UserError(f"{key}: the data set is empty")
     unknown = sorted(set(dataset.unique("task")) - set(VERIFIERS))
     if unknown:
         raise UserError(f"{key}: no verifier for task {unknown[0]!r}, known: {', '.join(VERIFIERS)}")
-    with_images = _first_with_images(dataset)
-    for role, model in models.items():
-        if with_images is not None and model.model_type not in VISION_PROCESSORS:
+    keys, teachers = list(settings.teacher_names()), Teachers.of_settings(settings)
+    for named, model in models.items():
+        if model.model_type in VISION_PROCESSORS:
+            continue
+
+        def reads(example: Mapping[str, Any], named: str = named) -> bool:
+            place = teachers.of(example)
+            return named == "model.student" or (place is not None and keys[place] == named)
+
+        with_images = _first_with_images(dataset, reads)
+        if with_images is not None:
             raise UserError(
-                f"{key}: example {with_images!r} has images, but model.{role} is a text-only model "
+                f"{key}: example {with_images!r} has images, but {named} is a text-only model "
                 f"({model.model_type}); use a vision-language model or a text data set"
             )
 
@@ -175,7 +250,14 @@ def _check_variants(config: TrainConfig) -> None:
 
 def check_device(config: TrainConfig) -> None:
     """Settings that only a GPU has are refused on a CPU."""
+    teachers = {f"model.teachers.{name}.quantization": t.quantization for name, t in config.model.teachers.items()}
+    quantised = {
+        "model.quantization": config.model.quantization,
+        "model.teacher_quantization": config.model.teacher_quantization,
+        **teachers,
+    }
     wants = {
+        **{key: bits is not None for key, bits in quantised.items()},
         "training.use_vllm": config.training.use_vllm,  # of a server, too: NCCL brings it the weights
         "training.bf16": bool(config.training.bf16),
         "trl.fp16": bool(config.trl.get("fp16")),
@@ -186,6 +268,9 @@ def check_device(config: TrainConfig) -> None:
         for key, wanted in wants.items():
             if wanted:
                 raise UserError(f"{key}: needs a GPU, and none is visible here")
+    for key, bits in quantised.items():
+        if bits is not None and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(f"{key}: bitsandbytes is not installed; pip install bitsandbytes")
     if config.training.use_vllm and importlib.util.find_spec("vllm") is None:
         raise UserError("training.use_vllm: vLLM is not installed; pip install 'dopd-vl[vllm]'")
 
@@ -461,16 +546,17 @@ def _check_vllm(config: TrainConfig) -> None:
         colocated_length(config.data.max_prompt_length, config.training.max_completion_length, length)
 
 
-def _first_with_images(dataset: Dataset) -> str | None:
-    """The id of the first example with an image, without decoding any."""
+def _first_with_images(dataset: Dataset, of_those: Callable[[Mapping[str, Any]], bool]) -> str | None:
+    """The id of the first example with an image, among those for which `of_those` holds, without decoding any."""
     if "images" not in dataset.column_names:
         return None
-    table = dataset.select_columns(["id", "images"]).with_format("arrow")
+    known = [column for column in ("id", "source", "task") if column in dataset.column_names]
+    table = dataset.select_columns([*known, "images"]).with_format("arrow")
     for batch in table.iter(batch_size=1000):
         counts = batch["images"].combine_chunks().value_lengths().to_pylist()
-        for identifier, count in zip(batch["id"].to_pylist(), counts, strict=True):
-            if count:
-                return str(identifier)
+        for example, count in zip(batch.select(known).to_pylist(), counts, strict=True):
+            if count and of_those(example):
+                return str(example["id"])
     return None
 
 
@@ -484,11 +570,13 @@ def check_same_ids(student: dict[str, int] | None, teacher: dict[str, int] | Non
         raise UserError(f"{key}: its tokenizer gives tokens other ids than the student's; they must be the same")
 
 
-def token_ids(name: str, trust_remote_code: bool, revision: str | None = None) -> dict[str, int] | None:
-    """The id of every token of a model's tokenizer; None where it has none."""
+def token_ids(
+    name: str, trust_remote_code: bool, revision: str | None = None, key: str = "model.teacher"
+) -> dict[str, int] | None:
+    """The id of every token of a model's tokenizer; None where it has none. Errors begin with `key`."""
     kwargs = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
-        with reading("model.teacher", name):
+        with reading(key, name):
             return AutoTokenizer.from_pretrained(name, **kwargs).get_vocab()
     except UserError:
         if any(Path(name).glob("*token*")):  # it is there, and damaged

@@ -92,7 +92,8 @@ def add_rollouts(
     of_policies = scored.sum()
     for source, policy in scores.policies.items():
         sums.add(f"entropy/{source}", policy.entropy.sum(), of_policies)
-        sums.add(f"top_{top_k}_mass/{source}", policy.top_k_logp[..., :top_k].exp().sum(), of_policies)
+        entries = policy.top_k_logp[..., :top_k]  # of a served teacher there may be fewer
+        sums.add(f"top_{entries.shape[-1]}_mass/{source}", entries.exp().sum(), of_policies)
     takes_part = mask.any(dim=-1).tolist()
     judged = [verdict for verdict, use in zip(correct, takes_part, strict=True) if use and verdict is not None]
     sums.add("rollout_accuracy", sum(judged), len(judged))

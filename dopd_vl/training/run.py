@@ -19,9 +19,11 @@ from dopd_vl.evaluation.code import allow_code
 from dopd_vl.health.rows import RunFacts
 from dopd_vl.health.watch import Watch
 from dopd_vl.models import load_config
+from dopd_vl.objectives.base import needs_teacher
 from dopd_vl.run_folder.fingerprint import Fingerprint, fingerprint_of
 from dopd_vl.run_folder.folder import RunFolder, save_whole
 from dopd_vl.run_folder.resume import opened_on_every_rank
+from dopd_vl.served.teacher import ServedTeacher
 from dopd_vl.train_config import TrainConfig
 from dopd_vl.training import vllm_rollouts
 from dopd_vl.training.arguments import trainer_arguments
@@ -36,6 +38,7 @@ from dopd_vl.training.checks import (
     settings_told_of,
 )
 from dopd_vl.training.progress import ProgressBar
+from dopd_vl.training.teachers import teachers_of
 from dopd_vl.training.trackers import check_trackers
 from dopd_vl.training.trainer import DopdTrainer
 from privileged.dataset import load_privileged
@@ -74,7 +77,10 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
     datasets = {"data.train": load_examples(config.data.train)}
     if config.data.eval is not None:
         datasets["data.eval"] = load_examples(config.data.eval, config.data.eval_size)
-    check_here(config, checked, datasets)
+    terminal = console or Terminal()
+    default, others = teachers_of(config.model) if needs_teacher(objective) else (None, {})
+    served = [one for one in (default, *(other.model for other in others.values())) if isinstance(one, ServedTeacher)]
+    check_here(config, checked, datasets, served, partial(tell, terminal))
     arguments = trainer_arguments(config)
     check_steps(arguments, len(datasets["data.train"]), arguments.world_size, "data.train")
     check_services(arguments)
@@ -83,17 +89,17 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         open_repository(hub, "model", "training.push_to_hub")
     if arguments.process_index == 0:
         say_what_is_not_scored(datasets["data.train"], console or Terminal(stderr=True))
-    names = {"student": config.model.student, "teacher": str(config.model.teacher)}
+    names = config.model.in_process()
 
     def fingerprint() -> Fingerprint:
-        described = {f"model.{role}": (names[role], model_config) for role, model_config in models.items()}
-        return fingerprint_of(datasets, described, arguments.world_size)
+        described = {key: (names[key], model_config) for key, model_config in models.items()}
+        asked = {teacher.server.key: teacher.model for teacher in served}
+        return fingerprint_of(datasets, described, arguments.world_size, asked)
 
     folder = Path(config.output_dir)
     loop = config.training
     run_folder = RunFolder(folder, loop.save_total_limit, loop.early_stopping_patience, loop.save_dtype)
     stays = "whole checkpoints stay; when it can be written again, go on with --resume true"
-    terminal = console or Terminal()
     vllm_rollouts.check_server(arguments)
     say = partial(tell, terminal)
     with (
@@ -108,7 +114,8 @@ def run_training(config: TrainConfig, title: str | None = None, console: Console
         watch = Watch(folder, RunFacts.of(config, objective, arguments.world_size), config.health, terminal)
         trainer = DopdTrainer(
             model=find_model(config.model.student),
-            teacher_model=find_model(names["teacher"]) if "teacher" in models else None,
+            teacher_model=default,
+            teachers=others,
             args=arguments,
             train_dataset=datasets["data.train"],
             eval_dataset=datasets.get("data.eval"),

@@ -4,7 +4,7 @@
 adapters or without.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,22 +13,31 @@ from typing import Any, TypeVar
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
-from trl.models import unwrap_model_for_generation
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from dopd_vl.models import autocast_dtype
+from dopd_vl.training.teachers import DEFAULT, TEACHER, is_teacher
 
 Result = TypeVar("Result")
 
 
 class Models:
-    """The student's model, by which each of its copies acts too, and its teacher's."""
+    """The student's model, by which each of its copies acts too, and those of teachers in this process.
+
+    Args:
+        teachers: by policy, or the teacher's alone.
+    """
 
     compute_dtype: torch.dtype | None = None
     """what `precision` computes matrix products in, heads' too; None: in the dtype of the weights"""
 
-    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel | None = None):
-        self._models: dict[bool, Any] = {False: student, True: teacher}
+    def __init__(
+        self, student: PreTrainedModel, teachers: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None
+    ):
+        self._student: Any = student
+        alone = {TEACHER: teachers, DEFAULT: teachers}
+        self.teachers: Mapping[str, Any] = teachers if isinstance(teachers, Mapping) else alone
 
     @property
     def device(self) -> torch.device:
@@ -38,11 +47,13 @@ class Models:
         """The model of a policy as it is trained.
 
         Raises:
-            ValueError: there is no teacher.
+            ValueError: there is no such teacher in this process.
         """
-        model = self._models[policy == "teacher"]
+        if not is_teacher(policy):
+            return self._student
+        model: Any = self.teachers.get(policy)
         if model is None:
-            raise ValueError("there is no teacher_model")
+            raise ValueError("there is no teacher_model" if policy == TEACHER else f"there is no model of {policy}")
         return model
 
     def bare(self, policy: str) -> PreTrainedModel:
@@ -74,12 +85,21 @@ class Models:
 
 
 class TrainerModels(Models):
-    """The models of a `trl.DistillationTrainer`."""
+    """The models of a `trl.DistillationTrainer`.
 
-    def __init__(self, trainer: Any, shard_teacher: bool = False):
+    Args:
+        others: teachers beside its own, by policy.
+    """
+
+    def __init__(self, trainer: Any, shard_teacher: bool = False, others: Mapping[str, PreTrainedModel] | None = None):
         self._trainer = trainer
+        own = trainer.teacher_model
+        self.teachers = {} if own is None else {TEACHER: own, DEFAULT: own}
+        for policy, model in (others or {}).items():
+            self.teachers[policy] = self._prepared(model)
         self._keep_arguments_out()
-        self._place_teacher(shard_teacher)
+        for teacher in {id(model): model for model in self.teachers.values()}.values():
+            self._place_teacher(teacher, shard_teacher)
         self._tell_of_shards()
 
     @property
@@ -103,7 +123,7 @@ class TrainerModels(Models):
 
     def wrapped(self, policy: str) -> torch.nn.Module:
         # Training wraps the student anew, so it is looked up each time.
-        self._models = {False: self._trainer.model_wrapped, True: self._trainer.teacher_model}
+        self._student = self._trainer.model_wrapped
         return super().wrapped(policy)
 
     def bare(self, policy: str) -> PreTrainedModel:
@@ -112,7 +132,9 @@ class TrainerModels(Models):
     def sharded(self, policy: str) -> bool:
         if self._trainer.is_deepspeed_enabled:
             return True
-        return isinstance(self.wrapped(policy), FSDPModule) or (policy != "teacher" and self._trainer.is_fsdp_enabled)
+        return isinstance(self.wrapped(policy), FSDPModule) or (
+            not is_teacher(policy) and self._trainer.is_fsdp_enabled
+        )
 
     def run(self, policy: str, function: Callable[[], Result]) -> Result:
         """Through the wrapper's own forward pass, so that a sharded model's weights are whole in it, head and all."""
@@ -137,7 +159,7 @@ class TrainerModels(Models):
                 wrapped = self.wrapped(policy)
                 head: Any = self.bare(policy).get_output_embeddings()
                 if isinstance(wrapped, FSDPModule):
-                    if policy == "teacher" or not in_forward:
+                    if is_teacher(policy) or not in_forward:
                         # Accelerate shards the head apart from the rest; older releases shard it with the whole.
                         part = head if isinstance(head, FSDPModule) else wrapped
                         part.unshard()
@@ -210,11 +232,18 @@ class TrainerModels(Models):
         if plugin is not None and isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
-    def _place_teacher(self, shard: bool) -> None:
+    def _prepared(self, teacher: PreTrainedModel) -> Any:
+        """A further teacher, as TRL prepares its own."""
+        trainer = self._trainer
+        teacher.requires_grad_(False).eval()
+        if trainer.is_deepspeed_enabled:
+            return prepare_deepspeed(teacher, trainer.accelerator)
+        return trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
+
+    def _place_teacher(self, teacher: Any, shard: bool) -> None:
         """On the device, which accelerate leaves to FSDP, or in shards on all of them."""
         trainer = self._trainer
-        teacher = trainer.teacher_model
-        if teacher is None or trainer.is_deepspeed_enabled:
+        if trainer.is_deepspeed_enabled or getattr(teacher, "is_quantized", False):
             return
         if not (shard and trainer.accelerator.num_processes > 1):
             teacher.to(trainer.accelerator.device)

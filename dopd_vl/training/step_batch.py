@@ -26,8 +26,17 @@ class KeptHidden:
     """of each rollout, `[tokens, H]`"""
 
     @classmethod
-    def of(cls, hidden: Tensor, rows: Tensor) -> "KeptHidden":
-        """The chosen tokens `[B, N]` of hidden states `[B, N, H]`."""
+    def of(cls, hidden: Tensor, rows: Tensor, places: Tensor | None = None) -> "KeptHidden":
+        """The chosen tokens `[B, N]` of hidden states `[B, N, H]`.
+
+        Args:
+            places: the rollouts that the hidden states are of, where they are not of all; no other may be chosen.
+        """
+        if places is not None:
+            of_places = rows[places.to(rows.device)]
+            if int(of_places.sum()) != int(rows.sum()):
+                raise ValueError("hidden states are missing of tokens that were chosen")
+            return cls(rows, hidden[of_places].split(rows.sum(-1).tolist()))
         return cls(rows, hidden[rows].split(rows.sum(-1).tolist()))
 
     def whole(self, device: torch.device) -> Tensor:
@@ -54,7 +63,7 @@ class StepBatch:
     parts: Mapping[str, Tensor]
     """kinds of token, bool `[B, N]` each"""
     scores: Mapping[Source, TokenScores]
-    """of the plan's policies"""
+    """of the plan's policies, but for one of several teachers, which needs hidden states alone"""
     hidden: Mapping[Source, KeptHidden]
     """of those whose scores do not do"""
 
@@ -77,7 +86,8 @@ class StepBatch:
             "num_items_in_batch": items,
         }
         for number, source in enumerate(self.plan.sources()):
-            packed |= {f"scores/{number}/{name}": tensor for name, tensor in vars(self.scores[source]).items()}
+            if source in self.scores:
+                packed |= {f"scores/{number}/{name}": tensor for name, tensor in vars(self.scores[source]).items()}
             if source in self.hidden:
                 packed |= {f"rows/{number}": self.hidden[source].rows, f"hidden/{number}": self.hidden[source].values}
         return packed
@@ -93,8 +103,9 @@ class StepBatch:
         scores: dict[Source, TokenScores] = {}
         hidden: dict[Source, KeptHidden] = {}
         for number, source in enumerate(plan.sources()):
-            kept = TokenScores(**{f.name: packed[f"scores/{number}/{f.name}"] for f in fields(TokenScores)})
-            scores[source] = kept.map(lambda tensor: tensor[:, :longest])
+            if f"scores/{number}/logp" in packed:
+                kept = TokenScores(**{f.name: packed[f"scores/{number}/{f.name}"] for f in fields(TokenScores)})
+                scores[source] = kept.map(lambda tensor: tensor[:, :longest])
             if f"hidden/{number}" in packed:
                 hidden[source] = KeptHidden(packed[f"rows/{number}"][:, :longest], packed[f"hidden/{number}"])
         return cls(

@@ -20,9 +20,10 @@ hands over to learning is a `StepBatch`.
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -44,9 +45,10 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
+from trl.trainer.utils import RepeatSampler, create_model_from_path, repeat_iterable_dataset
 
 from dopd_vl.common.errors import UserError
+from dopd_vl.common.run_layout import checkpoint_folder
 from dopd_vl.core import Source, fused_plan_loss, item_count, rows_to_keep, token_scale
 from dopd_vl.evaluation.accuracy import predict, summarise, why_unscored
 from dopd_vl.evaluation.generation import bare_policy, ignored_settings
@@ -58,6 +60,8 @@ from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.objectives.task_reward import with_task_reward
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.run_folder.model_card import write_card
+from dopd_vl.served.server import BadAnswer, RequestRefused, ServerGone
+from dopd_vl.served.teacher import ServedTeacher
 from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.arguments import DopdConfig, dtype_of_teacher
 from dopd_vl.training.checks import (
@@ -71,10 +75,20 @@ from dopd_vl.training.checks import (
     token_ids,
 )
 from dopd_vl.training.metrics import TokenSums, add_rollouts, token_metrics, verdict_on
-from dopd_vl.training.policies import Policies
+from dopd_vl.training.policies import Policies, Scored
 from dopd_vl.training.sharding import TrainerModels
 from dopd_vl.training.step_batch import KeptHidden, StepBatch
 from dopd_vl.training.student_copies import CopiesAlongTheRun, StudentCopies, check_copies
+from dopd_vl.training.teachers import (
+    DEFAULT,
+    TEACHER,
+    RandomStates,
+    Teacher,
+    TeacherLost,
+    Teachers,
+    compare,
+    served_needs,
+)
 from dopd_vl.training.trackers import RolloutTables
 from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
 from dopd_vl.views import VISION_PROCESSORS, Refusal, View, ViewProcessor, limit_images, processor_for
@@ -82,6 +96,7 @@ from dopd_vl.views.rollouts import (
     OWN_VIEW,
     ROLLOUT_VIEWS,
     SIBLING_VIEW,
+    RenderedBatch,
     ViewRenderer,
     pad_responses,
     render_batch,
@@ -99,12 +114,14 @@ class DopdTrainer(DistillationTrainer):
 
     Args:
         model: the student, as TRL takes it: a folder, a hub id or a model.
-        teacher_model: the larger, frozen teacher, likewise. Its vocabulary must be the student's.
+        teacher_model: the larger, frozen teacher, likewise, or one that a server runs: its address or a
+            `ServedTeacher`. Its vocabulary must be the student's. Where there are `teachers` it may be left out.
         args: a `DopdConfig`.
         train_dataset: a privileged data set (columns `id`, `prompt`, `images`, `answer`, `task`, `privileged`, ...).
         eval_dataset: another, or several by name, scored by its tasks' verifiers at each evaluation.
         objective: what is taught; default `Dopd()`. Any object with `sources` and `decide`.
         view_processor: renders examples for these models; default: chosen by the student's own config.
+        teachers: further teachers by name, each for a part of the data; `teacher_model` teaches the rest.
 
     The others are those of `trl.DistillationTrainer`; `tools` are refused. A model that is given by its name is loaded
     as by `dopd-vl train`, the student in float32 and the teacher in bfloat16 on a GPU, unless `model_init_kwargs` and
@@ -125,7 +142,7 @@ class DopdTrainer(DistillationTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        teacher_model: str | PreTrainedModel | None = None,
+        teacher_model: str | PreTrainedModel | ServedTeacher | None = None,
         args: DopdConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
@@ -137,6 +154,7 @@ class DopdTrainer(DistillationTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
         tools: list[Callable[..., Any]] | None = None,
+        teachers: Mapping[str, Teacher] | None = None,
     ):
         args = args or DopdConfig(TrainConfig.output_dir)
         if isinstance(train_dataset, Sized):
@@ -156,14 +174,17 @@ class DopdTrainer(DistillationTrainer):
                 padding_side="left",
                 trust_remote_code=args.trust_remote_code,
             )
-        if teacher_model is not None:
-            name = teacher_model if isinstance(teacher_model, str) else teacher_model.config._name_or_path
+        tokenizer: Any = processing_class
+        if isinstance(processing_class, ProcessorMixin):
+            tokenizer = processing_class.tokenizer
+        self.teachers, in_process = Teachers.given(teacher_model, teachers or {})
+        for policy, given in in_process.items():
+            name = given if isinstance(given, str) else given.config._name_or_path
             of_teacher: Any = args.teacher_model_init_kwargs or {}
-            tokenizer: Any = processing_class
-            if isinstance(processing_class, ProcessorMixin):
-                tokenizer = processing_class.tokenizer
-            revision = of_teacher.get("revision") or args.teacher_model_revision
-            check_same_ids(tokenizer.get_vocab(), token_ids(name, args.trust_remote_code, revision), "teacher_model")
+            revision = of_teacher.get("revision") or (args.teacher_model_revision if policy == DEFAULT else None)
+            key = "teacher_model" if policy == DEFAULT else policy.replace(":", "s.")
+            check_same_ids(tokenizer.get_vocab(), token_ids(name, args.trust_remote_code, revision), key)
+        own_teacher = in_process.pop(DEFAULT, None)
         self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
         self.requirements = Requirements.of(self.objective)
         self.resumed_from: Path | None = None
@@ -171,13 +192,13 @@ class DopdTrainer(DistillationTrainer):
         # TRL would spread a model over every GPU that the process sees.
         for loaded, key, dtype in (
             (model, "model_init_kwargs", "float32"),
-            (teacher_model, "teacher_model_init_kwargs", dtype_of_teacher()),
+            (own_teacher, "teacher_model_init_kwargs", dtype_of_teacher()),
         ):
             if isinstance(loaded, str):
                 setattr(args, key, {"device_map": None, "dtype": dtype, **(getattr(args, key) or {})})
         super().__init__(
             model=model,
-            teacher_model=teacher_model,
+            teacher_model=own_teacher,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -189,12 +210,14 @@ class DopdTrainer(DistillationTrainer):
             peft_config=peft_config,
         )
         check_shards(args.shard_teacher, self.accelerator.num_processes, self.is_deepspeed_enabled)
-        self.models = TrainerModels(self, args.shard_teacher)
+        further = {policy: self._load_teacher(policy, given) for policy, given in in_process.items()}
+        self.models = TrainerModels(self, args.shard_teacher, further)
         config = self.models.bare("student").config
         if args.max_image_pixels is not None and config.model_type in VISION_PROCESSORS:
             limit_images(processing_class, args.max_image_pixels)
         template_kwargs: Any = self.chat_template_kwargs
         self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
+        self._check_served()
         self._forbid_tokens(image_token_ids(config))
         if not self.use_vllm:
             # A student that diverged: drawing from NaN ends the process, and on a GPU without a word of where.
@@ -231,7 +254,7 @@ class DopdTrainer(DistillationTrainer):
 
     def _policies(self) -> Policies:
         args, needs, policies = self.args, self.requirements, {source.policy for source in self.objective.sources()}
-        if "teacher" in policies and self.teacher_model is None:
+        if TEACHER in policies and not self.teachers.policies:
             raise ValueError(f"objective {self.objective.name!r} needs a teacher_model")
         check_copies(policies, self.models.has_adapters, self.models.zero_stage)
         copies = StudentCopies(self.models.bare("student"), policies, needs.average_rate, needs.average_every)
@@ -244,7 +267,49 @@ class DopdTrainer(DistillationTrainer):
             chunk_size=None if args.logits_chunk_size == "auto" else args.logits_chunk_size,
             share_prompts=args.share_prompts and args.num_generations > 1,
             store="cpu" if args.offload_scores else None,
+            teachers=self.teachers,
         )
+
+    def _load_teacher(self, policy: str, given: str | PreTrainedModel) -> PreTrainedModel:
+        """A teacher beside TRL's own, loaded as that one is."""
+        if isinstance(given, str):
+            asked: Any = {**cast(dict[str, Any], self.args.teacher_model_init_kwargs or {})}
+            asked.pop("quantization_config", None)  # of the default teacher
+            own = {"device_map": None, "dtype": dtype_of_teacher(), "trust_remote_code": self.args.trust_remote_code}
+            its = self.teachers.others[policy.partition(":")[2]].init_kwargs
+            given = create_model_from_path(given, **{**own, **asked, **its})
+        sizes = [model.config.get_text_config().vocab_size for model in (self.model, given)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"a teacher's vocabulary has {sizes[1]} entries, the student's {sizes[0]}")
+        return given
+
+    def _check_served(self) -> None:
+        """Served teachers can give what the objective needs, and have been compared with the student."""
+        if not self.teachers.served or TEACHER not in {source.policy for source in self.objective.sources()}:
+            return
+        vocabulary = self.views.config.get_text_config().vocab_size
+        needs = served_needs(self.objective, self.args.num_generations, self.args.logged_top_k, vocabulary)
+        if needs.cut and self.accelerator.is_main_process:
+            warnings.warn(
+                f"objective {self.objective.name!r} compares whole distributions with the teacher's: of a served one "
+                f"it takes the {needs.top_k} likeliest tokens, and all others as one (top_{needs.top_k}_mass says "
+                "what the former hold)",
+                stacklevel=2,
+            )
+        for served in self.teachers.served.values():
+            if served.top_k != needs.top_k:
+                told = compare(served, self.views, needs)
+                if told is not None and self.accelerator.is_main_process:
+                    warnings.warn(told, stacklevel=2)
+
+    def teacher_names(self) -> list[str]:
+        """What the teachers are called: a folder or hub id, or the name that a server gives its model."""
+        served, local = self.teachers.served, self.models.teachers
+        return [
+            served[policy].model if policy in served else self.models.bare(policy).config._name_or_path
+            for policy in self.teachers.policies
+            if policy in served or policy in local
+        ]
 
     @property
     def refused(self) -> int:
@@ -260,13 +325,27 @@ class DopdTrainer(DistillationTrainer):
         found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         self.resumed_from = Path(found) if found else None
         self._empty_steps = None if found else 0
-        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        except TeacherLost:
+            self._save_last_step()
+            raise
         if self._empty_steps:
             reason = self.refusals[0].reason if self.refusals else "no rollout has a token"
             raise UserError(
                 f"none of the examples of {self._empty_steps} steps can be learned from; the first: {reason}"
             )
         return result
+
+    def _save_last_step(self) -> None:
+        """A checkpoint as the last whole step left it, where its own schedule has not written one."""
+        step = self.state.global_step
+        folder = checkpoint_folder(Path(str(self.args.output_dir)), step)
+        if step == 0 or self.args.save_strategy == "no" or folder.exists():
+            return
+        self._random_states.restore()
+        self._save_checkpoint(self.model, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def evaluate(
         self,
@@ -329,6 +408,8 @@ class DopdTrainer(DistillationTrainer):
     # ---- one optimizer step: views, rollouts, scores, plan ----------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.teachers.served:
+            self._random_states = RandomStates()
         with self.policies.shared_features():
             return self._roll_out_and_score(inputs)
 
@@ -341,6 +422,7 @@ class DopdTrainer(DistillationTrainer):
         given = [source for source in learned_on if source.view not in ROLLOUT_VIEWS]
         rendered = render_batch(self.renderer, inputs, [*dict.fromkeys([PLAIN_STUDENT, *fixed, *given])], group)
         self.refusals += rendered.refusals
+        owner = self._owners(inputs, rendered)
         plain_views = rendered.views[PLAIN_STUDENT]
         forget_image_positions(self.models.bare("student"))
         with self.models.whole_for_rollouts():
@@ -379,12 +461,12 @@ class DopdTrainer(DistillationTrainer):
         most = self.args.rollouts_to_keep if self.accelerator.is_main_process else 0
         chosen = [row for row, takes_part in enumerate(usable) if takes_part and row % len(lessons) == 0][:most]
         token_mask = response_mask
-        if not self.requirements.needs_scores:
+        if not self.requirements.needs_scores and not self.teachers.served:  # which have nothing but scores
             token_mask = torch.zeros_like(response_mask)
             token_mask[chosen] = response_mask[chosen]
-        scored = {source: self.policies.score(source, views[source], responses, token_mask) for source in sources}
+        scored = self._score({source: views[source] for source in sources}, responses, token_mask, owner, inputs)
         scores = Scores(
-            policies={source: result.scores for source, result in scored.items()},
+            policies={source: scored[source].scores for source in sources},
             response_ids=response_ids,
             response_mask=response_mask,
             group=torch.arange(len(inputs), device=device) // group,
@@ -396,11 +478,20 @@ class DopdTrainer(DistillationTrainer):
         self._decision = decision = with_task_reward(self.objective.decide(scores), scores, self.args.task_reward)
         self._log_rollouts(judged, scores, token_mask)
         self.kept_rollouts = keep_rollouts(chosen, inputs, views, responses, texts, verdicts, scores, decision)
+        if not self.teachers.is_plain:
+            top_k = min(policy.top_k_ids.shape[-1] for policy in scores.policies.values())
+            parts = self._log_teachers(judged, scores, owner)
+            plan = self.teachers.shared_out(decision.plan, owner.to(device), top_k)
+            self._decision = decision = replace(decision, plan=plan, parts={**decision.parts, **parts})
 
         # Of each policy learning gets what `score_tokens` kept, and hidden states only where those do not do.
         plan = decision.plan
         needed = {source: rows & response_mask for source, rows in rows_to_keep(plan, scores.policies).items()}
-        hidden = {source: scored[source].hidden for source in needed}
+        kept = {}
+        for source, rows in needed.items():
+            hidden, places = scored[source].hidden, scored[source].rows
+            assert hidden is not None, source
+            kept[source] = KeptHidden.of(hidden, rows.to(hidden.device), places)
         batch = StepBatch(
             response_ids=response_ids,
             response_mask=response_mask,
@@ -409,12 +500,64 @@ class DopdTrainer(DistillationTrainer):
             scale=token_scale(response_mask, plan.reduction),
             plan=plan,
             parts=decision.parts,
-            scores={source: scores.policies[source] for source in plan.sources()},
-            hidden={
-                source: KeptHidden.of(hidden[source], rows.to(hidden[source].device)) for source, rows in needed.items()
-            },
+            scores={source: scores.policies[source] for source in plan.sources() if source in scores.policies},
+            hidden=kept,
         )
         return batch.pack(items=self.accelerator.gather(item_count(response_mask, plan.reduction)).sum())
+
+    def _owners(self, inputs: list[dict[str, Any]], rendered: RenderedBatch) -> Tensor:
+        """The place of each rollout's teacher, `[B]`. An example that has none is refused."""
+        if self.teachers.is_plain or TEACHER not in {source.policy for source in self.objective.sources()}:
+            return torch.zeros(len(inputs), dtype=torch.long)
+        owners = [self.teachers.of(example) for example in inputs]
+        for b, owner in enumerate(owners):
+            if owner is None and bool(rendered.usable[b]):
+                rendered.usable[b] = False
+                reason = f"no teacher teaches source {inputs[b].get('source')!r} or task {inputs[b].get('task')!r}"
+                if not any(refusal.id == inputs[b]["id"] for refusal in self.refusals[-len(inputs) :]):
+                    self.refusals.append(Refusal(str(inputs[b]["id"]), reason))
+        return torch.tensor([owner or 0 for owner in owners])
+
+    def _score(
+        self,
+        asked: Mapping[Source, list[View]],
+        responses: list[list[int]],
+        mask: Tensor,
+        owner: Tensor,
+        inputs: list[dict[str, Any]],
+    ) -> dict[Source, Scored]:
+        """`Policies.score_all`; what a served teacher of one rank does wrong ends all of them, at the same place."""
+        lost: UserError | None = None
+        scored: dict[Source, Scored] = {}
+        try:
+            examples = [str(example["id"]) for example in inputs]
+            scored, waited = self.policies.score_all(asked, responses, mask, owner, examples)
+        except (ServerGone, RequestRefused, BadAnswer) as error:
+            lost, waited = error, math.nan
+        if not self.teachers.served:
+            return scored
+        of_ranks = self.accelerator.gather(torch.tensor([waited], device=self.accelerator.device))
+        if of_ranks.isnan().any():
+            told = next(text for text in gather_object([str(lost or "")]) if text)
+            raise TeacherLost(f"{told}. Whole checkpoints stay; go on with --resume true") from lost
+        self._metrics["train"]["teacher_wait_seconds"].append(of_ranks.mean().item())
+        return scored
+
+    def _log_teachers(self, verdicts: list[Verdict], scores: Scores, owner: Tensor) -> dict[str, Tensor]:
+        """Metrics by teacher; the tokens of each, `[B, N]`, as parts whose shares are logged."""
+        mask = scores.response_mask
+        parts = {}
+        if len(self.teachers.policies) > 1:
+            source = next(source for source in self.objective.sources() if source.policy == TEACHER)
+            logp = scores.policies[source].logp
+            for place in range(len(self.teachers.policies)):
+                name = f"teacher:{self.teachers.name(place)}"
+                parts[name] = mask & (owner == place).to(mask.device).unsqueeze(-1)
+                self._sums.add(f"logp/{name}", logp.where(parts[name], 0.0).sum(), parts[name].sum())
+                taught = parts[name].any(-1).tolist()
+                judged = [v.right for v, use in zip(verdicts, taught, strict=True) if use and v.right is not None]
+                self._sums.add(f"rollout_accuracy/{name}", sum(judged), len(judged))
+        return parts
 
     # ---- one slice of it: learning ----------------------------------------------------------------------------------
 

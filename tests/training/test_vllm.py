@@ -5,14 +5,8 @@ serves; the trainer runs in this environment. `test_vllm_requests.py` needs no v
 """
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,57 +17,20 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.training.run import load_examples
 from dopd_vl.views import View, ViewProcessor, processor_for
+from tests.vllm_server import PYTHON, vllm_serving
 
-PYTHON = os.environ.get("DOPD_VLLM_PYTHON")
 FOLDER = Path(__file__).parent
 STEPS, LENGTH = 3, 6
 NEAR = 0.1
 """logits; vLLM's kernels for a CPU stray by hundredths, which decides between tokens that are equally likely"""
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="DOPD_VLLM_PYTHON names no Python with vLLM")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def vllm_serving(model: Path, log: Path) -> Iterator[str]:
-    assert PYTHON is not None
-    port = free_port()
-    command = [str(Path(PYTHON).parent / "vllm"), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
-    command += ["--worker-extension-cls", "vllm_tcp_weights.TcpWeights", "--enable-scale-out"]
-    command += ["--weight-transfer-config", '{"backend": "tcp"}']
-    settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    settings |= {"PYTHONPATH": str(FOLDER), "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env={**os.environ, **settings}, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(url, server, log)
-            yield url
-        finally:
-            server.terminate()
-            try:
-                server.wait(60)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 900
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()[-4000:]
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-    pytest.fail(f"no server after 15 minutes: {log.read_text()[-4000:]}")
+TAKES_WEIGHTS = (
+    "--worker-extension-cls",
+    "vllm_tcp_weights.TcpWeights",
+    "--weight-transfer-config",
+    '{"backend": "tcp"}',
+)
 
 
 def site_packages() -> str:
@@ -120,7 +77,7 @@ def test_the_server_rolls_out_with_the_weights_of_the_step_and_sees_plain_prompt
 ) -> None:
     student = nano_models / f"{world}-student"
     data = {"text": text_data, "vision": vision_data}[world]
-    with vllm_serving(student, tmp_path / "vllm.log") as url:
+    with vllm_serving(student, tmp_path / "vllm.log", *TAKES_WEIGHTS) as url:
         steps = train(world, nano_models, data, tmp_path / "run", url)
     assert len(steps) == STEPS
     kind = AutoModelForImageTextToText if world == "vision" else AutoModelForCausalLM
