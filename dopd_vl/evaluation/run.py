@@ -143,26 +143,31 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     }
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
     count, title, right = len(dataset), f"evaluate {name_of_model(Path(config.model))}", RightSoFar()
-    progress = Progress(console, title, count * config.sampling.samples, "responses")
+
+    def items(batch: Batch) -> int:
+        return len(batch_items(batch.number, count, config.batch_size, config.sampling))
+
     make_folder(path)
-    with exclusive(path, "evaluation"), disk_told_of(path, WHAT_STAYS), progress:
+    with exclusive(path, "evaluation"), disk_told_of(path, WHAT_STAYS):
         folder = EvaluationFolder(path, identity, config.overwrite)
         batches, left = folder.recover(count, config.batch_size, config.sampling)
         if folder.damaged:
             tell(console, f"{path}: {folder.damaged} rows are not what was written; their batches are done again")
         for batch in batches:
             right.with_batch(batch)
-            progress.restore(len(batch_items(batch.number, count, config.batch_size, config.sampling)))
         if left:
             model, views = load_model(config.model, config.dtype, config.trust_remote_code, config.chat_template_kwargs)
             if ignored := ignored_settings(model):
                 told = f"model: its generation_config is ignored ({ignored}); `sampling` says how responses are drawn"
                 tell(console, told)
-            for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
-                folder.add(batch)
-                batches.append(batch)
-                done = len(batch_items(batch.number, count, config.batch_size, config.sampling))
-                progress.advance(done, right.with_batch(batch))
+            done = sum(map(items, batches))
+            with Progress(console, title, count * config.sampling.samples, "responses", done) as progress:
+                for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
+                    folder.add(batch)
+                    batches.append(batch)
+                    progress.advance(items(batch), right.with_batch(batch))
+        else:
+            tell(console, f"{title}: every response is there already")
         batches.sort(key=lambda batch: batch.number)
         evaluation = _scored(batches, config.sampling.samples)
         estimates = {name: asdict(estimate) for name, estimate in evaluation.estimates.items()}

@@ -32,8 +32,9 @@ def print_beside(console: Console, work: Workload, host_memory: float | None, di
     """Main memory and disk, line by line; whether they are as large as needed, where it was said what there is."""
     host, folder = host_lines(work), disk_lines(work)
     processes = work.devices // work.machines
+    count = "1 process" if processes == 1 else f"{processes} processes"
     wanted = (
-        (f"Main memory of a machine ({processes} processes), at most", host, host_memory, "host_memory"),
+        (f"Main memory of a machine ({count}), at most", host, host_memory, "host_memory"),
         ("Disk for output_dir", folder, disk, "disk"),
     )
     enough = True
@@ -92,7 +93,7 @@ def print_time(console: Console, work: Workload, parts: list[Part], steps: int) 
         tell(console, f"{rollouts} rollouts a step; how many steps num_train_epochs makes depends on the data")
         return
     hours = total * steps / 3600
-    tell(console, f"{steps} steps of {rollouts} rollouts: {hours:.1f} hours, {hours * work.devices:.0f} GPU hours")
+    tell(console, f"{steps} steps of {rollouts} rollouts: {hours:.1f} hours, {hours * work.devices:.1f} GPU hours")
 
 
 def print_assumptions(console: Console, work: Workload, machine: Machine, mean: Workload) -> None:

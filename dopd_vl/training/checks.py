@@ -8,7 +8,7 @@ import dataclasses
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    EarlyStoppingCallback,
     PreTrainedConfig,
     PreTrainedModel,
     Trainer,
@@ -439,6 +440,27 @@ def _faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             chat_message(message, place)
     except RecordError as error:
         yield "prompt", str(error)
+
+
+def choose_metric_to_stop_by(settings: Any, callbacks: Iterable[Any], eval_dataset: Any) -> None:
+    """With transformers' `EarlyStoppingCallback`, `metric_for_best_model` is the accuracy where none is named.
+
+    Raises:
+        UserError: there are no evaluations to stop by, or several sets of which none is named.
+    """
+    if not any(isinstance(one, EarlyStoppingCallback) or one is EarlyStoppingCallback for one in callbacks):
+        return
+    if eval_dataset is None or settings.eval_strategy == "no":
+        raise UserError("callbacks: EarlyStoppingCallback goes by evaluations; give eval_dataset, and eval_strategy")
+    if settings.metric_for_best_model is not None:
+        return
+    if isinstance(eval_dataset, Mapping):
+        name = next(iter(eval_dataset))
+        raise UserError(
+            f"metric_for_best_model: several sets are evaluated; name what EarlyStoppingCallback goes by, such as "
+            f"'{name}_accuracy'"
+        )
+    settings.metric_for_best_model, settings.greater_is_better = "accuracy", True
 
 
 def check_steps(settings: Any, examples: int, processes: int, key: str) -> None:

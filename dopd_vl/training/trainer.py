@@ -71,6 +71,7 @@ from dopd_vl.training.checks import (
     check_same_ids,
     check_shards,
     check_steps,
+    choose_metric_to_stop_by,
     token_ids,
 )
 from dopd_vl.training.metrics import TokenSums, add_rollouts, token_metrics, verdict_on
@@ -163,6 +164,7 @@ class DopdTrainer(DistillationTrainer):
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_columns(dataset, name)
             check_rows(dataset, name)
+        choose_metric_to_stop_by(args, callbacks or [], eval_dataset)
         if processing_class is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             of_student: Any = args.model_init_kwargs or {}
