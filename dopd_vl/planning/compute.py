@@ -40,9 +40,9 @@ def time_of(work: Workload, machine: Machine, mean: Workload) -> list[Part]:
     rate = machine.tflops * 1e12 * machine.mfu
     parts = [_rollout(work, machine, mean)]
     for scoring in work.scorings:
-        shared = scoring.shares_prompts and work.share_prompts
+        shared = work.shares_prompts(scoring)
         flops = _pass_flops(work, work.model_of(scoring), mean.view_tokens(scoring), mean.response_tokens, shared)
-        reason = "a forward pass" + (", a prompt once for its siblings" if shared and work.group > 1 else "")
+        reason = "a forward pass" + (", a prompt once for its siblings" if shared else "")
         parts.append(Part(f"scoring: {scoring}", flops, flops / rate, reason))
     forward = _pass_flops(work, work.student, mean.prompt_tokens, mean.response_tokens, work.learns_from_shared_prompts)
     # Backward: gradients of inputs and, unless frozen, of weights. Checkpointing repeats the layers' forward pass.

@@ -94,7 +94,7 @@ def _scoring_pass(work: Workload, scoring: Scoring) -> int:
     shape, precision = _policy(work, scoring)
     rows, prompt, response = _scored_rows(work), work.view_tokens(scoring), work.response_tokens
     pair = 1 + act.saved_mask(precision)
-    shared = scoring.shares_prompts and work.share_prompts and work.group > 1
+    shared = work.shares_prompts(scoring)
     prompts = math.ceil(rows / work.group) if shared else rows
     if shared:
         cache = rows * (prompt + response) * act.cache_bytes(shape, precision)

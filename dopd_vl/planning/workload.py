@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dopd_vl.planning.shapes import ModelShape
+from dopd_vl.training.prompt_sharing import can_go_on
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS
 
 Parallel = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
@@ -155,8 +156,15 @@ class Workload:
             return self.student.adapter_parameters(self.lora_rank, self.lora_modules)
         return self.student.parameters
 
+    def shares_prompts(self, scoring: Scoring) -> bool:
+        """Whether a scoring reads a prompt once for its siblings."""
+        return self._shares_prompts(self.model_of(scoring)) and scoring.shares_prompts
+
     @property
     def learns_from_shared_prompts(self) -> bool:
         """As the trainer decides: layers without checkpointing, weights not sharded."""
         plain = self.parallel in ("single", "ddp")
-        return self.share_prompts and self.group > 1 and not self.checkpointing and plain
+        return self._shares_prompts(self.student) and not self.checkpointing and plain
+
+    def _shares_prompts(self, model: ModelShape) -> bool:
+        return self.share_prompts and self.group > 1 and can_go_on(model.config)

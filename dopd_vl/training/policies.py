@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dopd_vl.core import Projection, Source, TokenScores, divergence_of, score_tokens
-from dopd_vl.models import backbone_of, refuse_scaled_logits, to_device
+from dopd_vl.models import backbone_of, leave_out_router_logits, refuse_scaled_logits, to_device
 from dopd_vl.objectives.base import Pair
 from dopd_vl.training.prompt_sharing import can_go_on, hidden_states_from_shared_prompts, prompts_of
 from dopd_vl.training.sharding import Models
@@ -71,6 +71,7 @@ class Policies:
         self._features: dict[int, SharedFeatures] = {}
         for policy in {"student", *copies.policies}:
             refuse_scaled_logits(models.bare(policy).config, policy)
+            leave_out_router_logits(models.bare(policy).config)
 
     def score(self, source: Source, views: Sequence[View], responses: Sequence[list[int]], mask: Tensor) -> Scored:
         """What a policy, as a constant and without dropout, makes of B rollouts.

@@ -29,6 +29,8 @@ __all__ = [
 VISION_PROCESSORS: dict[str, type[ViewProcessor]] = {
     "qwen3_vl": QwenVLViewProcessor,
     "qwen3_vl_moe": QwenVLViewProcessor,
+    "qwen3_5": QwenVLViewProcessor,
+    "qwen3_5_moe": QwenVLViewProcessor,
 }
 """Model type (of a model's own config) -> processor. Every model type without a vision tower is read as text."""
 
