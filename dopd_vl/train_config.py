@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-from dopd_vl.common.configuration import check_at_least, check_shares
+from dopd_vl.common.configuration import check_at_least, check_shares, settings_of
 from dopd_vl.common.errors import ConfigurationError
 
 DEFAULT_VARIANT = "default"
@@ -34,13 +34,65 @@ class LoraSettings:
         return [name.strip() for name in self.target_modules.split(",")]
 
 
+Quantization = Literal["8bit", "4bit"]
+"""bitsandbytes' LLM.int8() (arXiv 2208.07339) and NF4 with double quantization (QLoRA, arXiv 2305.14314)."""
+
+
+@dataclass
+class TeacherSettings:
+    """A teacher of a part of the data. An example is taught by the first teacher that names its source or its task, and
+    by `model.teacher` where none does."""
+
+    model: str = ""
+    """folder, hub id, `nano:NAME`, or the address of a server"""
+    sources: list[str] = field(default_factory=list)
+    """values of the data's column `source` that it teaches"""
+    tasks: list[str] = field(default_factory=list)
+    """values of the column `task` that it teaches"""
+    quantization: Quantization | None = None
+    """as model.teacher_quantization"""
+
+
+@dataclass
+class ServerSettings:
+    """How served teachers are asked (docs/teachers.md)."""
+
+    kind: Literal["auto", "vllm", "sglang"] = "auto"
+    """which program serves; "auto" asks it"""
+    name: str | None = None
+    """the name that the server gives its model; by default the first that it lists"""
+    key_env: str | None = None
+    """environment variable that holds the server's key; by default it has none"""
+    concurrency: int = 64
+    """requests in flight, of each process that trains"""
+    timeout: float = 600.0
+    """seconds that an answer may take"""
+    wait: float = 900.0
+    """seconds that a server which does not answer is waited for; then the run ends with a checkpoint"""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "concurrency", where="model.server.")
+        for name in ("timeout", "wait"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"model.server.{name}={getattr(self, name)} must be above 0 and finite")
+
+
 @dataclass
 class ModelSettings:
     """The student and its teacher: folders, hub ids, or `nano:NAME` for the shipped CPU-size models."""
 
     student: str = "nano:vision-student"
     teacher: str | None = "nano:vision-teacher"
-    """may be null where the objective's teacher is the student itself"""
+    """also the address of a server that runs it, as http://HOST:PORT; may be null where the objective's teacher is the
+    student itself"""
+    teachers: dict[str, Any] = field(default_factory=dict)
+    """further teachers by a name of your choice, each with its model and the sources or tasks of the data that it
+    teaches, e.g. `{math: {model: Qwen/Qwen3-8B, sources: [gsm8k]}}` (docs/teachers.md)"""
+    server: ServerSettings = field(default_factory=ServerSettings)
+    quantization: Quantization | None = None
+    """load the student in so many bits (bitsandbytes, on a GPU), and train adapters on it: QLoRA; needs model.lora"""
+    teacher_quantization: Quantization | None = None
+    """load the teacher in so many bits (bitsandbytes, on a GPU)"""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """"auto": bfloat16 on a GPU, float32 on a CPU. The student's weights are float32, with bf16 autocast on a GPU"""
     attn_implementation: str | None = None
@@ -48,6 +100,23 @@ class ModelSettings:
     trust_remote_code: bool = False
     """run Python code that a model folder brings along"""
     lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"model.quantization={self.quantization}: weights of so few bits do not learn, adapters on them do; "
+                "give model.lora"
+            )
+        for name, given in self.teachers.items():
+            if re.fullmatch(r"\w+", str(name), re.ASCII) is None:
+                raise ConfigurationError(f"model.teachers: {name!r} is no name, which is of letters, digits and '_'")
+            key = f"model.teachers.{name}"
+            teacher = given if isinstance(given, TeacherSettings) else settings_of(TeacherSettings, given, key)
+            if not teacher.model:
+                raise ConfigurationError(f"{key}.model: none given")
+            if not teacher.sources and not teacher.tasks:
+                raise ConfigurationError(f"{key}: give the sources or the tasks of the data that it teaches")
+            self.teachers[name] = teacher
 
 
 @dataclass

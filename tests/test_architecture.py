@@ -29,6 +29,7 @@ ROOMS = (
     "dopd_vl.core",
     "dopd_vl.objectives",
     "dopd_vl.train_config",
+    "dopd_vl.served",
     "dopd_vl.models",
     "dopd_vl.views",
     "dopd_vl.evaluation",

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import email.utils
 import json
-import math
-import os
-import re
 import reprlib
-import time
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dopd_vl.common.errors import ConfigurationError, PrepareError
+from dopd_vl.common.http import LEAST_SECRET, read_key, retry_after, spellings
 from privileged.annotators.requests import Reply, Request, RequestRefused, Transient
 from privileged.model_settings import ModelConfig
 from privileged.records.images import StoredImage
@@ -29,9 +25,6 @@ MAX_BODY = 8 * 1024 * 1024
 
 MAX_ERROR_BODY = 64 * 1024
 """Bytes of the body of a response with an error status, unpacked: the rest is not read."""
-
-LEAST_SECRET = 8
-"""Characters of a key. Shorter ones ("EMPTY", "x") are stand-ins for servers without keys, and may be any word."""
 
 FATAL = {401: "the key is wrong or missing", 402: "the account has no credit", 404: "no such model or address"}
 TRANSIENT = (408, 409, 425, 429)
@@ -50,7 +43,7 @@ class EndpointGenerator:
                 f"{settings.KEY}.kind: endpoint needs the openai client; pip install 'dopd-vl[annotate]'"
             ) from error
         self._settings, self.concurrency = settings, settings.concurrency
-        self._key = _read_key(settings.key_env, f"{settings.KEY}.key_env")
+        self._key = read_key(settings.key_env, f"{settings.KEY}.key_env")
         self._spelt_key = None if self._key is None else spellings(self._key)
         limits = httpx2.Limits(
             max_connections=settings.concurrency + 8, max_keepalive_connections=settings.concurrency + 8
@@ -194,36 +187,6 @@ def data_url(stored: StoredImage) -> str:
     return f"data:{_media_type(stored.data)};base64,{base64.b64encode(stored.data).decode()}"
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a server asks to wait: a number, or a date (RFC 9110, 10.2.3).
-
-    >>> retry_after({"retry-after": "2.5"})
-    2.5
-    """
-    text = headers.get("retry-after")
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def spellings(key: str) -> re.Pattern[str]:
-    r"""Finds a key as it is, and as JSON and Python may escape it, once or several times over.
-
-    >>> [bool(spellings("a/b").fullmatch(text)) for text in ("a/b", r"\u0061\/b", r"\\u0061/\x62", "a/c")]
-    [True, True, True, False]
-    """
-    escapes = (f"(?:u00|x)(?i:{ord(sign):02x})" for sign in key)
-    signs = (rf"(?:\\{{0,8}}{re.escape(sign)}|\\{{1,8}}{escape})" for sign, escape in zip(key, escapes, strict=True))
-    return re.compile("".join(signs))
-
-
 async def _bound_body(response: httpx2.Response) -> None:
     """A hook of the client: of any body no more is read and unpacked than the limit, and one byte that tells of it.
 
@@ -275,20 +238,6 @@ def _media_type(data: bytes) -> str:
     if data.startswith(b"\x89PNG"):
         return "image/png"
     return "image/webp" if data.startswith(b"RIFF") else "image/jpeg"
-
-
-def _read_key(variable: str | None, key_env: str) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ConfigurationError(
-            f"{key_env}: the environment variable {variable} is not set; set it, or key_env: null for an "
-            "endpoint without a key"
-        )
-    if not key.isascii() or not key.isprintable():
-        raise ConfigurationError(f"{key_env}: the value of {variable} holds signs that no key has")
-    return key
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

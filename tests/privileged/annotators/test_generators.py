@@ -11,9 +11,9 @@ from privileged_samples import noise, raw_record
 from rich.console import Console
 
 from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.http import retry_after
 from privileged.annotators.ahead import annotation_fingerprint
 from privileged.annotators.detector import DetectorGenerator, boxes_json
-from privileged.annotators.endpoint import retry_after
 from privileged.annotators.parts import generation_requests
 from privileged.annotators.prompts import load_prompts
 from privileged.annotators.settings import AnnotateConfig, SamplingConfig

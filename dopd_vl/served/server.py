@@ -1,0 +1,186 @@
+"""A server over HTTP: asked again after what passes, waited for while it starts anew, never read without a limit."""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from dopd_vl.common.errors import ConfigurationError, UserError
+from dopd_vl.common.http import read_key, retry_after, spellings
+from dopd_vl.train_config import ServerSettings
+
+PASSES = (408, 409, 425, 429)
+"""Statuses, beside those of 500 and above, after which a request is sent again."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds between two tries; each pause is twice the last one, and shortened by chance so that processes part."""
+SMALL = 1 << 20
+"""Bytes that are read of an answer which says how long it may be by nothing, and of one with an error status."""
+_SAID = 300
+
+
+class ServerGone(UserError):
+    """A server has not answered for as long as it is to be waited for."""
+
+
+class RequestRefused(UserError):
+    """A server will not do what it was asked, however often it is.
+
+    Args:
+        status: of its answer.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class BadAnswer(UserError):
+    """An answer is not what was asked for."""
+
+
+class Server:
+    """Asks one server; safe to use from several threads.
+
+    Args:
+        address: as http://HOST:PORT, of what serves; paths are added to it.
+        settings: how long it is waited for, and with which key it is asked.
+        key: the setting that names the server, which every error begins with.
+
+    Raises:
+        ConfigurationError: the key of the server is not there, or the address holds a password.
+    """
+
+    def __init__(self, address: str, settings: ServerSettings, key: str = "model.teacher"):
+        if "@" in address:
+            raise ConfigurationError(
+                f"{key}: an address with a password in it would stand in the run folder; model.server.key_env names "
+                "the environment variable that holds a server's key"
+            )
+        self.address = address.rstrip("/").removesuffix("/v1")
+        self.told_as = f"{key}: {self.address}"
+        self._settings, self._stopped = settings, threading.Event()
+        secret = read_key(settings.key_env, "model.server.key_env")
+        self._secret = None if secret is None else spellings(secret)
+        headers = {"Accept-Encoding": "identity"}
+        if secret is not None:
+            headers["Authorization"] = f"Bearer {secret}"
+        self._client = httpx2.Client(
+            headers=headers,
+            timeout=httpx2.Timeout(settings.timeout, connect=min(30.0, settings.timeout)),
+            limits=httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
+            follow_redirects=False,  # a server that is trusted with the questions may not send them on to another
+        )
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None, most: int = SMALL) -> Any:
+        """The JSON value that the server answers with.
+
+        Args:
+            path: from its root, as "/v1/models".
+            body: is posted as JSON; without one the path is got.
+            most: bytes that are read of the answer.
+
+        Raises:
+            RequestRefused: the status says that the request is at fault.
+            BadAnswer: the answer is longer, or no JSON.
+            ServerGone: there was none for `settings.wait` seconds.
+        """
+        first_failure: float | None = None
+        pause = FIRST_PAUSE
+        while True:
+            begun = time.monotonic()
+            try:
+                return self._once(path, body, most)
+            except _Passing as error:
+                first_failure = begun if first_failure is None else first_failure
+                left = first_failure + self._settings.wait - time.monotonic()
+                if left <= 0:
+                    raise ServerGone(
+                        f"{self.told_as} does not answer, for {self._settings.wait:g} s (model.server.wait): {error}"
+                    ) from None
+                wanted = pause * random.uniform(0.5, 1.0) if error.after is None else error.after
+                pause = min(2 * pause, LONGEST_PAUSE)
+                if self._stopped.wait(min(wanted, left)):
+                    raise ServerGone(f"{self.told_as}: no longer asked") from None
+
+    def _once(self, path: str, body: Mapping[str, Any] | None, most: int) -> Any:
+        method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        deadline = time.monotonic() + self._settings.timeout
+        try:
+            with self._client.stream(
+                method, self.address + path, content=content, headers={"Content-Type": "application/json"}
+            ) as response:
+                packed = response.headers.get("content-encoding", "identity")
+                if packed != "identity":
+                    raise BadAnswer(f"{self.told_as} packs its answer as {packed[:40]!r}, although it was asked not to")
+                limit = most if response.is_success else SMALL
+                read = bytearray()
+                for piece in response.iter_raw():
+                    read += piece
+                    if len(read) > limit:
+                        break
+                    if time.monotonic() > deadline:
+                        raise _Passing(f"no whole answer within {self._settings.timeout:g} s (model.server.timeout)")
+        except (httpx2.TransportError, httpx2.InvalidURL, OSError) as error:
+            raise _Passing(self._blotted(f"{type(error).__name__}: {error}")) from None
+        if not response.is_success:
+            raise self._of_status(response.status_code, response.headers, bytes(read))
+        if len(read) > limit:
+            raise BadAnswer(f"{self.told_as} answered {path} with more than {limit} bytes")
+        try:
+            return json.loads(read)
+        except (ValueError, RecursionError):
+            # A proxy's page, or what a server that was ended had written by then.
+            raise _Passing(f"its answer to {path} is no JSON: {self._said(bytes(read))!r}") from None
+
+    def _of_status(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+        said = f"answered {status}: {self._said(body)}"
+        if status in PASSES or status >= 500:
+            return _Passing(f"it {said}", retry_after(headers))
+        if 300 <= status < 400:
+            said = f"answered {status}: it sends on to another address, where nothing is sent; if it is right, name it"
+        elif status in (401, 403):
+            said += "; model.server.key_env names the environment variable with its key"
+        return RequestRefused(f"{self.told_as} {said}", status)
+
+    def _said(self, body: bytes) -> str:
+        """What an error says, without the key and on one line."""
+        text = body.decode("utf-8", "replace")
+        try:
+            value = json.loads(text)
+            inner = value.get("error", value)
+            text = str(inner.get("message", inner) if isinstance(inner, dict) else inner)
+        except (ValueError, RecursionError, AttributeError):
+            pass
+        return self._blotted(" ".join(text.split()))[:_SAID]
+
+    def _blotted(self, text: str) -> str:
+        return text if self._secret is None else self._secret.sub("***", text)
+
+    def stop(self) -> None:
+        """End the pauses of all that is being asked again."""
+        self._stopped.set()
+
+    def go_on(self) -> None:
+        """Undo `stop`."""
+        self._stopped.clear()
+
+
+class _Passing(Exception):
+    """The same request may be answered later, `after` so many seconds where the server says so."""
+
+    def __init__(self, reason: str, after: float | None = None):
+        super().__init__(reason)
+        self.after = after
+
+
+def is_address(name: str) -> bool:
+    """Whether a model's name is the address of a server.
+
+    >>> [is_address(name) for name in ("http://127.0.0.1:8000", "https://teacher", "Qwen/Qwen3-8B", "nano:a")]
+    [True, True, False, False]
+    """
+    return name.startswith(("http://", "https://"))
