@@ -123,6 +123,8 @@ class ModelSettings:
 class DataSettings:
     """Privileged data sets, as `dopd-vl prepare` writes them."""
 
+    RENAMED: ClassVar = {"max_image_pixels": "is called max_pixels now"}
+
     train: str = ""
     """folder"""
     eval: str | None = None
@@ -131,12 +133,16 @@ class DataSettings:
     """how many of them, from the front; all by default"""
     max_prompt_length: int | None = None
     """tokens, of any view; an example with a longer prompt is passed over, never cut"""
-    max_image_pixels: int | None = None
-    """of an image; a larger one is made smaller, for every view alike. Default: the model's own limit; Qwen3-VL's is 16
-    million, 16,384 tokens"""
+    min_pixels: int | None = None
+    """of an image; a smaller one is made larger, for every view alike"""
+    max_pixels: int | None = None
+    """of an image; a larger one is made smaller, for every view alike unless `privilege` says otherwise. The model's
+    own bounds hold besides: Qwen3-VL's are 65,536 and 16 million pixels, 64 and 16,384 tokens"""
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "max_prompt_length", "max_image_pixels", where="data.")
+        check_at_least(1, self, "max_prompt_length", "min_pixels", "max_pixels", where="data.")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"data.min_pixels={self.min_pixels} is more than data.max_pixels={self.max_pixels}")
 
 
 @dataclass
@@ -144,6 +150,8 @@ class PrivilegeSettings:
     """What the privileged views show; a student that is to be deployed never sees any of it."""
 
     RENAMED: ClassVar = {"learner_variant": "is called student_variant now"}
+    VARIANTS: ClassVar = ("teacher_variant", "copy_variant", "student_variant")
+    PIXELS: ClassVar = ("teacher_max_pixels", "copy_max_pixels", "student_max_pixels")
 
     teacher_variant: str = DEFAULT_VARIANT
     """"default" (boxes with labels where an example has any, else step-wise hints), or one of docs/data.md: none,
@@ -155,8 +163,16 @@ class PrivilegeSettings:
     student_variant: str = ""
     """what the student sees when it rolls out and learns, by default "none"; anything else only to analyse what comes
     of it. Give copy_variant with it: alone it would be what `student_variant` meant before, the variant of the copy"""
+    teacher_max_pixels: int | None = None
+    """of an image that the teacher is shown, whatever its view; default: data.max_pixels"""
+    copy_max_pixels: int | None = None
+    """of an image that the student's copy is shown in its privileged view; default: data.max_pixels"""
+    student_max_pixels: int | None = None
+    """of an image that the student is shown, in evaluations and by whoever loads it later, too; default:
+    data.max_pixels"""
 
     def __post_init__(self) -> None:
+        check_at_least(1, self, *self.PIXELS, where="privilege.")
         if self.student_variant and not self.copy_variant:
             raise ValueError(
                 "privilege.student_variant: is what the student itself sees when it rolls out and learns; what its "
@@ -415,13 +431,18 @@ def key_of(message: str, config: TrainConfig) -> str | None:
 def in_todays_keys(saved: Any) -> Any:
     """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
 
-    Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
-    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers and epochs still
-    were after that. Before `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
+    Before `data.max_pixels` there was `data.max_image_pixels`. Before `privilege.copy_variant`, the variant of the
+    student's copy was `student_variant` and the student's own `learner_variant`, and settings of `TrainerSettings` were
+    given under `trl`, if at all. Trackers and epochs still were after that. Before `training.rollout_dropout`, rollouts
+    were drawn with the adapters' dropout, if they had any.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
         return saved
+    if isinstance(saved.get("data"), dict) and "max_image_pixels" in saved["data"]:
+        data = dict(saved["data"])
+        data["max_pixels"] = data.pop("max_image_pixels")
+        saved = {**saved, "data": data}
     privilege, training, trl = (dict(saved[name]) for name in sections)
     model = saved.get("model")
     lora = model.get("lora") if isinstance(model, dict) else None

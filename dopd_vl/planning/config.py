@@ -34,11 +34,11 @@ class MachineSettings:
     prompt_tokens: int | None = None
     """longest plain prompt; default: data.max_prompt_length, or 1024"""
     privileged_tokens: int | None = None
-    """longest privileged prompt; default: data.max_prompt_length, or 1024"""
+    """longest privileged prompt, its images as the student sees them; default: data.max_prompt_length, or 1024"""
     images: int = 1
     """of a prompt, for a vision-language student"""
     image_tokens: int | None = None
-    """of an image, part of the prompt's tokens; default: what data.max_image_pixels come to, or 1024"""
+    """of an image, part of the prompt's tokens; default: what data.max_pixels comes to, or 1024"""
     mean_share: float = 0.5
     """assumed length of an average prompt and response, of the longest"""
     full_share: float = 0.5

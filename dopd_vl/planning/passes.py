@@ -53,14 +53,14 @@ def _reading(work: Workload, rows: int, prompt: int) -> int:
     shape, precision = work.student, work.precision
     held = prompt * (act.passing(shape, precision) + act.cache_bytes(shape, precision))
     held += prompt**2 * (1 + act.saved_mask(precision))
-    return rows * max(held, _looking(work, shape, precision))
+    return rows * max(held, _looking(work.images * work.image_tokens, shape, precision))
 
 
-def _looking(work: Workload, shape: ModelShape, precision: Precision) -> int:
+def _looking(image_tokens: int, shape: ModelShape, precision: Precision) -> int:
     """The vision tower over the images of one prompt, without a gradient."""
     if shape.vision is None:
         return 0
-    patches = work.images * work.image_tokens * shape.vision.merge**2
+    patches = image_tokens * shape.vision.merge**2
     return patches * act.passing_vision(shape.vision, precision)
 
 
@@ -103,7 +103,7 @@ def _scoring_pass(work: Workload, scoring: Scoring) -> int:
     else:
         tokens = prompt + response
         held = rows * tokens * act.passing(shape, precision) + rows * tokens**2 * pair
-    vision = prompts * _looking(work, shape, precision)
+    vision = prompts * _looking(work.images * work.image_tokens_of(scoring), shape, precision)
     hidden = rows * response * shape.hidden * act.WIDTHS[precision].stream
     return max(held, vision, hidden + _scored_chunk(work, shape, precision))
 

@@ -56,12 +56,16 @@ class Workload:
     prompt_tokens: int
     """of the plain view: rollouts and learning"""
     privileged_tokens: int
-    """of the longest privileged view: scoring"""
+    """of the longest privileged view, with images as the student sees them: scoring"""
     response_tokens: int
     images: int = 0
     """of a prompt"""
     image_tokens: int = 0
-    """of an image, after the merger; they are part of the prompt's tokens"""
+    """of an image as the student sees it, after the merger; they are part of the prompt's tokens"""
+    teacher_image_tokens: int | None = None
+    """of one as the teacher sees it; None: as the student"""
+    copy_image_tokens: int | None = None
+    """of one in a privileged view of the student's copy; None: as the student"""
 
     parallel: Parallel = "single"
     devices: int = 1
@@ -111,11 +115,18 @@ class Workload:
         """Share of tokens whose hidden states of a policy are kept."""
         return 1.0 if scoring.of_all_tokens else self.full_share
 
+    def image_tokens_of(self, scoring: Scoring) -> int:
+        """Of an image as a policy sees it."""
+        plain = self.image_tokens if scoring.view == "plain" else self.copy_image_tokens
+        own = self.teacher_image_tokens if scoring.policy == "teacher" else plain
+        return self.image_tokens if own is None else own
+
     def view_tokens(self, scoring: Scoring) -> int:
         """The longest prompt of a policy's view."""
+        larger = self.images * (self.image_tokens_of(scoring) - self.image_tokens)
         if scoring.view == "plain":
-            return self.prompt_tokens
-        return self.privileged_tokens + (0 if scoring.shares_prompts else self.response_tokens)
+            return max(1, self.prompt_tokens + larger)
+        return max(1, self.privileged_tokens + larger) + (0 if scoring.shares_prompts else self.response_tokens)
 
     def model_of(self, scoring: Scoring) -> ModelShape:
         """The model that scores."""

@@ -42,8 +42,10 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):  # typ
     seed: int = TrainConfig.seed
     max_prompt_length: int | None = DataSettings.max_prompt_length
     """tokens, of any view; a longer prompt is refused, never cut"""
-    max_image_pixels: int | None = DataSettings.max_image_pixels
-    """of an image; a larger one is made smaller"""
+    min_pixels: int | None = DataSettings.min_pixels
+    """of an image; a smaller one is made larger"""
+    max_pixels: int | None = DataSettings.max_pixels
+    """of an image; a larger one is made smaller, unless a policy's own bound is another"""
 
     def __post_init__(self) -> None:
         check_fields(vars(self))
@@ -144,7 +146,8 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
         "output_dir": config.output_dir,
         "seed": config.seed,
         "max_prompt_length": config.data.max_prompt_length,
-        "max_image_pixels": config.data.max_image_pixels,
+        "min_pixels": config.data.min_pixels,
+        "max_pixels": config.data.max_pixels,
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "trust_remote_code": config.model.trust_remote_code,
         "model_init_kwargs": {"dtype": "float32", "use_safetensors": True, **attention},

@@ -38,7 +38,7 @@ from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
 from dopd_vl.training.student_copies import check_copies
-from dopd_vl.views import VISION_PROCESSORS, check_family, load_views
+from dopd_vl.views import VISION_PROCESSORS, bounded_views, check_bounds, check_family, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
 from privileged.records.fields import chat_message, item_list
@@ -87,6 +87,7 @@ def check(
     if models and config.model.lora is not None and not config.model.trust_remote_code:
         check_lora(config.model.lora, models["student"])
     reads_images = not models or models["student"].model_type in VISION_PROCESSORS
+    check_bounds(config.privilege, reads_images)
     _check_requirements(config, objective, reads_images, None)
     return Checked(objective, models)
 
@@ -108,6 +109,7 @@ def check_here(config: TrainConfig, checked: Checked, datasets: Mapping[str, Dat
         for role, path in paths.items():
             check_weights(path, f"model.{role}", models[role])
     views = load_views(paths["student"], models["student"], "model.student", remote, config.chat_template_kwargs)
+    bounded_views(views, config.data, config.privilege)
     if "teacher" in paths:
         check_same_ids(views.tokenizer.get_vocab(), token_ids(paths["teacher"], remote), "model.teacher")
     for key, dataset in datasets.items():
@@ -162,7 +164,7 @@ def _check_data(dataset: Dataset, key: str, models: Models) -> None:
 
 def _check_variants(config: TrainConfig) -> None:
     """Every variant named in the configuration must exist."""
-    named = {f"privilege.{key}": [variant] for key, variant in vars(config.privilege).items()}
+    named = {f"privilege.{key}": [getattr(config.privilege, key)] for key in config.privilege.VARIANTS}
     named["training.eval_variants"] = config.training.eval_variants
     for key, variants in named.items():
         for variant in variants:
