@@ -2,11 +2,12 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from dopd_vl.common.configuration import check_at_least, check_shares, settings_of
-from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.errors import ConfigurationError, nearest
 
 DEFAULT_VARIANT = "default"
 """The variant that fits an example: boxes with labels where it has any, else step-wise hints (the paper's choices)."""
@@ -32,6 +33,19 @@ class LoraSettings:
     def modules(self) -> list[str]:
         """The names, or "all-linear" alone."""
         return [name.strip() for name in self.target_modules.split(",")]
+
+
+PARTS = ("vision", "projector", "language")
+"""Of a vision-language model: its tower, the mergers from there to the language model, and that with its head."""
+
+
+def check_freeze(parts: Collection[str], where: str = "model.") -> None:
+    """Raises: ConfigurationError: one of these is no part, or all are frozen."""
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigurationError(f"{where}freeze: no part {part!r}, {nearest(part, PARTS)}")
+    if set(parts) == set(PARTS):
+        raise ConfigurationError(f"{where}freeze: leaves nothing to learn; leave one of {', '.join(PARTS)} out")
 
 
 Quantization = Literal["8bit", "4bit"]
@@ -100,8 +114,12 @@ class ModelSettings:
     trust_remote_code: bool = False
     """run Python code that a model folder brings along"""
     lora: LoraSettings | None = None
+    freeze: list[str] = field(default_factory=list)
+    """parts of a vision-language student that do not learn, with adapters or without: vision (the tower), projector
+    (its mergers), language (the rest, head and all)"""
 
     def __post_init__(self) -> None:
+        check_freeze(self.freeze)
         if self.quantization is not None and self.lora is None:
             raise ValueError(
                 f"model.quantization={self.quantization}: weights of so few bits do not learn, adapters on them do; "
@@ -445,6 +463,8 @@ def in_todays_keys(saved: Any) -> Any:
         saved = {**saved, "data": data}
     privilege, training, trl = (dict(saved[name]) for name in sections)
     model = saved.get("model")
+    if isinstance(model, dict):
+        saved = {**saved, "model": {**model, "freeze": model.get("freeze", [])}}
     lora = model.get("lora") if isinstance(model, dict) else None
     training.setdefault("rollout_dropout", isinstance(lora, dict) and lora.get("dropout", 0.0) != 0.0)
     if "num_train_epochs" in trl:

@@ -75,6 +75,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         on_gpu=on_gpu,
         lora_rank=lora.r if lora else 0,
         lora_modules=lora.target_modules if lora else "all-linear",
+        frozen=tuple(dict.fromkeys(config.model.freeze)),
         teacher_bytes=4 if dtype == "float32" or (dtype == "auto" and not on_gpu) else 2,
         bf16=loop.bf16 is not False,
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),

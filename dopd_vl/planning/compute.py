@@ -53,7 +53,7 @@ def time_of(work: Workload, machine: Machine, mean: Workload) -> list[Part]:
         parts.append(Part(f"scoring: {scoring}", flops, flops / rate, reason))
     forward = _pass_flops(work, work.student, mean.prompt_tokens, mean.response_tokens, work.learns_from_shared_prompts)
     # Backward: gradients of inputs and, unless frozen, of weights. Checkpointing repeats the layers' forward pass.
-    times = 1 + (1 if work.lora_rank else 2) + (1 if work.checkpointing else 0)
+    times = 1 + (2 if work.language_learns else 1) + (1 if work.checkpointing else 0)
     dense = 0.0  # what a term over the whole vocabulary projects once more
     for scoring in work.scorings:
         if scoring.keeps_hidden:

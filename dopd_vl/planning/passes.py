@@ -177,15 +177,16 @@ def _learning(work: Workload) -> Iterator[Line]:
     yield Line("a layer in its backward pass", layer + in_flight, backward, "its activations and gradients in flight")
     norm = tokens * act.final_norm(shape, precision) + pairs
     yield Line("last norm and mask", norm, ends, "whole sequences, and one byte a pair of tokens")
-    if shape.vision is not None:
+    if shape.vision is not None and not {"vision", "projector"} <= set(work.frozen):
         patches = prompts * work.images * work.image_tokens * shape.vision.merge**2
-        vision = patches * act.saved_by_vision(shape.vision, precision, work.checkpointing)
+        frozen = "vision" in work.frozen
+        vision = patches * act.saved_by_vision(shape.vision, precision, work.checkpointing, frozen)
         yield Line("vision tower's activations", vision, ends, f"of {prompts * work.images} images")
 
 
 def _loss(work: Workload) -> Iterator[Line]:
     shape, head = work.student, 4 * work.student.head_parameters
-    if not work.lora_rank:
+    if work.language_learns:
         when = frozenset({"loss", "backward starts"})
         yield Line("head's gradient", head, when, "fp32, added up over the chunks")
         if shape.tied:

@@ -73,6 +73,8 @@ class Workload:
     lora_rank: int = 0
     """0: all weights are trained"""
     lora_modules: str = "all-linear"
+    frozen: tuple[str, ...] = ()
+    """parts of the student that do not learn"""
     teacher_bytes: int = 2
     bf16: bool = True
     """whether a GPU computes products in bf16"""
@@ -164,8 +166,18 @@ class Workload:
     def trained(self) -> int:
         """Parameters that learn."""
         if self.lora_rank:
-            return self.student.adapter_parameters(self.lora_rank, self.lora_modules)
-        return self.student.parameters
+            return self.student.adapter_parameters(self.lora_rank, self.lora_modules, self.frozen)
+        return self.student.parameters - sum(map(self.student.parameters_of, self.frozen))
+
+    @property
+    def saved(self) -> int:
+        """Parameters of a saved student: all, or adapters."""
+        return self.trained if self.lora_rank else self.student.parameters
+
+    @property
+    def language_learns(self) -> bool:
+        """Whether the language model's own weights have gradients."""
+        return not self.lora_rank and "language" not in self.frozen
 
     def shares_prompts(self, scoring: Scoring) -> bool:
         """Whether a scoring reads a prompt once for its siblings."""

@@ -7,7 +7,7 @@ on the machine that it is about to begin on: its devices, the models' tokenizers
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -37,6 +37,7 @@ from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
+from dopd_vl.training.freezing import part_of
 from dopd_vl.training.student_copies import check_copies
 from dopd_vl.views import VISION_PROCESSORS, bounded_views, check_bounds, check_family, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
@@ -84,9 +85,13 @@ def check(
     check_copies({source.policy for source in objective.sources()}, config.model.lora is not None, zero_stage)
     models: Models = {} if read_model is None else _read_models(config.model, needs_teacher(objective), read_model)
     _check_families(models)
-    if models and config.model.lora is not None and not config.model.trust_remote_code:
-        check_lora(config.model.lora, models["student"])
     reads_images = not models or models["student"].model_type in VISION_PROCESSORS
+    if config.model.freeze and not reads_images:
+        raise ConfigurationError(
+            "model.freeze: names parts of a vision-language model, but the student reads text only"
+        )
+    if models and config.model.lora is not None and not config.model.trust_remote_code:
+        check_lora(config.model.lora, models["student"], config.model.freeze)
     check_bounds(config.privilege, reads_images)
     _check_requirements(config, objective, reads_images, None)
     return Checked(objective, models)
@@ -114,6 +119,8 @@ def check_here(config: TrainConfig, checked: Checked, datasets: Mapping[str, Dat
         check_same_ids(views.tokenizer.get_vocab(), token_ids(paths["teacher"], remote), "model.teacher")
     for key, dataset in datasets.items():
         _check_data(dataset, key, models)
+    if "language" in config.model.freeze and _first_with_images(datasets["data.train"]) is None:
+        raise UserError("model.freeze: beside a frozen language model images are learned from, and data.train has none")
     reads_images = models["student"].model_type in VISION_PROCESSORS
     _check_requirements(config, checked.objective, reads_images, datasets["data.train"])
 
@@ -207,8 +214,11 @@ def check_shards(shard_teacher: bool, processes: int, deepspeed: bool) -> None:
         )
 
 
-def check_lora(lora: LoraSettings, student: PreTrainedConfig) -> None:
+def check_lora(lora: LoraSettings, student: PreTrainedConfig, frozen: Collection[str] = ()) -> None:
     """Whether LoRA finds what it is to adapt, looked up among the student's modules without their weights.
+
+    Args:
+        frozen: parts of the student that adapters are kept out of.
 
     Raises:
         ConfigurationError: it does not, cannot adapt it, or would adapt the output head.
@@ -229,6 +239,9 @@ def check_lora(lora: LoraSettings, student: PreTrainedConfig) -> None:
             raise ConfigurationError(f"{key}: {name!r} is no single layer that LoRA adapts, {nearest(name, known)}")
         if any(module is model.get_output_embeddings() for module in found):
             raise ConfigurationError(f"{key}: {name!r} is the output head, whose weights the losses read; leave it out")
+    adapted = [path for path in modules if any(path == name or path.endswith(f".{name}") for name in lora.modules)]
+    if {part_of(path) for path in adapted} <= set(frozen):
+        raise ConfigurationError(f"{key}: all of it is frozen by model.freeze ({', '.join(frozen)})")
 
 
 def peft_config(lora: LoraSettings) -> LoraConfig:

@@ -69,6 +69,7 @@ from dopd_vl.training.checks import (
     check_steps,
     token_ids,
 )
+from dopd_vl.training.freezing import freeze, keep_adapters_out
 from dopd_vl.training.metrics import TokenSums, add_rollouts, token_metrics, verdict_on
 from dopd_vl.training.policies import Policies
 from dopd_vl.training.sharding import TrainerModels
@@ -173,6 +174,8 @@ class DopdTrainer(DistillationTrainer):
         ):
             if isinstance(loaded, str):
                 setattr(args, key, {"device_map": None, "dtype": dtype, **(getattr(args, key) or {})})
+        if peft_config is not None:
+            peft_config = keep_adapters_out(peft_config, args.freeze)
         super().__init__(
             model=model,
             teacher_model=teacher_model,
@@ -186,6 +189,7 @@ class DopdTrainer(DistillationTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        freeze(self.model, args.freeze)
         check_shards(args.shard_teacher, self.accelerator.num_processes, self.is_deepspeed_enabled)
         self.models = TrainerModels(self, args.shard_teacher)
         config = self.models.bare("student").config
