@@ -2,11 +2,12 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from dopd_vl.common.configuration import check_at_least, check_shares, settings_of
-from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.errors import ConfigurationError, nearest
 from dopd_vl.common.http import is_address
 
 DEFAULT_VARIANT = "default"
@@ -18,11 +19,14 @@ class LoraSettings:
     """LoRA (arXiv 2106.09685) through peft; full fine-tuning without it."""
 
     r: int = 32
-    """rank"""
+    """The rank of each adapter."""
     alpha: int = 64
+    """What an adapter adds to its layer is scaled by alpha / r."""
     dropout: float = 0.0
+    """The share of an adapter's inputs that is dropped while it learns."""
     target_modules: str = "all-linear"
-    """module names, comma-separated, or "all-linear" """
+    """The names of the modules that get adapters, with commas between them, or "all-linear" for every linear layer but
+    the head."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "r", "alpha", where="model.lora.")
@@ -35,6 +39,19 @@ class LoraSettings:
         return [name.strip() for name in self.target_modules.split(",")]
 
 
+PARTS = ("vision", "projector", "language")
+"""Of a vision-language model: its tower, the mergers from there to the language model, and that with its head."""
+
+
+def check_freeze(parts: Collection[str], where: str = "model.") -> None:
+    """Raises: ConfigurationError: one of these is no part, or all are frozen."""
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigurationError(f"{where}freeze: no part {part!r}, {nearest(part, PARTS)}")
+    if set(parts) == set(PARTS):
+        raise ConfigurationError(f"{where}freeze: leaves nothing to learn; leave one of {', '.join(PARTS)} out")
+
+
 Quantization = Literal["8bit", "4bit"]
 """bitsandbytes' LLM.int8() (arXiv 2208.07339) and NF4 with double quantization (QLoRA, arXiv 2305.14314)."""
 
@@ -45,13 +62,13 @@ class TeacherSettings:
     by `model.teacher` where none does."""
 
     model: str = ""
-    """folder, hub id, `nano:NAME`, or the address of a server"""
+    """The folder or hub id of this teacher, `nano:NAME`, or the address of a server."""
     sources: list[str] = field(default_factory=list)
-    """values of the data's column `source` that it teaches"""
+    """It teaches the examples whose column `source` has one of these values."""
     tasks: list[str] = field(default_factory=list)
-    """values of the column `task` that it teaches"""
+    """It teaches the examples whose column `task` has one of these values."""
     quantization: Quantization | None = None
-    """as model.teacher_quantization"""
+    """The number of bits that it is loaded in, as by model.teacher_quantization."""
 
 
 @dataclass
@@ -59,17 +76,17 @@ class ServerSettings:
     """How served teachers are asked (docs/teachers.md)."""
 
     kind: Literal["auto", "vllm", "sglang"] = "auto"
-    """which program serves; "auto" asks it"""
+    """Which program serves; "auto" asks it."""
     name: str | None = None
-    """the name that the server gives its model; by default the first that it lists"""
+    """The name that the server gives its model. By default it is the first one that the server lists."""
     key_env: str | None = None
-    """environment variable that holds the server's key; by default it has none"""
+    """The environment variable that holds the server's key. By default the server has none."""
     concurrency: int = 64
-    """requests in flight, of each process that trains"""
+    """Each process that trains has at most so many requests in flight."""
     timeout: float = 600.0
-    """seconds that an answer may take"""
+    """An answer may take so many seconds."""
     wait: float = 900.0
-    """seconds that a server which does not answer is waited for; then the run ends with a checkpoint"""
+    """A server that does not answer is waited for so many seconds; then the run ends with a checkpoint."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "concurrency", where="model.server.")
@@ -83,26 +100,34 @@ class ModelSettings:
     """The student and its teacher: folders, hub ids, or `nano:NAME` for the shipped CPU-size models."""
 
     student: str = "nano:vision-student"
+    """The model that learns: a folder, a hub id or `nano:NAME`."""
     teacher: str | None = "nano:vision-teacher"
-    """also the address of a server that runs it, as http://HOST:PORT; may be null where the objective's teacher is the
-    student itself"""
+    """The larger, frozen model: a folder, a hub id, `nano:NAME`, or the address of a server that runs it, as
+    http://HOST:PORT. It may be null where the objective's teacher is the student itself."""
     teachers: dict[str, Any] = field(default_factory=dict)
-    """further teachers by a name of your choice, each with its model and the sources or tasks of the data that it
-    teaches, e.g. `{math: {model: Qwen/Qwen3-8B, sources: [gsm8k]}}` (docs/teachers.md)"""
+    """Further teachers by a name of your choice, each with its model and the sources or tasks of the data that it
+    teaches, e.g. `{math: {model: Qwen/Qwen3-8B, sources: [gsm8k]}}` (docs/teachers.md)."""
     server: ServerSettings = field(default_factory=ServerSettings)
     quantization: Quantization | None = None
-    """load the student in so many bits (bitsandbytes, on a GPU), and train adapters on it: QLoRA; needs model.lora"""
+    """The student is loaded in so many bits (bitsandbytes), and adapters are trained on it (QLoRA); this needs
+    model.lora. By default it is loaded as it is."""
     teacher_quantization: Quantization | None = None
-    """load the teacher in so many bits (bitsandbytes, on a GPU)"""
+    """The teacher is loaded in so many bits (bitsandbytes). By default it is loaded as it is."""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """"auto": bfloat16 on a GPU, float32 on a CPU. The student's weights are float32, with bf16 autocast on a GPU"""
+    """The type of the teacher's weights; "auto" is bfloat16 on a GPU and float32 on a CPU. The student's weights are
+    float32, with bf16 autocast on a GPU."""
     attn_implementation: str | None = None
-    """e.g. "sdpa" or "flash_attention_2" """
+    """How attention is computed, e.g. "sdpa" or "flash_attention_2". By default transformers chooses."""
     trust_remote_code: bool = False
-    """run Python code that a model folder brings along"""
+    """Run Python code that a model folder brings along."""
     lora: LoraSettings | None = None
+    """Adapters are trained in place of the student's own weights. By default all of its weights are trained."""
+    freeze: list[str] = field(default_factory=list)
+    """Parts of a vision-language student that do not learn, with adapters or without: vision (the tower), projector
+    (its mergers), language (the rest, head and all). By default all of them learn."""
 
     def __post_init__(self) -> None:
+        check_freeze(self.freeze)
         if self.quantization is not None and self.lora is None:
             raise ValueError(
                 f"model.quantization={self.quantization}: weights of so few bits do not learn, adapters on them do; "
@@ -142,20 +167,27 @@ class ModelSettings:
 class DataSettings:
     """Privileged data sets, as `dopd-vl prepare` writes them."""
 
+    RENAMED: ClassVar = {"max_image_pixels": "is called max_pixels now"}
+
     train: str = ""
-    """folder"""
+    """The folder of the examples to train on."""
     eval: str | None = None
-    """folder of held-out examples, scored while training"""
+    """The folder of held-out examples that are scored while training. By default none are."""
     eval_size: int | None = None
-    """how many of them, from the front; all by default"""
+    """So many of the held-out examples are scored, from the front. By default all of them are."""
     max_prompt_length: int | None = None
-    """tokens, of any view; an example with a longer prompt is passed over, never cut"""
-    max_image_pixels: int | None = None
-    """of an image; a larger one is made smaller, for every view alike. Default: the model's own limit; Qwen3-VL's is 16
-    million, 16,384 tokens"""
+    """An example whose prompt has more tokens than this in any view is passed over; no prompt is ever cut. By default
+    there is no limit."""
+    min_pixels: int | None = None
+    """An image of fewer pixels is made larger, for every view alike. By default the model's own bound holds."""
+    max_pixels: int | None = None
+    """An image of more pixels is made smaller, for every view alike unless `privilege` says otherwise. The model's own
+    bounds hold besides: Qwen3-VL's are 65,536 and 16 million pixels, 64 and 16,384 tokens."""
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "max_prompt_length", "max_image_pixels", where="data.")
+        check_at_least(1, self, "max_prompt_length", "min_pixels", "max_pixels", where="data.")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"data.min_pixels={self.min_pixels} is more than data.max_pixels={self.max_pixels}")
 
 
 @dataclass
@@ -163,19 +195,32 @@ class PrivilegeSettings:
     """What the privileged views show; a student that is to be deployed never sees any of it."""
 
     RENAMED: ClassVar = {"learner_variant": "is called student_variant now"}
+    VARIANTS: ClassVar = ("teacher_variant", "copy_variant", "student_variant")
+    PIXELS: ClassVar = ("teacher_max_pixels", "copy_max_pixels", "student_max_pixels")
 
     teacher_variant: str = DEFAULT_VARIANT
-    """"default" (boxes with labels where an example has any, else step-wise hints), or one of docs/data.md: none,
-    final_answer, hints, hints_executed, hint_summary, caption, box_label, box_caption, box_only, box_drawn,
-    evidence_crop, masked_crop, zoomed, masked, degraded, half_resolution, augmented, wrong_hint, no_prompt,
-    positive_feedback, negative_feedback, other_hints, other_hints_executed, other_box_label"""
+    """What the teacher is shown: "default" (boxes with labels where an example has any, else step-wise hints), or one
+    of docs/data.md: none, final_answer, hints, hints_executed, hint_summary, caption, box_label, box_caption, box_only,
+    box_drawn, evidence_crop, masked_crop, zoomed, masked, degraded, half_resolution, augmented, wrong_hint, no_prompt,
+    positive_feedback, negative_feedback, other_hints, other_hints_executed, other_box_label."""
     copy_variant: str = ""
-    """what the student's copy sees, which has the student's weights and supervises; by default as "default" above"""
+    """What the student's copy is shown, which has the student's weights and supervises; where none is given, what
+    "default" above means."""
     student_variant: str = ""
-    """what the student sees when it rolls out and learns, by default "none"; anything else only to analyse what comes
-    of it. Give copy_variant with it: alone it would be what `student_variant` meant before, the variant of the copy"""
+    """What the student is shown when it rolls out and learns; where none is given, "none". Anything else is only to
+    analyse what comes of it. Give copy_variant with it: alone it would be what `student_variant` meant before, the
+    variant of the copy."""
+    teacher_max_pixels: int | None = None
+    """The most pixels of an image that the teacher is shown, whatever its view. By default they are data.max_pixels."""
+    copy_max_pixels: int | None = None
+    """The most pixels of an image that the student's copy is shown in its privileged view. By default they are
+    data.max_pixels."""
+    student_max_pixels: int | None = None
+    """The most pixels of an image that the student is shown, in evaluations and by whoever loads it later, too. By
+    default they are data.max_pixels."""
 
     def __post_init__(self) -> None:
+        check_at_least(1, self, *self.PIXELS, where="privilege.")
         if self.student_variant and not self.copy_variant:
             raise ValueError(
                 "privilege.student_variant: is what the student itself sees when it rolls out and learns; what its "
@@ -194,10 +239,10 @@ class ObjectiveSettings:
     """What is taught."""
 
     name: str = "dopd"
-    """one of docs/methods.md: opd, opcd, exopd, uni-opd, sdft, opsd, sdpo, eopd, tip, vision-opd, va-opd, top-d,
-    sa-opd, cal-opd, rp-opsd, s2vopd, opd-v, dapd, dopd, dopd-anchored, negative, self-plain"""
+    """What is taught, one of docs/methods.md: opd, opcd, exopd, uni-opd, sdft, opsd, sdpo, eopd, tip, vision-opd,
+    va-opd, top-d, sa-opd, cal-opd, rp-opsd, s2vopd, opd-v, dapd, dopd, dopd-anchored, negative, self-plain."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """fields of that objective, e.g. beta_light for dopd"""
+    """Fields of that objective, e.g. {beta_light: 0.5} for dopd. What is not named keeps its default."""
 
 
 @dataclass
@@ -206,60 +251,76 @@ class TrainerSettings:
     step: per_device_train_batch_size * gradient_accumulation_steps rollouts on each device."""
 
     num_generations: int = 4
-    """rollouts per prompt"""
+    """So many rollouts are drawn of each prompt."""
     max_steps: int = 200
+    """The run has so many optimizer steps."""
     num_train_epochs: float | None = None
-    """passes over the data, in place of max_steps"""
+    """The run has so many passes over the data, in place of max_steps. By default max_steps counts."""
     learning_rate: float = 5e-6
+    """The highest learning rate, from which the schedule begins once it is warm."""
     lr_scheduler_type: str = "cosine"
+    """How the learning rate goes on after the warm-up, by transformers' names: cosine, linear, constant_with_warmup,
+    ..."""
     warmup_steps: int = 0
+    """The learning rate rises from 0 over so many steps."""
     weight_decay: float = 0.0
+    """AdamW's weight decay."""
     max_grad_norm: float = 1.0
+    """A gradient of a larger norm is scaled down to this one; 0 scales none."""
     per_device_train_batch_size: int = 8
+    """Each device learns from so many rollouts at a time."""
     gradient_accumulation_steps: int = 1
+    """The rollouts of a step are learned from in so many slices, one after another, each of
+    per_device_train_batch_size."""
     max_completion_length: int = 2048
-    """tokens"""
+    """A rollout ends after so many tokens at the latest."""
     temperature: float = 1.0
-    """of the rollouts"""
+    """The temperature at which rollouts are sampled. Distributions are compared at temperature 1."""
     gradient_checkpointing: bool = True
+    """Compute activations again in the backward pass in place of keeping them: less memory, and one forward pass
+    more."""
     bf16: bool | None = None
-    """default: on where the GPU has it"""
+    """Run forward passes in bf16 by autocast. By default this is on where the GPU has it."""
     logging_steps: int = 1
+    """Metrics are logged every so many steps."""
     eval_steps: int = 50
+    """The held-out examples are scored every so many steps; with 0 at each log."""
     save_steps: int = 50
-    """steps from one checkpoint to the next; 0: one at the end alone"""
+    """A checkpoint is written every so many steps; with 0 only one, at the end."""
     save_total_limit: int = 2
-    """checkpoints to keep; the best one so far is kept apart, in `best/`"""
+    """So many checkpoints are kept. The best one so far is kept apart, in `best/`."""
     per_device_eval_batch_size: int = 32
+    """Each device answers so many held-out examples at a time."""
     use_vllm: bool = False
-    """roll out with vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`"""
+    """Draw rollouts by vLLM (docs/vllm-and-deepspeed.md); its settings go under `trl`."""
     report_to: list[str] = field(default_factory=list)
-    """experiment trackers, e.g. [tensorboard, wandb] (docs/trackers.md)"""
+    """The run also reports to these experiment trackers, e.g. [tensorboard, wandb] (docs/trackers.md)."""
     rollout_dropout: bool = False
-    """leave the student's dropout on while it rolls out, as TRL does; without, rollouts come from the policy that is
-    scored"""
+    """Leave the student's dropout on while it rolls out, as TRL does. Without, rollouts come from the policy that is
+    scored."""
     eval_variants: list[str] = field(default_factory=lambda: ["none"])
-    """what the student sees in evaluations; the first one chooses the best checkpoint"""
+    """What the student is shown in evaluations, one after another; the first one chooses the best checkpoint."""
     eval_max_completion_length: int | None = None
-    """tokens of a response in evaluations; default: max_completion_length"""
+    """A response in evaluations ends after so many tokens at the latest. By default it is max_completion_length."""
     scoring_batch_size: int | None = None
-    """sequences per forward pass that scores; default: per_device_train_batch_size"""
+    """A forward pass that scores reads so many sequences. By default it is per_device_train_batch_size."""
     share_prompts: bool = True
-    """read a prompt once for all of its rollouts: in scoring, and in learning without gradient checkpointing; never for
-    models that keep a recurrent state"""
+    """Read a prompt once for all of its rollouts: in scoring, and in learning without gradient checkpointing. Models
+    that keep a recurrent state never do."""
     logits_chunk_size: int | Literal["auto"] = "auto"
-    """response tokens projected to the vocabulary at a time; "auto": by device (docs/performance.md)"""
+    """So many response tokens are projected to the vocabulary at a time; "auto" goes by the device
+    (docs/performance.md)."""
     logged_top_k: int = 128
-    """K of the logged Top-K mass of the policies"""
+    """The K of the Top-K mass of each policy that is logged."""
     offload_scores: bool = False
-    """keep Top-K entries and hidden states between scoring and learning in host memory"""
+    """Keep Top-K entries and hidden states in host memory between scoring and learning."""
     shard_teacher: bool = False
-    """keep 1/N of the teacher on each of N GPUs and gather it layer by layer where it scores; not with DeepSpeed, whose
-    ZeRO-3 does it anyway"""
+    """Keep 1/N of the teacher on each of N GPUs, and gather it layer by layer where it scores. This is not for
+    DeepSpeed, whose ZeRO-3 does so anyway."""
     task_reward: float = 0.0
-    """weight of the verifier's verdict, beside what the objective teaches (docs/methods.md); 0: none"""
+    """The weight of the verifier's verdict beside what the objective teaches (docs/methods.md); 0 leaves it out."""
     rollouts_to_keep: int = 2
-    """rollouts of the first process written to rollouts.jsonl at each log, with their routing"""
+    """At each log so many rollouts of the first process are written to rollouts.jsonl, with their routing."""
 
 
 def check_sizes(settings: Any) -> None:
@@ -337,11 +398,13 @@ class LoopSettings(TrainerSettings):
     """The training loop, and what it leaves."""
 
     early_stopping_patience: int | None = None
-    """end after so many evaluations in a row without a higher held-out accuracy; needs data.eval"""
+    """The run ends after so many evaluations in a row without a higher held-out accuracy; this needs data.eval. By
+    default it does not end early."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the weights in student/ and best/; checkpoints keep what training goes on with"""
+    """The type of the weights in student/ and best/; checkpoints keep what training goes on with."""
     push_to_hub: str | None = None
-    """repository of the hub, "user/name", that student/ is pushed to at the end; private if it is new (docs/hub.md)"""
+    """The repository of the hub, "user/name", that student/ is pushed to at the end; it is made private if it is new
+    (docs/hub.md). By default nothing is pushed."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "early_stopping_patience", where="training.")
@@ -353,25 +416,30 @@ class HealthSettings:
     """When a run is said to go wrong (docs/health.md). Steps are optimizer steps."""
 
     on_alarm: Literal["say", "stop", "ignore"] = "say"
-    """"say": one line on the terminal and in alarms.jsonl, each kind once a run; "stop": also end with a checkpoint"""
+    """With "say", an alarm is one line on the terminal and in alarms.jsonl, each kind once a run; "stop" also ends the
+    run with a checkpoint, and "ignore" looks for none."""
     window: int = 10
-    """steps that are averaged; the last window is compared with earlier ones"""
+    """So many steps are averaged, and the last of these windows is compared with earlier ones."""
     patience: int = 20
-    """steps that no rollout is right, or that a kind of token has all tokens or none"""
+    """It is an alarm when no rollout is right for so many steps, or a kind of token has all tokens or none for so
+    long."""
     significance: float = 0.01
-    """chance that the rollouts of a run whose accuracy stands still ever look like a fall"""
+    """The chance that the rollouts of a run whose accuracy stands still ever look like a fall."""
     min_fall: float = 0.25
-    """share of its best rollout accuracy that a student must lose, where another sign agrees"""
+    """The share of its best rollout accuracy that a student must lose for an alarm, where another sign agrees."""
     min_fall_alone: float = 0.67
-    """the same, where accuracy alone has moved"""
+    """The share that it must lose where accuracy alone has moved."""
     gap_growth: float = 1.25
-    """growth of the mean gap of teacher and copy over its lowest that is too much; without a verifier, a collapse"""
+    """It is an alarm when the mean gap of teacher and copy is so many times its lowest; without a verifier, a
+    collapse."""
     entropy_share: float = 0.2
-    """share of the entropy of the first window that is too little for a student that is mostly wrong"""
+    """It is an alarm when a student that is mostly wrong has less than this share of the entropy of its first
+    window."""
     clipped_share: float = 0.9
-    """share of responses cut at the length limit that is too many"""
+    """It is an alarm when more than this share of the responses is cut at the length limit."""
     non_finite_steps: int = 1
-    """steps in a row with a NaN or infinite loss or gradient norm; fp16 scaling has single ones that do no harm"""
+    """It is an alarm when so many steps in a row have a NaN or infinite loss or gradient norm; fp16 scaling has single
+    ones that do no harm."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "window", "patience", "non_finite_steps", where="health.")
@@ -383,13 +451,18 @@ class HealthSettings:
 
 @dataclass
 class TrainConfig:
-    """Distil a teacher into a student on the student's own rollouts."""
+    """Distil a teacher into a student on the student's own rollouts.
+
+    See docs/tutorial.md and docs/methods.md.
+    """
 
     output_dir: str = "runs/train"
-    """the run folder: config.yaml, metrics.jsonl, rollouts.jsonl, alarms.jsonl, checkpoints, best/, student/"""
+    """The run folder, with config.yaml, metrics.jsonl, rollouts.jsonl, alarms.jsonl, checkpoints, best/ and
+    student/."""
     seed: int = 0
+    """Every random choice of the run is drawn from this number."""
     resume: bool = False
-    """go on from the last whole checkpoint of output_dir"""
+    """Go on from the last whole checkpoint of output_dir, or begin where there is none (docs/resume.md)."""
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     privilege: PrivilegeSettings = field(default_factory=PrivilegeSettings)
@@ -397,11 +470,12 @@ class TrainConfig:
     training: LoopSettings = field(default_factory=LoopSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     allow_code: bool = False
-    """run the programs that the student writes for tasks of code, with limits but without a security boundary"""
+    """Run the programs that the student writes for tasks of code, with limits but without a security boundary
+    (SECURITY.md)."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """for every view alike, e.g. enable_thinking: false for Qwen3"""
+    """Arguments of the chat template, for every view alike, e.g. enable_thinking: false for Qwen3."""
     trl: dict[str, Any] = field(default_factory=dict)
-    """any other field of `trl.DistillationConfig`, by its name there (docs/trl-settings.md)"""
+    """Any other field of `trl.DistillationConfig`, by its name there (docs/trl-settings.md)."""
 
     def __post_init__(self) -> None:
         self.privilege.fill_in()
@@ -434,15 +508,22 @@ def key_of(message: str, config: TrainConfig) -> str | None:
 def in_todays_keys(saved: Any) -> Any:
     """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
 
-    Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
-    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers and epochs still
-    were after that. Before `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
+    Before `data.max_pixels` there was `data.max_image_pixels`. Before `privilege.copy_variant`, the variant of the
+    student's copy was `student_variant` and the student's own `learner_variant`, and settings of `TrainerSettings` were
+    given under `trl`, if at all. Trackers and epochs still were after that. Before `training.rollout_dropout`, rollouts
+    were drawn with the adapters' dropout, if they had any.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
         return saved
+    if isinstance(saved.get("data"), dict) and "max_image_pixels" in saved["data"]:
+        data = dict(saved["data"])
+        data["max_pixels"] = data.pop("max_image_pixels")
+        saved = {**saved, "data": data}
     privilege, training, trl = (dict(saved[name]) for name in sections)
     model = saved.get("model")
+    if isinstance(model, dict):
+        saved = {**saved, "model": {**model, "freeze": model.get("freeze", [])}}
     lora = model.get("lora") if isinstance(model, dict) else None
     training.setdefault("rollout_dropout", isinstance(lora, dict) and lora.get("dropout", 0.0) != 0.0)
     if "num_train_epochs" in trl:

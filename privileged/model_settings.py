@@ -24,10 +24,10 @@ class SamplingConfig:
     """How a model samples its replies.
 
     Args:
-        temperature: 0 is greedy.
-        top_p: Nucleus.
-        max_tokens: Longest reply, thinking included. A reply that is cut off there counts as a bad one.
-        seed: Seed of the first try; the next try of a part takes the next seed.
+        temperature: The sampling temperature; 0 is greedy.
+        top_p: Tokens are drawn from the likeliest that together have this share of the probability.
+        max_tokens: The longest reply in tokens, thinking included. A reply that is cut off there counts as a bad one.
+        seed: The seed of the first try; the next try of a part takes the next seed.
         extra: What else goes into an endpoint's request body, e.g. {chat_template_kwargs: {enable_thinking: false}}.
     """
 
@@ -47,10 +47,10 @@ class BudgetConfig:
     """What a model may cost. The spend is kept with the cache of replies, and so over restarts.
 
     Args:
-        tokens: Prompt and reply tokens in all; null is no limit.
-        money: In the currency of the prices; null is no limit.
-        price_input: For a million prompt tokens.
-        price_output: For a million reply tokens.
+        tokens: The most prompt and reply tokens in all. By default there is no limit.
+        money: The most that may be spent, in the currency of the prices. By default there is no limit.
+        price_input: The price of a million prompt tokens.
+        price_output: The price of a million reply tokens.
     """
 
     tokens: int | None = None
@@ -64,18 +64,18 @@ class ModelConfig:
     """A model that answers requests.
 
     Args:
-        kind: "endpoint" (any server that speaks the OpenAI API) or "local" (a transformers model).
-        model: The model's name at the endpoint, or the folder or hub name of a local one.
+        kind: What the model is: "endpoint" (any server that speaks the OpenAI API) or "local" (a transformers model).
+        model: The model's name at the endpoint, or the folder, hub name or `nano:NAME` of a local one.
         url: The endpoint's address, up to and with /v1.
-        key_env: The environment variable that holds the endpoint's key; null for an endpoint without one.
+        key_env: The environment variable that holds the endpoint's key; null is an endpoint without one.
         sampling: How replies are sampled.
-        concurrency: Requests in flight at most (local models work one by one).
-        timeout: Seconds for one request.
-        retries: How often a request is repeated after 429, 5xx, a time-out or a lost connection.
+        concurrency: The most requests in flight (local models work one by one).
+        timeout: A request may take so many seconds.
+        retries: A request is repeated so often after 429, 5xx, a time-out or a lost connection.
         budget: What it may cost.
-        cache: The folder that keeps every reply. Default: beside the output.
-        device: Of a local model: cpu, cuda, cuda:1, ...
-        dtype: Of a local model: auto, float32, bfloat16, ...
+        cache: The folder that keeps every reply. By default it is beside the output.
+        device: Where a local model is: cpu, cuda, cuda:1 and so on.
+        dtype: The type of a local model's weights: auto, float32, bfloat16 and so on.
     """
 
     KEY: ClassVar[str] = "model"

@@ -6,7 +6,7 @@ import shlex
 from itertools import chain
 from pathlib import Path
 
-from tests.commands import ROOT, dopd_vl
+from tests.commands import ROOT, dopd_vl, run_script
 
 
 def text_of(page: str) -> str:
@@ -24,16 +24,29 @@ def commands_of(page: str) -> list[str]:
     return [line for block in blocks_of(page, "bash") for line in block.splitlines() if line]
 
 
+def write_files(folder: Path, page: str) -> None:
+    """Save the page's blocks of YAML and Python that a paragraph above them names a file for: the last one it names."""
+    named = r"`([\w.-]+\.(?:yaml|py))`(?:(?!`[\w.-]+\.(?:yaml|py)`|```).)*?\n```(?:yaml|python)\n(.*?)^```$"
+    for name, text in re.findall(named, text_of(page), re.DOTALL | re.MULTILINE):
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 def links_of(page: str) -> list[str]:
     """The files of the repository that it links to."""
     return re.findall(r"\]\((?!https?:)([^)#\s]+)", text_of(page))
 
 
 def type_in(folder: Path, command: str, *more: str) -> None:
-    """Type a command of `dopd-vl` in a folder, beside the shipped `configs`, with a few words more. It must succeed."""
+    """Type `dopd-vl ...` or `python FILE` in a folder, beside the shipped `configs`, with a few words more. It must
+    succeed."""
     if not (folder / "configs").exists():
         (folder / "configs").symlink_to(ROOT / "configs")
     program, *words = shlex.split(command)
+    if program == "python":
+        script, *arguments = words
+        result = run_script(folder / script, *arguments, *more, cwd=folder)
+        assert result.returncode == 0, f"{command}: {result.stderr[-3000:]}"
+        return
     assert program == "dopd-vl", command
     found = [sorted(glob.glob(word, root_dir=folder)) if "*" in word else [word] for word in words]
     # For the processes that a study starts.

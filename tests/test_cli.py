@@ -243,7 +243,7 @@ def test_the_help_of_train_names_every_objective_and_variant() -> None:
     from privileged import VARIANTS
 
     said = " ".join(dopd_vl("train", "--help").stdout.split()).replace("- ", "-")  # lines are broken there, too
-    objectives = said.partition("one of docs/methods.md: ")[2].partition(" (type")[0]
-    variants = said.partition("one of docs/data.md: ")[2].partition(" (type")[0]
+    objectives = said.partition("one of docs/methods.md: ")[2].partition(". (type")[0]
+    variants = said.partition("one of docs/data.md: ")[2].partition(". (type")[0]
     assert objectives.split(", ") == list(OBJECTIVES)
     assert variants.split(", ") == list(VARIANTS)

@@ -1,4 +1,7 @@
-"""The job script and the image recipe of docs/cluster.md: parsed, and the script run with stand-ins for Slurm."""
+"""The job script and the image recipe of docs/cluster.md: parsed, and the script run with stand-ins for Slurm.
+
+What docs/journeys/eight-gpus.md submits is submitted here, too.
+"""
 
 import os
 import re
@@ -17,11 +20,12 @@ from accelerate.commands.launch import launch_command_parser
 from dopd_vl.commands.plan import main as plan
 from dopd_vl.common.configuration import read_config
 from dopd_vl.train_config import TrainConfig
-from tests.pages import ROOT, commands_of
+from tests.pages import ROOT, commands_of, write_files
 
 CLUSTER = ROOT / "examples" / "cluster"
 SCRIPT, RECIPE = CLUSTER / "train.sbatch", CLUSTER / "Dockerfile"
 COMMANDS = commands_of("docs/cluster.md")
+JOURNEY = "docs/journeys/eight-gpus.md"
 INSTRUCTIONS = {"FROM", "RUN", "ARG", "ENV", "COPY", "USER", "WORKDIR", "CMD"}
 STAND_INS = {
     # One task a machine, each with its own rank.
@@ -59,8 +63,12 @@ def test_bash_reads_the_script_and_slurm_its_head() -> None:
     assert {"--requeue", "--signal", "--nodes", "--ntasks-per-node"} <= {name for name, _ in options}
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "sbatch" in command])
-def test_each_machine_launches_the_run_with_its_rank_and_a_run_that_goes_on(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [command for command in [*COMMANDS, *commands_of(JOURNEY)] if "sbatch" in command])
+def test_each_machine_launches_the_run_with_its_rank_and_a_run_that_goes_on(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path, JOURNEY)
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
     given = words[words.index("examples/cluster/train.sbatch") + 1 :]
     machines = words[words.index("--nodes") + 1] if "--nodes" in words else "2"

@@ -22,7 +22,7 @@ from dopd_vl.training.trackers import TABLES
 from tests.pages import ROOT, links_of, text_of
 from tests.test_architecture import ROOMS, imports_of
 
-PAGES = [str(path.relative_to(ROOT)) for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [str(path.relative_to(ROOT)) for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))]
 FOLDERS = ("dopd_vl/", "privileged/", "tests/", "docs/", "benchmarks/", "examples/", "configs/", ".ci/")
 BASES = (ROOT, ROOT / "dopd_vl", ROOT / "privileged")
 """A page may name a file from one of these."""
@@ -51,8 +51,9 @@ def test_files_and_names_of_the_packages_on_a_page_exist(page: str) -> None:
 
 
 def test_the_index_has_a_line_for_every_page() -> None:
-    pages = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")} - {"README.md"}
-    assert pages <= set(links_of("docs/README.md"))
+    docs = ROOT / "docs"
+    pages = {str(path.relative_to(docs)) for path in docs.rglob("*") if path.suffix in (".md", ".ipynb")}
+    assert pages - {"README.md"} <= set(links_of("docs/README.md"))
 
 
 def test_the_page_of_the_rooms_has_them_in_their_order() -> None:

@@ -21,9 +21,7 @@ TAKEN_BY = {
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dopd-vl configs", description="The configurations that ship.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="print the path of this one, e.g. vlm/nano")
-    name = parser.parse_args(argv).name
+    name = _parser().parse_args(argv).name
     root = shipped("configs")
     found = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
     if name is not None:
@@ -38,6 +36,13 @@ def main(argv: Sequence[str]) -> int:
             if Path(short).parts[0] == folder or (folder == "." and "/" not in short):
                 print_line(f"  {short:<{width}}  {_first_comment(path)}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    described = "List the configurations that ship, each by the name that --config takes. See docs/README.md."
+    parser = argparse.ArgumentParser(prog="dopd-vl configs", description=described)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="The path of this one is printed, e.g. of vlm/nano.")
+    return parser
 
 
 def _first_comment(path: Path) -> str:

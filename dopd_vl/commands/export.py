@@ -12,16 +12,19 @@ from dopd_vl.common.terminal import Terminal, tell
 
 @dataclass
 class ExportConfig:
-    """Write a student as one model in safetensors, adapters merged, with its tokenizer, processor and card."""
+    """Write a student as one model in safetensors, adapters merged, with its tokenizer, processor and card.
+
+    See docs/hub.md.
+    """
 
     model: str = ""
-    """folder of the student, e.g. runs/train/student or runs/train/best"""
+    """The folder of the student, e.g. runs/train/student or runs/train/best."""
     output: str = ""
-    """folder to write, which must not be there yet; MODEL-DTYPE beside the student by default"""
+    """The folder to write, which must not be there yet. By default it is MODEL-DTYPE beside the student."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """of the weights"""
+    """The type of the weights that are written."""
     trust_remote_code: bool = False
-    """run Python code that a model folder brings along"""
+    """Run Python code that a model folder brings along."""
 
 
 def main(argv: Sequence[str]) -> int:

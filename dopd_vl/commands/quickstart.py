@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.console import Console
 
 from dopd_vl.common.configuration import as_yaml, read_config
 from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.common.files import make_folder, read_jsonl, write_atomically, write_json, writing_to
 from dopd_vl.common.run_layout import ALARMS_FILE
-from dopd_vl.common.terminal import Terminal, show, tell
+from dopd_vl.common.terminal import Terminal, show_table, tell
 
 if TYPE_CHECKING:
     from dopd_vl.studies.config import StudyConfig
@@ -28,20 +28,25 @@ EVALUATIONS = 5
 
 @dataclass
 class QuickstartConfig:
-    """Prepare data, train a small student by several methods, and compare, in minutes on a CPU."""
+    """Prepare data, train a small student by several methods, and compare, in minutes on a CPU.
+
+    See README.md.
+    """
 
     output_dir: str = "runs/quickstart"
+    """The folder of everything that it makes."""
     study: list[str] = field(default_factory=lambda: ["study/worlds/nano-vision", "study/quickstart"])
-    """the files of the study that it is: the world and the methods"""
+    """The files of the study that it is: the world and the methods."""
     train_size: int = 3200
-    """training examples"""
+    """The number of training examples."""
     eval_size: int = 240
-    """held-out examples"""
+    """The number of held-out examples."""
     steps: int = 100
-    """optimizer steps of each method"""
+    """The number of optimizer steps of each method."""
     seed: int = 0
+    """Every random choice is drawn from this number, that of the examples among them."""
     workers: int = 2
-    """methods at a time, each on one CPU thread"""
+    """So many methods are trained at a time, each on one CPU thread."""
 
 
 @dataclass
@@ -81,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{failed.title}: {failed.reason} ({failed.log})")
     runs = outcome.runs
     rows = rows_of(study, outcome)
-    show(console, as_table(rows, config))
+    show_rows(console, rows, config)
     for row in rows:
         if row.alarm is not None:
             tell(console, f"{row.name}: {row.alarm}")
@@ -150,20 +155,20 @@ def rows_of(study: "StudyConfig", outcome: "Outcome") -> list[Row]:
     return [*rows, *teacher]
 
 
-def as_table(rows: Sequence[Row], config: QuickstartConfig) -> Table:
-    """The result as a table for the terminal, at most 80 columns wide."""
-    table = Table(title=f"{config.eval_size} held-out examples, {config.steps} steps a method, seed {config.seed}")
-    table.add_column("", no_wrap=True)
-    for heading in ("accuracy", "with\nprivilege", "entropy\n(nats)", "gap\nrecovered"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
+def show_rows(console: Console, rows: Sequence[Row], config: QuickstartConfig) -> None:
+    """The result as a table."""
+    head = ("", "accuracy", "privileged", "entropy", "gap recovered")
+    cells = [
+        (
             row.name,
             *("not scored" if share is None else f"{share:.1%}" for share in (row.accuracy, row.privileged_accuracy)),
             "" if row.entropy is None else f"{row.entropy:.2f}",
             "" if row.gap_recovered is None else f"{row.gap_recovered:+.0%}",
         )
-    return table
+        for row in rows
+    ]
+    title = f"{config.eval_size} held-out examples, {config.steps} steps a method, seed {config.seed}; entropy in nats"
+    show_table(console, head, cells, title)
 
 
 def _same_run(folder: Path, config: QuickstartConfig) -> None:

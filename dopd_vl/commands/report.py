@@ -41,17 +41,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dopd-vl report", description="Runs as one self-contained HTML file.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the file to write")
-    parser.add_argument("--group", metavar="KEY", help="draw runs of one value of this key as a mean with its range")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write each curve as an SVG and a PNG file")
+    parser = argparse.ArgumentParser(
+        prog="dopd-vl report", description="Show runs as one self-contained HTML file. See docs/report.md."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="The folder of a run.")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="The HTML file to write.")
+    parser.add_argument(
+        "--group",
+        metavar="KEY",
+        help="Runs with one value of this key are drawn as a mean with its range.",
+    )
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="Each curve is also written here, as SVG and PNG.")
     parser.add_argument(
         "--steps",
         type=_not_negative,
         default=STEPS,
         metavar="N",
-        help=f"rollouts of at most N steps of each run are shown, evenly spread; 0: of all; default {STEPS}",
+        help=f"Rollouts of at most N steps of each run are shown, evenly spread; 0 shows all. By default N is {STEPS}.",
     )
     return parser
 

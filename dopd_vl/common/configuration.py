@@ -72,10 +72,20 @@ def read_config(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
 @functools.cache
 def _parser(cls: type, prog: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description=(cls.__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    description = inspect.cleandoc(cls.__doc__ or "").partition("\n\nArgs:")[0]
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=description)
+    parser.add_argument(
+        "--config", action="config", help="A YAML file, or the name of one that ships. What comes later adds to it."
+    )
     parser.add_class_arguments(cls)
+    for action in parser._actions:
+        if action.help == _OF_A_SECTION:
+            action.help = "A YAML file with the keys below."
     return parser
+
+
+_OF_A_SECTION = "Path to a configuration file."
+"""What jsonargparse says of an option for a whole section."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -275,7 +285,7 @@ def _check_option_keys(cls: type, arguments: list[str]) -> None:
         if not argument.startswith("--"):
             continue
         path = argument[2:].partition("=")[0].split(".")
-        if path[0] in ("config", "help", "print_config"):
+        if path[0] in ("config", "print_config") or path[-1] == "help":
             continue
         inner: type | None = cls
         for depth, name in enumerate(path):

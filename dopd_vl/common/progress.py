@@ -100,11 +100,6 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def restore(self, count: int) -> None:
-        """Count what an earlier run did."""
-        self._before += count
-        self._done += count
-
     def advance(self, count: int = 1, facts: str = "") -> None:
         """Count what was just done."""
         self.reach(self._done + count, facts)

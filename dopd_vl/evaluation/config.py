@@ -13,58 +13,67 @@ class BenchmarkSettings:
     """The paper's benchmarks, each run by the harness that carries it in an environment of its own."""
 
     backend: Literal["transformers", "vllm", "server"] = "transformers"
-    """what generates: transformers or vLLM inside the harness, or an OpenAI-compatible server at api_url"""
+    """What generates: transformers or vLLM inside the harness, or an OpenAI-compatible server at api_url."""
     api_url: str = "http://127.0.0.1:8000/v1"
-    """of backend server"""
+    """The address of the server, with backend server."""
     served_name: str | None = None
-    """what the server calls the model; the model's own name by default"""
+    """What the server calls the model. By default it is the model's own name."""
     batch_size: int = 16
-    """prompts at once, or requests at once to a server"""
+    """The harness has so many prompts at once, or so many requests at once to a server."""
     harness: dict[str, str] = field(default_factory=dict)
-    """benchmark -> another harness than the table's first"""
+    """The harness of a benchmark by its name, where it is not to be the table's first, e.g. {C-Eval: lm-eval}."""
     environments: str = "runs/harnesses"
-    """folder with an environment for each harness, as the printed commands make them"""
+    """The folder with an environment for each harness, as the printed commands make them."""
     limit: int | None = None
-    """how many questions of each benchmark; a trial of the pipeline, whose scores count for nothing"""
+    """So many questions of each benchmark are asked: a trial of the pipeline, whose scores count for nothing. By
+    default all are."""
     base: str | None = None
-    """scores.json of the untrained student on the same suite; the paper's printed row by default"""
+    """The scores.json of the untrained student on the same suite. By default the paper's printed row is taken."""
     teacher: str | None = None
-    """scores.json of the teacher on the same suite; the paper's printed row by default"""
+    """The scores.json of the teacher on the same suite. By default the paper's printed row is taken."""
 
 
 @dataclass
 class EvaluateConfig:
-    """Score a model on a prepared set by its tasks' verifiers, or on the paper's benchmarks by their harnesses."""
+    """Score a model on a prepared set by its tasks' verifiers, or on the paper's benchmarks by their harnesses.
+
+    See docs/evaluation.md.
+    """
 
     model: str = "nano:vision-student"
-    """folder, hub id or nano:NAME; of a data set also several, with commas between them, in one table"""
+    """A folder, a hub id or `nano:NAME`. On a data set it may be several with commas between them, which stand in one
+    table."""
     data: str = ""
-    """folder of a privileged data set"""
+    """The folder of a privileged data set."""
     suite: str = ""
-    """paper-vlm, paper-llm, or names of benchmarks with commas between them; in place of data"""
+    """In place of data: paper-vlm, paper-llm, or names of benchmarks with commas between them."""
     variant: str = "none"
-    """what of the privileged input the model sees; a deployed student sees none"""
+    """What of the privileged input the model is shown; a deployed student sees none."""
     size: int | None = None
-    """how many examples, from the front; all by default"""
+    """So many examples are scored, from the front. By default all are."""
     batch_size: int = 32
-    """responses at once"""
+    """So many responses are generated at once."""
     max_new_tokens: int = 512
+    """A response ends after so many tokens at the latest."""
     sampling: Sampling = field(default_factory=Sampling)
     judging: Judging = field(default_factory=Judging)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """for the chat template, e.g. {enable_thinking: false}; the same as in training"""
+    """Arguments of the chat template, e.g. {enable_thinking: false}; give those of training."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """"auto": bfloat16 on a GPU, float32 on a CPU"""
+    """The type of the weights; "auto" is bfloat16 on a GPU and float32 on a CPU."""
     output_dir: str | None = None
-    """runs/evaluate/MODEL-DATA-VARIANT or runs/evaluate/MODEL-SUITE by default, without the variant none; of several
-    models the folder that holds theirs, runs/evaluate by default"""
+    """The folder of responses and scores. By default it is runs/evaluate/MODEL-DATA-VARIANT or
+    runs/evaluate/MODEL-SUITE, without the variant none; of several models it is the folder that holds theirs, by
+    default runs/evaluate."""
     overwrite: bool = False
-    """discard what another evaluation left in output_dir"""
+    """Discard what another evaluation left in output_dir."""
     trust_remote_code: bool = False
+    """Run Python code that a model folder brings along."""
     allow_code: bool = False
-    """run the programs that the model writes for tasks of code, with limits but without a security boundary"""
+    """Run the programs that the model writes for tasks of code, with limits but without a security boundary
+    (SECURITY.md)."""
     dry_run: bool = False
-    """of a suite: write the commands and say what is missing, run nothing"""
+    """Of a suite, write the commands and say what is missing, but run nothing."""
     benchmarks: BenchmarkSettings = field(default_factory=BenchmarkSettings)
 
     def models(self) -> list[str]:

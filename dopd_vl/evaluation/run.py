@@ -31,7 +31,14 @@ from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.evaluation.generation import ignored_settings
-from dopd_vl.models import base_of_adapters, check_adapters, check_weights, load_config, reading
+from dopd_vl.models import (
+    base_of_adapters,
+    check_adapters,
+    check_weights,
+    leave_out_router_logits,
+    load_config,
+    reading,
+)
 from dopd_vl.views import VISION_PROCESSORS, Refusal, ViewProcessor, load_views
 
 WHAT_STAYS = "whole batches stay, run the same command again when it can be"
@@ -69,6 +76,7 @@ def load_model(
         model: Any = auto.from_pretrained(
             base or path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
         )
+        leave_out_router_logits(model.config)
         if base is not None:
             model = PeftModel.from_pretrained(model, path)
     views = load_views(path, config, "model", trust_remote_code, chat_template_kwargs)
@@ -143,26 +151,31 @@ def evaluate_in_folder(config: EvaluateConfig, dataset: Dataset, path: Path, con
     }
     asking = Asking(config.variant, config.max_new_tokens, config.sampling, config.judging.verifiers())
     count, title, right = len(dataset), f"evaluate {name_of_model(Path(config.model))}", RightSoFar()
-    progress = Progress(console, title, count * config.sampling.samples, "responses")
+
+    def items(batch: Batch) -> int:
+        return len(batch_items(batch.number, count, config.batch_size, config.sampling))
+
     make_folder(path)
-    with exclusive(path, "evaluation"), disk_told_of(path, WHAT_STAYS), progress:
+    with exclusive(path, "evaluation"), disk_told_of(path, WHAT_STAYS):
         folder = EvaluationFolder(path, identity, config.overwrite)
         batches, left = folder.recover(count, config.batch_size, config.sampling)
         if folder.damaged:
             tell(console, f"{path}: {folder.damaged} rows are not what was written; their batches are done again")
         for batch in batches:
             right.with_batch(batch)
-            progress.restore(len(batch_items(batch.number, count, config.batch_size, config.sampling)))
         if left:
             model, views = load_model(config.model, config.dtype, config.trust_remote_code, config.chat_template_kwargs)
             if ignored := ignored_settings(model):
                 told = f"model: its generation_config is ignored ({ignored}); `sampling` says how responses are drawn"
                 tell(console, told)
-            for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
-                folder.add(batch)
-                batches.append(batch)
-                done = len(batch_items(batch.number, count, config.batch_size, config.sampling))
-                progress.advance(done, right.with_batch(batch))
+            done = sum(map(items, batches))
+            with Progress(console, title, count * config.sampling.samples, "responses", done) as progress:
+                for batch in predict_batches(model, views, dataset, asking, config.batch_size, left):
+                    folder.add(batch)
+                    batches.append(batch)
+                    progress.advance(items(batch), right.with_batch(batch))
+        else:
+            tell(console, f"{title}: every response is there already")
         batches.sort(key=lambda batch: batch.number)
         evaluation = _scored(batches, config.sampling.samples)
         estimates = {name: asdict(estimate) for name, estimate in evaluation.estimates.items()}

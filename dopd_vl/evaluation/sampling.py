@@ -9,15 +9,17 @@ class Sampling:
     """Greedily by default. Names and meanings are vLLM's."""
 
     samples: int = 1
-    """responses to each question, k of avg@k and pass@k"""
+    """Each question gets so many responses, the k of avg@k and pass@k."""
     temperature: float = 0.0
-    """0: greedy"""
+    """The sampling temperature; 0 is greedy."""
     top_p: float = 1.0
+    """Tokens are drawn from the likeliest that together have this share of the probability; 1 is all."""
     top_k: int = 0
-    """0: the whole vocabulary"""
+    """Tokens are drawn from so many of the likeliest; 0 is the whole vocabulary."""
     presence_penalty: float = 0.0
-    """taken from the logit of every token that the response already holds"""
+    """This is taken from the logit of every token that the response already holds."""
     seed: int = 0
+    """Every draw comes from this number."""
 
     def __post_init__(self) -> None:
         bounds = {

@@ -147,9 +147,9 @@ class Judging:
     """How strict the verifiers are."""
 
     number_tolerance: float = 1e-6
-    """of task `number`, relative, where an answer has no tolerance of its own"""
+    """The relative tolerance of the task `number`, where an answer has no tolerance of its own."""
     box_iou: float = 0.5
-    """of task `boxes`: the least intersection over union of a box with its counterpart"""
+    """The least intersection over union of a box with its counterpart, in the task `boxes`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.number_tolerance < 1:

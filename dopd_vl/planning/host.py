@@ -37,17 +37,17 @@ def host_lines(work: Workload) -> list[Line]:
 
 def disk_lines(work: Workload) -> list[Line]:
     """The run folder at its fullest, while a checkpoint is written that another is to be removed for."""
-    student = work.trained_bytes * work.trained
+    student = 4 * work.saved
     state = 12 * work.trained if work.parallel in ("zero2", "zero3") else work.moments_bytes * work.trained
     averages = sum(scoring.policy == "average" for scoring in work.scorings)
     limits = [limit for limit in (work.saves, work.save_total_limit + 1 if work.save_total_limit else None) if limit]
     kept = min(limits, default=1)
     each = "" if limits else ", each of which is kept"
-    what = ("fp32 " if work.trained_bytes == 4 else "bf16 ") + ("adapters" if work.lora_rank else "weights")
+    what = "adapters" if work.lora_rank else "weights"
     checkpoint = student + state + averages * 4 * work.trained
     lines = [
-        Line(f"{kept} checkpoints", kept * checkpoint, ALWAYS, f"{what} and the optimizer's state{each}"),
-        Line("student/", student, ALWAYS, what),
+        Line(f"{kept} checkpoints", kept * checkpoint, ALWAYS, f"fp32 {what} and the optimizer's state{each}"),
+        Line("student/", student, ALWAYS, f"fp32 {what}"),
     ]
     if work.eval_batch:
         lines.append(Line("best/", 2 * student, ALWAYS, "twice while a better one takes its place"))
@@ -74,10 +74,10 @@ def network_of(work: Workload, served: ServedTeachers) -> Network:
         if scoring.policy == TEACHER:
             prompt = 0 if served.sglang and not work.images else work.view_tokens(scoring)
             answers += rollouts * (prompt + work.response_tokens)
-            images += rollouts * work.images
-    pixels = 0 if work.student.vision is None else work.image_tokens * work.student.vision.pixels_a_token
+            images += rollouts * work.images * work.image_tokens_of(scoring)
     sent = answers * served.top_k * _SENT_ENTRY["sglang" if served.sglang else "vllm"]
-    return Network(sent, images * pixels * 3 * 4 // 3)
+    pixels = images * (0 if work.student.vision is None else work.student.vision.pixels_a_token)
+    return Network(sent, pixels * 3 * 4 // 3)
 
 
 def _offloaded(work: Workload) -> int:

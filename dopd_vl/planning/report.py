@@ -32,8 +32,9 @@ def print_beside(console: Console, work: Workload, host_memory: float | None, di
     """Main memory and disk, line by line; whether they are as large as needed, where it was said what there is."""
     host, folder = host_lines(work), disk_lines(work)
     processes = work.devices // work.machines
+    count = "1 process" if processes == 1 else f"{processes} processes"
     wanted = (
-        (f"Main memory of a machine ({processes} processes), at most", host, host_memory, "host_memory"),
+        (f"Main memory of a machine ({count}), at most", host, host_memory, "host_memory"),
         ("Disk for output_dir", folder, disk, "disk"),
     )
     enough = True
@@ -118,7 +119,7 @@ def print_time(console: Console, work: Workload, parts: list[Part], steps: int) 
         tell(console, f"{rollouts} rollouts a step; how many steps num_train_epochs makes depends on the data")
         return
     hours = total * steps / 3600
-    tell(console, f"{steps} steps of {rollouts} rollouts: {hours:.1f} hours, {hours * work.devices:.0f} GPU hours")
+    tell(console, f"{steps} steps of {rollouts} rollouts: {hours:.1f} hours, {hours * work.devices:.1f} GPU hours")
 
 
 def print_assumptions(console: Console, work: Workload, machine: Machine, mean: Workload) -> None:
@@ -132,7 +133,10 @@ def print_assumptions(console: Console, work: Workload, machine: Machine, mean: 
         f"TB/s at {machine.mbu:.0%} in rollouts (--bandwidth, --mbu)",
     ]
     if work.images:
-        lines.append(f"images in a prompt: {work.images}, of {work.image_tokens} tokens (--images, --image_tokens)")
+        others = {"teacher": work.teacher_image_tokens, "copy": work.copy_image_tokens}
+        told = [f", {who} {n}" for who, n in others.items() if n not in (None, work.image_tokens)]
+        of = f"of {work.image_tokens} tokens{''.join(told)}"
+        lines.append(f"images in a prompt: {work.images}, {of} (--images, --image_tokens)")
     shapes = [work.student, *(teacher.shape for teacher in work.teachers)]
     estimated = sorted({shape.family for shape in shapes if shape.family not in COUNTED})
     if estimated:

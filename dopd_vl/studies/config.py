@@ -22,48 +22,54 @@ class StudyConfig:
     """Train a grid of runs with equal budgets and compare what they come to.
 
     A study may stand in two files, the world (models, data, steps) and the question (cells, grid, stages): give
-    `--config` twice. A key of the second takes the place of the first's; `settings` add up.
+    `--config` twice. A key of the second takes the place of the first's; `settings` add up. See docs/studies.md.
     """
 
     DOTTED: ClassVar = {"settings": 0, "grid": 0, "cells": 1, "stages": 1}
 
     output_dir: str = "runs/studies"
+    """The folder of all studies, and of the data that they make and share."""
     name: str = ""
-    """of the study: a folder of that name in output_dir"""
+    """The study's name, and that of its folder in output_dir."""
     train_config: str = "configs/vlm/nano.yaml"
-    """the training run that every cell begins from"""
+    """The training run that every cell begins from."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """dotted keys of a training run, for every cell, e.g. {training.max_steps: 150}"""
+    """Dotted keys of a training run, for every cell, e.g. {training.max_steps: 150}."""
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """name -> dotted keys of that cell"""
+    """The dotted keys of each cell by its name."""
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    """dotted key -> values: every combination, for every cell"""
+    """The values of each dotted key: every combination is run for every cell."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """name -> dotted keys: one run after another, each from the student that the one before made"""
+    """The dotted keys of each stage by its name: one run after another, each from the student that the one before
+    made."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Every cell is run once with each of these seeds."""
     baseline: str | None = None
-    """the cell that the others are compared with; with a grid a key of `cells`, at the same values of the grid"""
+    """The cell that the others are compared with; with a grid a key of `cells`, at the same values of the grid. By
+    default none are compared."""
     equal_budget: bool = True
-    """refuse cells that differ in steps or rollouts a step"""
+    """Refuse cells that differ in steps or rollouts a step."""
     data: dict[str, Any] = field(default_factory=dict)
-    """name -> folder of a privileged data set, or a source of `dopd-vl prepare` (kind, options) to make one from; named
-    `study:NAME` elsewhere"""
+    """The folder of a privileged data set by a name, or a source of `dopd-vl prepare` (kind, options) to make it from;
+    elsewhere it is `study:NAME`."""
     score: dict[str, str] = field(default_factory=dict)
-    """name -> held-out data set that every final student is scored on; default: the runs' own `data.eval`"""
+    """The held-out data sets, by a name, that every final student is scored on. By default it is the runs' own
+    `data.eval`."""
     score_variants: list[str] = field(default_factory=lambda: ["none"])
-    """what a final student sees when scored; the first is what a deployed student sees"""
+    """What a final student is shown when it is scored, one after another; the first is what a deployed student sees."""
     paper: dict[str, str] = field(default_factory=dict)
-    """{table: .., column: ..} of data/paper_analyses.yaml, whose rows are named as the cells"""
+    """The table and column of data/paper_analyses.yaml to show beside ours, as {table: .., column: ..}; its rows are
+    named as the cells."""
     workers: int = 1
-    """runs at a time"""
+    """So many runs are made at a time."""
     threads: int = 1
-    """CPU threads a run"""
+    """A run has so many CPU threads."""
     devices: list[str] = field(default_factory=list)
-    """GPUs, e.g. ["0", "1"] or ["0,1", "2,3"]: a run each at a time; takes the place of `workers`"""
+    """GPUs, e.g. ["0", "1"] or ["0,1", "2,3"]: each has one run at a time, in place of `workers`."""
     rerun: bool = False
-    """remove runs and data that were made with other settings, and make them anew; otherwise they are refused"""
+    """Remove runs and data that were made with other settings, and make them anew; otherwise they are refused."""
     launcher: str = ""
-    """what starts a run, e.g. "accelerate launch --num_processes 8"; default: this Python"""
+    """What starts a run, e.g. "accelerate launch --num_processes 8". By default it is this Python."""
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ def run_study(config: StudyConfig, console: Console) -> Outcome:
         for job, reason in undone.items():
             if job.output.exists():
                 tell(console, f"{job.title}: done again, {reason}")
+        if undone:
+            _check_data(config, runs)
         failures = _run_all(list(undone), config, console, lock) if undone else []
         contents = Contents()  # students are other ones now
         done = [job for job in jobs if job not in undone or _undone(job, contents) is None]
@@ -167,6 +169,22 @@ def prepare_data(config: StudyConfig, console: Console) -> None:
             if not prepared.overwrite and output.exists():
                 raise PrepareError(f"data.{name}: {error} (here: --rerun true)") from error
             raise
+
+
+def _check_data(config: StudyConfig, runs: list[Run]) -> None:
+    """Open every data set once, before each run would stumble over one that cannot be.
+
+    Raises:
+        PrepareError: names its folder.
+    """
+    from privileged import load_privileged
+
+    folders: dict[str | None, None] = {}
+    for run in runs:
+        folders |= dict.fromkeys(folder for _, stage in run.stages for folder in (stage.data.train, stage.data.eval))
+        folders |= dict.fromkeys(folder for folder, _ in score_sets(config, run).values())
+    for folder in filter(None, folders):
+        load_privileged(folder)
 
 
 def score_sets(config: StudyConfig, run: Run) -> dict[str, tuple[str, int | None]]:

@@ -120,8 +120,8 @@ class Teachers:
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is one alone, in this process."""
-        return self.policies == [DEFAULT] and not self.served
+        """Whether there is one alone, in this process, or none at all."""
+        return not self.others and not self.served
 
     def of(self, example: Mapping[str, Any]) -> int | None:
         """The place of an example's teacher; None where it has none."""

@@ -33,7 +33,7 @@ class Asker:
 
     def __init__(self, generator: Generator, cache: ReplyCache, settings: ModelConfig, say: Callable[[str], None]):
         self._generator, self._cache, self._settings, self._say = generator, cache, settings, say
-        self._has_repeated = False
+        self._has_repeated = self._was_reached = False
         self._identity = generator.identity()
         self.concurrency = generator.concurrency
         self._slots = asyncio.Semaphore(generator.concurrency)
@@ -106,11 +106,15 @@ class Asker:
     async def _tried(self, key: str, request: Asked) -> Reply:
         for attempt in range(self._settings.retries + 1):
             try:
-                return await self._once(key, request)
+                reply = await self._once(key, request)
+                self._was_reached = True
+                return reply
             except RequestRefused as error:
+                self._was_reached = True
                 raise RequestFailed(str(error)) from None
             except Transient as error:
                 last = str(error)
+                self._was_reached |= not error.unreachable
                 if attempt < self._settings.retries:
                     if not self._has_repeated:  # pauses add up to a minute, in which nothing else would be heard
                         self._has_repeated = True
@@ -118,6 +122,11 @@ class Asker:
                             f"{self._settings.KEY}: {last}; each request is tried {self._settings.retries + 1} times"
                         )
                     await self._back_off(attempt, error)
+        if not self._was_reached:  # no fault of the record
+            raise PrepareError(
+                f"{self._settings.KEY}.url: {last}, {self._settings.retries + 1} times, and no request has reached it "
+                "yet; start the server or mend the address, and run the same command again"
+            )
         raise RequestFailed(f"{last} (tried {self._settings.retries + 1} times)")
 
     async def _once(self, key: str, request: Asked) -> Reply:

@@ -90,7 +90,8 @@ class EndpointGenerator:
             raise Transient(f"no reply within {self._settings.timeout:g} s") from None
         except (openai.APIConnectionError, httpx2.RequestError) as error:
             reason = f"the connection to {self._settings.url} failed ({error.__cause__ or error!r})"
-            raise Transient(self._blot(reason)) from None
+            unreachable = isinstance(error.__cause__ or error, httpx2.ConnectError)
+            raise Transient(self._blot(reason), unreachable=unreachable) from None
 
     async def _body(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> bytes:
         body = bytearray()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.resources import find_model
 from privileged.annotators.requests import Reply, Request, RequestRefused
 from privileged.model_settings import ModelConfig
 
@@ -70,7 +71,7 @@ def model_identity(name: str) -> str:
 
     Weights are known by their size and their first and last megabyte: reading all of them would take minutes.
     """
-    folder = Path(name)
+    folder = Path(find_model(name))
     if not folder.is_dir():
         return name
     digest = hashlib.sha256()
@@ -88,7 +89,7 @@ def load_model(settings: ModelConfig) -> tuple[Any, Any, bool]:
     """The processor or tokenizer, the model, and whether it takes images; ConfigurationError names what cannot be."""
     import transformers
 
-    name = str(settings.model)
+    name = find_model(str(settings.model))
     kinds: tuple[Any, Any] = (transformers.AutoTokenizer, transformers.AutoModelForCausalLM)
     try:
         config = transformers.AutoConfig.from_pretrained(name)

@@ -101,11 +101,14 @@ class Generator(Protocol):
 
 
 class Transient(Exception):
-    """A request may succeed later. `retry_after` is what the server asked for, in seconds."""
+    """A request may succeed later. `retry_after` is what the server asked for, in seconds; `unreachable`: there was no
+    server to be asked."""
 
-    def __init__(self, reason: str, retry_after: float | None = None, everyone: bool = False):
+    def __init__(
+        self, reason: str, retry_after: float | None = None, everyone: bool = False, unreachable: bool = False
+    ):
         super().__init__(reason)
-        self.retry_after, self.everyone = retry_after, everyone
+        self.retry_after, self.everyone, self.unreachable = retry_after, everyone, unreachable
 
 
 class RequestRefused(Exception):

@@ -25,20 +25,21 @@ class AnnotateConfig(ModelConfig):
     """Who makes the privileged parts that a source lacks, and how.
 
     Args:
-        kind: "endpoint" (any server that speaks the OpenAI API), "local" (a transformers model), "function" (one of
-            yours that writes replies, named in `model` as `module:function`) or "detector" (one that finds boxes).
-        cache: The folder that keeps every reply. Default: the output's name with ".replies" at its end.
-        parts: What to make: hints, hints_executed, hint_summary, caption, boxes, wrong_hint.
-        detector: `module:function`; with another kind it makes the boxes, and the model makes the rest.
+        kind: Who answers: "endpoint" (any server that speaks the OpenAI API), "local" (a transformers model),
+            "function" (one of yours that writes replies, named in `model` as `module:function`) or "detector" (one that
+            finds boxes).
+        cache: The folder that keeps every reply. By default it is the output's name with ".replies" at its end.
+        parts: The parts to make, of hints, hints_executed, hint_summary, caption, boxes, wrong_hint.
+        detector: The detector as `module:function`; with another kind it makes the boxes, and the model makes the rest.
         coordinates: What the numbers in a model's boxes are: relative_1000 (thousandths of the image's sides, which is
             what the prompt asks for), absolute (pixels), relative_1 (shares of the sides, 0 to 1), or auto: what the
             first replies show, which is told.
         optional: Parts without which a record is kept all the same. A record that lacks another part is set aside.
         replace: Also make parts that the source brings.
-        recheck: Show each part to the model again and drop the poor ones.
-        tries: How often a part is asked for before a bad or poor reply is final.
+        recheck: Show each part to the model again, and drop the poor ones.
+        tries: A part is asked for so often before a bad or poor reply is final.
         prompts: A folder with prompts of your own; what it lacks is taken from those that ship.
-        dry_run: Print what the annotation would cost, and stop.
+        dry_run: Print what the annotation would cost, and ask for nothing.
     """
 
     KEY: ClassVar[str] = "annotate"

@@ -84,9 +84,10 @@ class JudgeConfig(ModelConfig):
 
     Args:
         sampling: How it replies to a question; `extra` holds also for log-probabilities.
-        cache: The folder that keeps every reply. Default: the output's name with ".judged" at its end.
-        ask: "log_probability" measures the illusion score (a local model, or an endpoint that gives prompt_logprobs, as
-            vLLM does); "question" asks the model whether the answer is given away, which gives no score.
+        cache: The folder that keeps every reply. By default it is the output's name with ".judged" at its end.
+        ask: With "log_probability" the illusion score is measured (by a local model, or an endpoint that gives
+            prompt_logprobs, as vLLM does); with "question" the model is asked whether the answer is given away, which
+            gives no score.
     """
 
     KEY: ClassVar[str] = "audit.model"
@@ -106,16 +107,16 @@ class AuditConfig:
     """What the audit does with what it finds.
 
     Args:
-        severity: For any finding, "reject" (set the record aside), "warn" (keep and count it) or "ignore". What is not
-            named keeps its default, see `SEVERITIES`.
-        max_hint_words: Longest hint, in words.
-        near_duplicate: Share of a prompt's word triples, from which on an earlier record is a near-duplicate.
+        severity: What follows from a finding, by its name: "reject" sets the record aside, "warn" keeps and counts it,
+            "ignore" does not look for it. What is not named keeps its default (docs/audit.md).
+        max_hint_words: A hint of more words is found to be too long.
+        near_duplicate: An earlier record that shares so much of a prompt's word triples is a near-duplicate.
         decontaminate: A file of evaluation questions (.jsonl, .parquet, or text with one a line) that no prompt may
-            overlap.
-        decontaminate_ngram: Words in a row that make an overlap.
-        model: A model that measures how much hints, caption and boxes give the answer away; null for none.
-        max_illusion_score: Of that measure, in nats: a record with more is found to give its answer away. null only
-            measures.
+            overlap. By default there is none.
+        decontaminate_ngram: So many shared words in a row make an overlap.
+        model: A model that measures how much hints, caption and boxes give the answer away. By default none does.
+        max_illusion_score: A record with more of that measure, in nats, is found to give its answer away. By default it
+            is only measured.
     """
 
     severity: dict[str, str] = field(default_factory=dict)

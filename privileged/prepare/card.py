@@ -13,7 +13,7 @@ from typing import Any
 from dopd_vl.common.visible import in_card
 from privileged.audit.audit import DESCRIPTIONS
 from privileged.dataset import CARD_BEGINS
-from privileged.rendering.variants import VARIANTS
+from privileged.rendering.variants import OTHER_PREFIX, VARIANTS
 from privileged.schema import features
 
 
@@ -38,7 +38,7 @@ def card(audit: Mapping[str, Any]) -> str:
         "",
         *_table("Source", [(in_card(name), count) for name, count in counts["sources"].items()]),
         *_table("Task (verifier)", counts["tasks"].items()),
-        *_table("Variant", [(name, counts["variants"].get(name, 0)) for name in VARIANTS]),
+        *_table("Variant", [(name, counts["variants"].get(name, 0)) for name in VARIANTS if not _of_another(name)]),
     ]
     if counts.get("illusion"):
         by_score = sorted(counts["illusion"].items(), key=lambda item: int(item[0]))
@@ -50,6 +50,11 @@ def card(audit: Mapping[str, Any]) -> str:
     else:
         lines.append("The audit found nothing.")
     return "\n".join([*lines, "", f"Prepared from `{audit['source']['kind']}`; settings and counts: `audit.json`.", ""])
+
+
+def _of_another(name: str) -> bool:
+    """What such a variant shows is drawn from the set when it is trained on; no record has it of its own."""
+    return name.startswith(OTHER_PREFIX)
 
 
 def _table(title: str, counts: Iterable[tuple[str, int]]) -> list[str]:

@@ -20,25 +20,30 @@ __all__ = ["PrepareConfig", "SourceConfig"]
 
 @dataclass
 class PrepareConfig:
-    """A preparation: source records in, a privileged dataset out.
+    """Turn source records into a checked privileged data set.
+
+    See docs/data.md.
 
     Args:
         source: Where the records come from.
         output: The folder to make.
-        shard_size: Source records to a parquet file. A killed run repeats at most the file that it was writing.
-        max_rejected_share: More rejected records than this share (0 to 1) is an error.
-        limit: Only so many records.
-        shuffle: Take the records in an order drawn from `seed`; with `limit`, a random sample.
-        seed: Seed of the shuffle.
-        workers: Processes that read and check records; 0 does it in this one. The result is the same.
-        sample: Records shown in sample.html and sample.png, to look at; 0 for none.
-        overwrite: Replace a dataset that was prepared from other settings or another source.
+        shard_size: A parquet file is made of so many source records. A killed run repeats at most the file that it was
+            writing.
+        max_rejected_share: The preparation ends with an error when more than this share of the records is set aside.
+        limit: Only so many records are read. By default all are.
+        shuffle: Take the records in an order drawn from `seed`; with `limit`, that is a random sample.
+        seed: The shuffle and the sample are drawn from this number.
+        workers: So many processes read and check records; 0 does it in this one. The result is the same.
+        sample: So many records are shown in sample.html and sample.png, to look at; 0 makes neither.
+        overwrite: Replace a data set that was prepared from other settings or another source.
         audit: What the audit does with what it finds.
         images: Which images are accepted.
-        annotate: Who makes the privileged parts that the source lacks; null makes none.
-        part: Prepare one part of several, e.g. "2/4", into a folder beside the output; `merge` joins them.
+        annotate: Who makes the privileged parts that the source lacks. By default none are made.
+        part: One part of several, e.g. "2/4", is prepared into a folder beside the output; `merge` joins them. By
+            default all is prepared.
         merge: Join the parts that lie beside the output. The result is that of a single run.
-        push_to_hub: Repository of the hub, "user/name", that the finished data set is pushed to; made private if new.
+        push_to_hub: The repository of the hub, "user/name", that the finished data set is pushed to; it is made private
+            if it is new (docs/hub.md). By default nothing is pushed.
     """
 
     source: SourceConfig

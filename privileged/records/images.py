@@ -47,9 +47,10 @@ class ImageLimits:
     """What is still an image to learn from.
 
     Args:
-        max_pixels: Largest width times height. A file that would unpack to more is refused before it is unpacked.
-        max_bytes: Largest file.
-        max_aspect: Longest side over shortest. Vision processors refuse slivers (Qwen's limit is 200).
+        max_pixels: The largest width times height. A file that would unpack to more is refused before it is unpacked.
+        max_bytes: The largest file, in bytes.
+        max_aspect: The most that the longest side may be over the shortest. Vision processors refuse slivers (Qwen's
+            limit is 200).
     """
 
     RENAMED: ClassVar[dict[str, str]] = dict.fromkeys(

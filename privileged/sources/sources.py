@@ -57,13 +57,14 @@ class SourceConfig:
     """Where the records come from: a kind of source, or a card that knows how a data set is read.
 
     Args:
-        kind: "jsonl", "dataset", "hub", "coco", "yolo", "voc", "label-studio" or "nano". With a card: in place of the
-            card's own kind.
-        options: What this kind needs; see docs/data.md.
-        name: Value of the column `source` for records that have none. Default: the source's own name.
-        default_task: The verifier for records that name none: exact, number, choice, math, code or open.
+        kind: The kind of source: "jsonl", "dataset", "hub", "coco", "yolo", "voc", "label-studio" or "nano". With a
+            card it takes the place of the card's own kind.
+        options: What this kind of source needs (docs/sources.md).
+        name: The value of the column `source` for records that have none. By default it is the source's own name.
+        default_task: The task, and so the verifier, of records that name none: exact, number, choice, math, code, boxes
+            or open. By default such records are set aside.
         box_format: How boxes are given: xyxy or xywh in pixels, xyxy_1 or xywh_1 as shares of the image, or xyxy_1000.
-        card: A source card: one of those that ship (docs/sources.md), or the path of a YAML file.
+        card: The source card: one of those that ship (docs/sources.md), or the path of a YAML file.
     """
 
     kind: str | None = None

@@ -51,12 +51,12 @@ def test_slow_work_tells_the_seconds_of_one(clock: Clock) -> None:
 
 def test_what_an_earlier_run_did_does_not_count_in_the_rate(clock: Clock) -> None:
     said = io.StringIO()
-    with Progress(Console(file=said), "evaluate", 100, "responses") as bar:
-        bar.restore(50)
+    with Progress(Console(file=said), "evaluate", 100, "responses", done=50) as bar:
         clock.now += 10
         bar.advance(25)
     assert (
-        said.getvalue() == "evaluate: begins, 100 responses\nevaluate: 75/100 responses, 2.5 responses/s, 10 s left\n"
+        said.getvalue()
+        == "evaluate: begins, 100 responses, 50 done\nevaluate: 75/100 responses, 2.5 responses/s, 10 s left\n"
     )
 
 

@@ -64,6 +64,9 @@ def test_a_finished_evaluation_is_shown_again_without_the_model(
 
     monkeypatch.setattr(run, "load_model", refuse)
     assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "every response is there already" in told
+    assert "begins" not in told, "no bar of a work that is done"
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == before
     assert main([*arguments, "--max_new_tokens", "5"]) == 2
     assert "whose max_new_tokens was 4 and not 5" in capsys.readouterr().err
@@ -90,12 +93,11 @@ def test_progress_tells_rate_accuracy_and_time_left_of_this_run(monkeypatch: pyt
     said = StringIO()
     right = [Prediction(f"q{i}", "s", "", "", i == 0, 1, False, 0.0, 0.9, i) for i in range(4)]
     so_far = RightSoFar()
-    with Progress(Console(file=said, width=200), "evaluate m", 20, "responses") as progress:
-        so_far.with_batch(Batch(0, right, []))
-        progress.restore(4)
+    so_far.with_batch(Batch(0, right, []))
+    with Progress(Console(file=said, width=200), "evaluate m", 20, "responses", done=4) as progress:
         now = 102.0
         progress.advance(4, so_far.with_batch(Batch(1, right, [])))
-        assert said.getvalue() == "evaluate m: begins, 20 responses\n"  # one line every ten seconds
+        assert said.getvalue() == "evaluate m: begins, 20 responses, 4 done\n"  # one line every ten seconds
         now = 120.0
         progress.advance(4, so_far.with_batch(Batch(2, right, [])))
     # 8 responses of this run in 20 s, 3 of 12 right, 8 left at 2.5 s each.

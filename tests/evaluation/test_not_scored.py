@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from dopd_vl.commands.quickstart import QuickstartConfig, Row, as_table
+from dopd_vl.commands.quickstart import QuickstartConfig, Row, show_rows
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.run_folder.checkpoints import read_mark
@@ -141,7 +141,7 @@ def test_a_study_s_table_says_not_scored(nano_models: Path, text_data: Path, ope
 def test_the_quickstart_s_table_says_not_scored() -> None:
     console = Console(width=80, record=True, file=None)
     with console.capture() as said:
-        console.print(as_table([Row("student before", None, None, None)], QuickstartConfig()))
+        show_rows(console, [Row("student before", None, None, None)], QuickstartConfig())
     assert said.get().count("not scored") == 2
 
 

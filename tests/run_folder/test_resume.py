@@ -92,7 +92,7 @@ GOING_ON = [
     (2, ("before", "rmtree checkpoint-2")),
     (4, ("after", "torch.save checkpoint-6/scheduler.pt")),
     (4, ("before", "rmtree checkpoint-4")),
-    (6, ("after", "rmtree checkpoint-6")),
+    (6, ("before", "rmtree checkpoint-6")),  # both are whole, and the run that goes on has no more to save
     (7, ("before", "rename student")),
     (7, ("after", "rename student")),
     (7, ("after", "rename .student.stale")),

@@ -94,6 +94,17 @@ def test_a_study_is_stopped_taken_up_again_and_tells_what_failed(study_file: Pat
     assert "beta 0.5" in (folder / "curves.csv").read_text()
 
 
+def test_a_data_set_that_cannot_be_opened_is_told_once_and_before_any_run(study_file: Path, tmp_path: Path) -> None:
+    study = yaml.safe_load(study_file.read_text())
+    study["score"] = {"elsewhere": str(tmp_path / "nowhere")}
+    study_file.write_text(yaml.safe_dump(study, sort_keys=False))
+    result = dopd_vl("study", "--config", study_file)
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if "nowhere" in line]
+    assert line.startswith(f"error: {tmp_path / 'nowhere'}: no such folder")
+    assert not list((tmp_path / "study").glob("**/log.txt")), "nothing was run"
+
+
 def test_a_study_on_a_judged_set_tells_rollouts_apart_by_their_illusion_score(
     study_file: Path, nano_models: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import mypy.api
 import pytest
 from datasets import Dataset
+from transformers import EarlyStoppingCallback
 
 from dopd_vl import DopdConfig, DopdTrainer, register_verifier
 from dopd_vl.common.errors import ConfigurationError, UserError
@@ -80,6 +81,35 @@ def test_a_verifier_of_ones_own_scores_rollouts_and_evaluations(
     assert {answer for _, answer in seen} <= set(rows["answer"])
     prompts = Dataset.from_dict({"prompt": ["2 + 2?"], "answer": ["4"]})
     assert without_privilege(prompts, task="long enough")["task"] == ["long enough"]
+
+
+ALWAYS: dict[str, Any] = {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 1}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_early_stopping_of_transformers_goes_by_the_accuracy(
+    make_trainer: MakeTrainer, text_data: Path, own_verifiers: None, several: bool
+) -> None:
+    register_verifier("never right", lambda response, answer: False)
+    rows = load_examples(str(text_data)).select(range(8)).map(lambda row: {"task": "never right"})
+    held_out = rows.select([0])
+    asked: dict[str, Any] = {"eval_dataset": {"a": held_out, "b": held_out}, "metric_for_best_model": "b_accuracy"}
+    asked = asked if several else {"eval_dataset": held_out}
+    trainer = make_trainer("text", dataset=rows, callbacks=[EarlyStoppingCallback(2)], **asked, **ALWAYS)
+    trainer.train()
+    assert trainer.state.global_step == 3, "an accuracy that stays where it is has two evaluations after its first"
+    assert trainer.state.best_metric == 0.0
+
+
+def test_early_stopping_that_nothing_could_bring_about_is_refused(make_trainer: MakeTrainer, text_data: Path) -> None:
+    rows = load_examples(str(text_data)).select([0])
+    for settings, told in (
+        ({**ALWAYS, "eval_dataset": {"a": rows, "b": rows}}, "^metric_for_best_model: .*'a_accuracy'$"),
+        ({"eval_dataset": rows}, "^callbacks: EarlyStoppingCallback .* eval_strategy$"),
+        ({}, "^callbacks: EarlyStoppingCallback .* eval_dataset"),
+    ):
+        with pytest.raises(UserError, match=told):
+            make_trainer("text", callbacks=[EarlyStoppingCallback(1)], **settings)
 
 
 SCRIPT = """

@@ -118,6 +118,16 @@ def test_a_wrong_key_ends_the_run_at_once_and_names_no_key(tmp_path):
     assert len(server.bodies) < 40
 
 
+def test_a_server_that_is_not_there_is_no_fault_of_the_few_records_that_are_asked_about(tmp_path):
+    path, server = write_records(tmp_path, 2), Answering()
+    config = configure(path, tmp_path / "out", "http://127.0.0.1:9/v1", annotate={"retries": 1})
+    with pytest.raises(PrepareError, match=r"^annotate\.url: .* 2 times, and no request has reached it yet; start"):
+        run(config)
+    with server.serving() as url:
+        config.annotate.url = url
+        assert run(config)[0].records == 2
+
+
 def test_an_endpoint_that_is_gone_ends_the_run_instead_of_rejecting_everything(tmp_path):
     path, server = write_records(tmp_path, 60), Answering(lambda *args: 500)
     with server.serving() as url:

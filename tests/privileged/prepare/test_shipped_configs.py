@@ -266,7 +266,7 @@ MISTAKES = {
     "an address without v1": (["--annotate.url", "{server}"], "no such model or address"),
     "a server that is not there": (
         ["--annotate.url", "http://127.0.0.1:9/v1", "--annotate.retries", "0"],
-        "requests failed one after another",
+        "annotate.url: the connection to http://127.0.0.1:9/v1 failed",
     ),
     "an output under a file": (["--output", "my-data/records.jsonl/out"], "output: the folder"),
 }
