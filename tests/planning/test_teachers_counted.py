@@ -4,8 +4,11 @@ import copy
 import json
 import socket
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from dopd_vl.commands.plan import main
 from dopd_vl.common.configuration import read_config
@@ -19,6 +22,8 @@ from dopd_vl.planning.host import host_lines, network_of
 from dopd_vl.planning.lines import Line
 from dopd_vl.planning.memory import memory_of
 from dopd_vl.planning.workload import Workload
+from dopd_vl.train_config import Quantization
+from dopd_vl.training.teachers import quantized
 
 GB = 10**9
 BASE = ["--config", "llm/qwen3-8b-to-1.7b", "--training.use_vllm", "false", "--gpus", "8x80"]
@@ -170,6 +175,24 @@ def test_quantised_weights_by_hand() -> None:
     work = work_of("--model.teacher_quantization", "4bit")
     assert lines_of(work)["teacher's weights"].bytes == shape.weight_bytes(2, "4bit")
     assert lines_of(work)["a teacher's weights dequantised"].bytes == 2 * 12_288 * 4096
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("world", ["text", "vision"])
+def test_quantised_weights_take_what_bitsandbytes_holds_of_them(
+    nano_models: Path, world: str, bits: Quantization
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    family: Any = AutoModelForImageTextToText if world == "vision" else AutoModelForCausalLM
+    folder = str(nano_models / f"{world}-teacher")
+    model = family.from_pretrained(folder, dtype="bfloat16", **quantized(bits))
+    held = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    for weight in model.parameters():
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            held += state.absmax.numel() * state.absmax.element_size() + 4 * state.state2.absmax.numel()
+    planned = model_shape(folder, "model.teacher").weight_bytes(2, bits)
+    assert planned == pytest.approx(held, rel=0.02)
+    assert planned < 0.9 * model_shape(folder, "model.teacher").weight_bytes(2)
 
 
 def test_a_mixtures_experts_are_no_linear_layers_and_stay_as_they_are() -> None:
