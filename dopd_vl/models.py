@@ -191,6 +191,14 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
+def leave_out_router_logits(config: Any) -> None:
+    """What routes tokens to experts is recorded for a balancing loss, which is none of these losses: each pass would
+    keep it, and transformers computes that loss even while it generates, where it fails on padded prompts."""
+    text_config = config.get_text_config()
+    if getattr(text_config, "output_router_logits", False):
+        text_config.output_router_logits = False
+
+
 def refuse_scaled_logits(config: Any, policy: str) -> None:
     """The losses read logits as `hidden @ head.T`: a family that scales or caps them would be taught wrongly.
 

@@ -2,11 +2,12 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from dopd_vl.common.configuration import check_at_least, check_shares, settings_of
-from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.errors import ConfigurationError, nearest
 from dopd_vl.common.http import is_address
 
 DEFAULT_VARIANT = "default"
@@ -36,6 +37,19 @@ class LoraSettings:
     def modules(self) -> list[str]:
         """The names, or "all-linear" alone."""
         return [name.strip() for name in self.target_modules.split(",")]
+
+
+PARTS = ("vision", "projector", "language")
+"""Of a vision-language model: its tower, the mergers from there to the language model, and that with its head."""
+
+
+def check_freeze(parts: Collection[str], where: str = "model.") -> None:
+    """Raises: ConfigurationError: one of these is no part, or all are frozen."""
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigurationError(f"{where}freeze: no part {part!r}, {nearest(part, PARTS)}")
+    if set(parts) == set(PARTS):
+        raise ConfigurationError(f"{where}freeze: leaves nothing to learn; leave one of {', '.join(PARTS)} out")
 
 
 Quantization = Literal["8bit", "4bit"]
@@ -95,10 +109,10 @@ class ModelSettings:
     teaches, e.g. `{math: {model: Qwen/Qwen3-8B, sources: [gsm8k]}}` (docs/teachers.md)."""
     server: ServerSettings = field(default_factory=ServerSettings)
     quantization: Quantization | None = None
-    """The student is loaded in so many bits (bitsandbytes, on a GPU), and adapters are trained on it (QLoRA); this
-    needs model.lora. By default it is loaded as it is."""
+    """The student is loaded in so many bits (bitsandbytes), and adapters are trained on it (QLoRA); this needs
+    model.lora. By default it is loaded as it is."""
     teacher_quantization: Quantization | None = None
-    """The teacher is loaded in so many bits (bitsandbytes, on a GPU). By default it is loaded as it is."""
+    """The teacher is loaded in so many bits (bitsandbytes). By default it is loaded as it is."""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of the teacher's weights; "auto" is bfloat16 on a GPU and float32 on a CPU. The student's weights are
     float32, with bf16 autocast on a GPU."""
@@ -108,8 +122,12 @@ class ModelSettings:
     """Run Python code that a model folder brings along."""
     lora: LoraSettings | None = None
     """Adapters are trained in place of the student's own weights. By default all of its weights are trained."""
+    freeze: list[str] = field(default_factory=list)
+    """Parts of a vision-language student that do not learn, with adapters or without: vision (the tower), projector
+    (its mergers), language (the rest, head and all). By default all of them learn."""
 
     def __post_init__(self) -> None:
+        check_freeze(self.freeze)
         if self.quantization is not None and self.lora is None:
             raise ValueError(
                 f"model.quantization={self.quantization}: weights of so few bits do not learn, adapters on them do; "
@@ -149,6 +167,8 @@ class ModelSettings:
 class DataSettings:
     """Privileged data sets, as `dopd-vl prepare` writes them."""
 
+    RENAMED: ClassVar = {"max_image_pixels": "is called max_pixels now"}
+
     train: str = ""
     """The folder of the examples to train on."""
     eval: str | None = None
@@ -158,12 +178,16 @@ class DataSettings:
     max_prompt_length: int | None = None
     """An example whose prompt has more tokens than this in any view is passed over; no prompt is ever cut. By default
     there is no limit."""
-    max_image_pixels: int | None = None
-    """An image of more pixels is made smaller, for every view alike. By default the limit is the model's own;
-    Qwen3-VL's is 16 million, 16,384 tokens."""
+    min_pixels: int | None = None
+    """An image of fewer pixels is made larger, for every view alike. By default the model's own bound holds."""
+    max_pixels: int | None = None
+    """An image of more pixels is made smaller, for every view alike unless `privilege` says otherwise. The model's own
+    bounds hold besides: Qwen3-VL's are 65,536 and 16 million pixels, 64 and 16,384 tokens."""
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "max_prompt_length", "max_image_pixels", where="data.")
+        check_at_least(1, self, "max_prompt_length", "min_pixels", "max_pixels", where="data.")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"data.min_pixels={self.min_pixels} is more than data.max_pixels={self.max_pixels}")
 
 
 @dataclass
@@ -171,6 +195,8 @@ class PrivilegeSettings:
     """What the privileged views show; a student that is to be deployed never sees any of it."""
 
     RENAMED: ClassVar = {"learner_variant": "is called student_variant now"}
+    VARIANTS: ClassVar = ("teacher_variant", "copy_variant", "student_variant")
+    PIXELS: ClassVar = ("teacher_max_pixels", "copy_max_pixels", "student_max_pixels")
 
     teacher_variant: str = DEFAULT_VARIANT
     """What the teacher is shown: "default" (boxes with labels where an example has any, else step-wise hints), or one
@@ -184,8 +210,17 @@ class PrivilegeSettings:
     """What the student is shown when it rolls out and learns; where none is given, "none". Anything else is only to
     analyse what comes of it. Give copy_variant with it: alone it would be what `student_variant` meant before, the
     variant of the copy."""
+    teacher_max_pixels: int | None = None
+    """The most pixels of an image that the teacher is shown, whatever its view. By default they are data.max_pixels."""
+    copy_max_pixels: int | None = None
+    """The most pixels of an image that the student's copy is shown in its privileged view. By default they are
+    data.max_pixels."""
+    student_max_pixels: int | None = None
+    """The most pixels of an image that the student is shown, in evaluations and by whoever loads it later, too. By
+    default they are data.max_pixels."""
 
     def __post_init__(self) -> None:
+        check_at_least(1, self, *self.PIXELS, where="privilege.")
         if self.student_variant and not self.copy_variant:
             raise ValueError(
                 "privilege.student_variant: is what the student itself sees when it rolls out and learns; what its "
@@ -473,15 +508,22 @@ def key_of(message: str, config: TrainConfig) -> str | None:
 def in_todays_keys(saved: Any) -> Any:
     """What stood in a run folder's config.yaml, by today's keys, whichever version of this toolkit wrote it.
 
-    Before `privilege.copy_variant`, the variant of the student's copy was `student_variant` and the student's own
-    `learner_variant`, and settings of `TrainerSettings` were given under `trl`, if at all. Trackers and epochs still
-    were after that. Before `training.rollout_dropout`, rollouts were drawn with the adapters' dropout, if they had any.
+    Before `data.max_pixels` there was `data.max_image_pixels`. Before `privilege.copy_variant`, the variant of the
+    student's copy was `student_variant` and the student's own `learner_variant`, and settings of `TrainerSettings` were
+    given under `trl`, if at all. Trackers and epochs still were after that. Before `training.rollout_dropout`, rollouts
+    were drawn with the adapters' dropout, if they had any.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
         return saved
+    if isinstance(saved.get("data"), dict) and "max_image_pixels" in saved["data"]:
+        data = dict(saved["data"])
+        data["max_pixels"] = data.pop("max_image_pixels")
+        saved = {**saved, "data": data}
     privilege, training, trl = (dict(saved[name]) for name in sections)
     model = saved.get("model")
+    if isinstance(model, dict):
+        saved = {**saved, "model": {**model, "freeze": model.get("freeze", [])}}
     lora = model.get("lora") if isinstance(model, dict) else None
     training.setdefault("rollout_dropout", isinstance(lora, dict) and lora.get("dropout", 0.0) != 0.0)
     if "num_train_epochs" in trl:

@@ -47,6 +47,24 @@ def nano_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def families(nano_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Of a family of `tests/families.py` the folder with its untrained student and teacher, named as in `nano_models`;
+    of any other name `nano_models` itself."""
+    from tests.families import TEXT, VISION, make_family
+
+    folder = tmp_path_factory.mktemp("families")
+
+    def models_of(family: str) -> Path:
+        if family not in (*VISION, *TEXT):
+            return nano_models
+        if not (folder / family).exists():
+            make_family(family, nano_models, folder / family)
+        return folder / family
+
+    return models_of
+
+
 def prepare_nano(folder: Path, world: str, split: str, size: int) -> Path:
     """A privileged data set of the nano world."""
     from rich.console import Console

@@ -31,7 +31,14 @@ from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.estimates import Estimate, average, ks_up_to, pass_at
 from dopd_vl.evaluation.folder import EvaluationFolder, verdicts_of
 from dopd_vl.evaluation.generation import ignored_settings
-from dopd_vl.models import base_of_adapters, check_adapters, check_weights, load_config, reading
+from dopd_vl.models import (
+    base_of_adapters,
+    check_adapters,
+    check_weights,
+    leave_out_router_logits,
+    load_config,
+    reading,
+)
 from dopd_vl.views import VISION_PROCESSORS, Refusal, ViewProcessor, load_views
 
 WHAT_STAYS = "whole batches stay, run the same command again when it can be"
@@ -69,6 +76,7 @@ def load_model(
         model: Any = auto.from_pretrained(
             base or path, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
         )
+        leave_out_router_logits(model.config)
         if base is not None:
             model = PeftModel.from_pretrained(model, path)
     views = load_views(path, config, "model", trust_remote_code, chat_template_kwargs)

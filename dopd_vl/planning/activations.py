@@ -120,16 +120,19 @@ def passing(shape: ModelShape, precision: Precision) -> int:
     return 2 * shape.hidden * w.stream + max(mlp, attention)
 
 
-def saved_by_vision(vision: VisionShape, precision: Precision, checkpointing: bool) -> int:
-    """Bytes a patch that the tower and its mergers save for the backward pass."""
+def saved_by_vision(vision: VisionShape, precision: Precision, checkpointing: bool, frozen: bool = False) -> int:
+    """Bytes a patch that the tower, unless it is frozen, and its mergers save for the backward pass."""
     w = WIDTHS[precision]
     d, m = vision.hidden, vision.mlp
     # Two norms: input, and result as input of the next layer. Rotated queries and keys, and values that hold on to the
     # projection that all three are cut from; attention's result, put together anew for proj; the MLP, twice.
     block = 2 * d * (w.stream + w.product) + 7 * d * w.product + 2 * m * w.product
     merger = 3 * d * w.product + d * w.stream
+    mergers = (1 + vision.deepstack) * merger
+    if frozen:
+        return mergers
     body = vision.layers * d * w.stream + block if checkpointing else vision.layers * block
-    return body + (1 + vision.deepstack) * merger + vision.patch_inputs * w.product
+    return body + mergers + vision.patch_inputs * w.product
 
 
 def passing_vision(vision: VisionShape, precision: Precision) -> int:

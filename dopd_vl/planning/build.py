@@ -46,7 +46,13 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     lora = config.model.lora
     evaluates = config.data.eval is not None
     shows_more = any(variant != "none" for variant in loop.eval_variants)
-    prompt, privileged = config.prompt_tokens or default, config.privileged_tokens or default
+    image_tokens = {who: _image_tokens(config, student, who) for who in ("student", "teacher", "copy")}
+    shown = default
+    if config.data.max_prompt_length and student.vision:
+        # No view is longer, so that those with smaller images are the shorter for it.
+        of_images, most = (config.images * tokens for tokens in (image_tokens["student"], max(image_tokens.values())))
+        shown = max(default - (most - of_images), min(default, of_images))
+    prompt, privileged = config.prompt_tokens or shown, config.privileged_tokens or shown
     longest = longest_lesson(objective, prompt, privileged, loop.max_completion_length)
     return Workload(
         student=student,
@@ -61,12 +67,15 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         privileged_tokens=privileged,
         response_tokens=loop.max_completion_length,
         images=config.images if student.vision else 0,
-        image_tokens=config.image_tokens or _image_tokens(config, student),
+        image_tokens=image_tokens["student"],
+        teacher_image_tokens=image_tokens["teacher" if "teacher" in shapes else "student"],
+        copy_image_tokens=image_tokens["copy" if "teacher" in shapes else "teacher"],
         parallel=parallel,
         devices=devices,
         on_gpu=on_gpu,
         lora_rank=lora.r if lora else 0,
         lora_modules=lora.target_modules if lora else "all-linear",
+        frozen=tuple(dict.fromkeys(config.model.freeze)),
         teacher_bytes=4 if dtype == "float32" or (dtype == "auto" and not on_gpu) else 2,
         bf16=loop.bf16 is not False,
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
@@ -150,9 +159,14 @@ def _parallel(config: PlanConfig, devices: int) -> Parallel:
     return config.parallel
 
 
-def _image_tokens(config: PlanConfig, student: ModelShape) -> int:
-    pixels = config.data.max_image_pixels
-    return _IMAGE if pixels is None or student.vision is None else pixels // student.vision.pixels_a_token
+def _image_tokens(config: PlanConfig, student: ModelShape, policy: str) -> int:
+    """Of an image as the student, the teacher or the student's copy is shown it."""
+    own = getattr(config.privilege, f"{policy}_max_pixels")
+    pixels = config.data.max_pixels if own is None else own
+    if student.vision is None or pixels is None:
+        return config.image_tokens or _IMAGE
+    most = pixels // student.vision.pixels_a_token
+    return config.image_tokens or most if own is None else min(config.image_tokens or most, most)
 
 
 def _optimizer_bytes(name: str) -> int:

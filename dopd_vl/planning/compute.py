@@ -40,13 +40,20 @@ def time_of(work: Workload, machine: Machine, mean: Workload) -> list[Part]:
     rate = machine.tflops * 1e12 * machine.mfu
     parts = [_rollout(work, machine, mean)]
     for scoring in work.scorings:
-        shared = scoring.shares_prompts and work.share_prompts
-        flops = _pass_flops(work, work.model_of(scoring), mean.view_tokens(scoring), mean.response_tokens, shared)
-        reason = "a forward pass" + (", a prompt once for its siblings" if shared and work.group > 1 else "")
+        shared = work.shares_prompts(scoring)
+        flops = _pass_flops(
+            work,
+            work.model_of(scoring),
+            mean.view_tokens(scoring),
+            mean.response_tokens,
+            shared,
+            work.image_tokens_of(scoring),
+        )
+        reason = "a forward pass" + (", a prompt once for its siblings" if shared else "")
         parts.append(Part(f"scoring: {scoring}", flops, flops / rate, reason))
     forward = _pass_flops(work, work.student, mean.prompt_tokens, mean.response_tokens, work.learns_from_shared_prompts)
     # Backward: gradients of inputs and, unless frozen, of weights. Checkpointing repeats the layers' forward pass.
-    times = 1 + (1 if work.lora_rank else 2) + (1 if work.checkpointing else 0)
+    times = 1 + (2 if work.language_learns else 1) + (1 if work.checkpointing else 0)
     dense = 0.0  # what a term over the whole vocabulary projects once more
     for scoring in work.scorings:
         if scoring.keeps_hidden:
@@ -57,8 +64,11 @@ def time_of(work: Workload, machine: Machine, mean: Workload) -> list[Part]:
     return parts
 
 
-def _pass_flops(work: Workload, shape: ModelShape, prompt: float, response: float, shared: bool) -> float:
-    """A forward pass over all rollouts of a step, the head on response tokens alone."""
+def _pass_flops(
+    work: Workload, shape: ModelShape, prompt: float, response: float, shared: bool, image_tokens: int | None = None
+) -> float:
+    """A forward pass over all rollouts of a step, the head on response tokens alone; images as the student sees them,
+    unless told otherwise."""
     prompts = math.ceil(work.rollouts / work.group) if shared else work.rollouts
     tokens = prompts * prompt + work.rollouts * response
     weights = 2 * shape.active_parameters * tokens + 2 * shape.head_parameters * work.rollouts * response
@@ -68,7 +78,7 @@ def _pass_flops(work: Workload, shape: ModelShape, prompt: float, response: floa
     vision = 0.0
     if shape.vision is not None:
         images = math.ceil(work.rollouts / work.group) * work.images
-        vision = images * _vision_flops(shape.vision, work.image_tokens)
+        vision = images * _vision_flops(shape.vision, work.image_tokens if image_tokens is None else image_tokens)
     return weights + attention + vision
 
 

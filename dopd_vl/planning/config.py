@@ -35,12 +35,13 @@ class MachineSettings:
     prompt_tokens: int | None = None
     """The tokens of the longest plain prompt. By default they are data.max_prompt_length, or 1024."""
     privileged_tokens: int | None = None
-    """The tokens of the longest privileged prompt. By default they are data.max_prompt_length, or 1024."""
+    """The tokens of the longest privileged prompt, its images as the student sees them. By default they are
+    data.max_prompt_length, or 1024."""
     images: int = 1
     """The number of images in a prompt, for a vision-language student."""
     image_tokens: int | None = None
-    """The tokens of an image, which are part of the prompt's. By default they are what data.max_image_pixels come to,
-    or 1024."""
+    """The tokens of an image, which are part of the prompt's. By default they are what data.max_pixels comes to, or
+    1024."""
     mean_share: float = 0.5
     """The length of an average prompt and response that is assumed, as a share of the longest."""
     full_share: float = 0.5

@@ -25,7 +25,7 @@ def host_lines(work: Workload) -> list[Line]:
 
 def disk_lines(work: Workload) -> list[Line]:
     """The run folder at its fullest, while a checkpoint is written that another is to be removed for."""
-    student = 4 * work.trained
+    student = 4 * work.saved
     state = 12 * work.trained if work.parallel in ("zero2", "zero3") else work.optimizer_bytes * work.trained
     averages = sum(scoring.policy == "average" for scoring in work.scorings)
     limits = [limit for limit in (work.saves, work.save_total_limit + 1 if work.save_total_limit else None) if limit]

@@ -75,7 +75,7 @@ def _weights(work: Workload) -> Iterator[Line]:
     elif work.precision == "autocast":
         yield Line("student's weights", 4 * student, ALWAYS, "fp32, whole on every GPU")
         # A trained weight's copy is kept until the outermost autocast ends; a frozen one's until its layer has run.
-        kept = student if not work.lora_rank else work.student.layer_parameters
+        kept = work.student.layer_parameters if work.lora_rank else max(work.trained, work.student.layer_parameters)
         yield Line("bf16 copies of the student's weights", 2 * kept, passes_here, "autocast's cache during a pass")
         saved = work.student.body_parameters if work.lora_rank and not work.checkpointing else 0
         yield Line(

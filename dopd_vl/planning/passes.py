@@ -53,14 +53,14 @@ def _reading(work: Workload, rows: int, prompt: int) -> int:
     shape, precision = work.student, work.precision
     held = prompt * (act.passing(shape, precision) + act.cache_bytes(shape, precision))
     held += prompt**2 * (1 + act.saved_mask(precision))
-    return rows * max(held, _looking(work, shape, precision))
+    return rows * max(held, _looking(work.images * work.image_tokens, shape, precision))
 
 
-def _looking(work: Workload, shape: ModelShape, precision: Precision) -> int:
+def _looking(image_tokens: int, shape: ModelShape, precision: Precision) -> int:
     """The vision tower over the images of one prompt, without a gradient."""
     if shape.vision is None:
         return 0
-    patches = work.images * work.image_tokens * shape.vision.merge**2
+    patches = image_tokens * shape.vision.merge**2
     return patches * act.passing_vision(shape.vision, precision)
 
 
@@ -94,7 +94,7 @@ def _scoring_pass(work: Workload, scoring: Scoring) -> int:
     shape, precision = _policy(work, scoring)
     rows, prompt, response = _scored_rows(work), work.view_tokens(scoring), work.response_tokens
     pair = 1 + act.saved_mask(precision)
-    shared = scoring.shares_prompts and work.share_prompts and work.group > 1
+    shared = work.shares_prompts(scoring)
     prompts = math.ceil(rows / work.group) if shared else rows
     if shared:
         cache = rows * (prompt + response) * act.cache_bytes(shape, precision)
@@ -103,7 +103,7 @@ def _scoring_pass(work: Workload, scoring: Scoring) -> int:
     else:
         tokens = prompt + response
         held = rows * tokens * act.passing(shape, precision) + rows * tokens**2 * pair
-    vision = prompts * _looking(work, shape, precision)
+    vision = prompts * _looking(work.images * work.image_tokens_of(scoring), shape, precision)
     hidden = rows * response * shape.hidden * act.WIDTHS[precision].stream
     return max(held, vision, hidden + _scored_chunk(work, shape, precision))
 
@@ -177,15 +177,16 @@ def _learning(work: Workload) -> Iterator[Line]:
     yield Line("a layer in its backward pass", layer + in_flight, backward, "its activations and gradients in flight")
     norm = tokens * act.final_norm(shape, precision) + pairs
     yield Line("last norm and mask", norm, ends, "whole sequences, and one byte a pair of tokens")
-    if shape.vision is not None:
+    if shape.vision is not None and not {"vision", "projector"} <= set(work.frozen):
         patches = prompts * work.images * work.image_tokens * shape.vision.merge**2
-        vision = patches * act.saved_by_vision(shape.vision, precision, work.checkpointing)
+        frozen = "vision" in work.frozen
+        vision = patches * act.saved_by_vision(shape.vision, precision, work.checkpointing, frozen)
         yield Line("vision tower's activations", vision, ends, f"of {prompts * work.images} images")
 
 
 def _loss(work: Workload) -> Iterator[Line]:
     shape, head = work.student, 4 * work.student.head_parameters
-    if not work.lora_rank:
+    if work.language_learns:
         when = frozenset({"loss", "backward starts"})
         yield Line("head's gradient", head, when, "fp32, added up over the chunks")
         if shape.tied:

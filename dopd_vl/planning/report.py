@@ -107,7 +107,10 @@ def print_assumptions(console: Console, work: Workload, machine: Machine, mean: 
         f"TB/s at {machine.mbu:.0%} in rollouts (--bandwidth, --mbu)",
     ]
     if work.images:
-        lines.append(f"images in a prompt: {work.images}, of {work.image_tokens} tokens (--images, --image_tokens)")
+        others = {"teacher": work.teacher_image_tokens, "copy": work.copy_image_tokens}
+        told = [f", {who} {n}" for who, n in others.items() if n not in (None, work.image_tokens)]
+        of = f"of {work.image_tokens} tokens{''.join(told)}"
+        lines.append(f"images in a prompt: {work.images}, {of} (--images, --image_tokens)")
     estimated = sorted({s.family for s in (work.student, work.teacher) if s and s.family not in COUNTED})
     if estimated:
         lines.append(f"activations of {', '.join(estimated)} as those of Qwen3's layers of the same widths")

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from dopd_vl.train_config import LoraSettings
 from dopd_vl.training.checks import peft_config
+from dopd_vl.training.freezing import keep_adapters_out, part_of
 
 COUNTED = ("qwen3", "qwen3_vl")
 """Model types whose activations the formulas equal; those of others are estimated by the same formulas."""
@@ -27,6 +28,8 @@ class VisionShape:
     """The tower of a Qwen3-VL: patches in, one token of the language model out of every `merge ** 2` of them."""
 
     parameters: int
+    projector_parameters: int
+    """of them, those of the mergers into the language model"""
     hidden: int
     layers: int
     mlp: int
@@ -97,18 +100,24 @@ class ModelShape:
         """The output head's: `[V, H]`."""
         return self.vocabulary * self.hidden
 
-    def adapter_parameters(self, rank: int, target_modules: str) -> int:
+    def parameters_of(self, part: str) -> int:
+        """Those of the "vision" tower, of the "projector" or of the "language" model."""
+        tower, projector = (self.vision.parameters, self.vision.projector_parameters) if self.vision else (0, 0)
+        return {"vision": tower - projector, "projector": projector, "language": self.parameters - tower}[part]
+
+    def adapter_parameters(self, rank: int, target_modules: str, frozen: tuple[str, ...] = ()) -> int:
         """LoRA's, counted on the model that peft adapts; every one of them is in proportion to the rank.
 
         Args:
             target_modules: as peft takes it: names, comma-separated, or "all-linear", the head excepted.
+            frozen: parts that have none.
         """
-        return rank * _adapters_of_rank_1(self, target_modules)
+        return rank * _adapters_of_rank_1(self, target_modules, frozen)
 
 
 @functools.cache
-def _adapters_of_rank_1(shape: ModelShape, target_modules: str) -> int:
-    lora = peft_config(LoraSettings(r=1, target_modules=target_modules))
+def _adapters_of_rank_1(shape: ModelShape, target_modules: str, frozen: tuple[str, ...]) -> int:
+    lora = keep_adapters_out(peft_config(LoraSettings(r=1, target_modules=target_modules)), frozen)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of experts whose ranks peft multiplies
         adapted = get_peft_model(built(shape.config), lora)
@@ -167,10 +176,11 @@ def shape_of(config: PreTrainedConfig, name: str) -> ModelShape:
     )
 
 
-def vision_shape_of(vision: Any, parameters: int = 0) -> VisionShape:
+def vision_shape_of(vision: Any, parameters: int = 0, projector_parameters: int = 0) -> VisionShape:
     """The shape that the configuration of a Qwen3-VL vision tower describes."""
     return VisionShape(
         parameters=parameters,
+        projector_parameters=projector_parameters,
         hidden=vision.hidden_size,
         layers=vision.depth,
         mlp=vision.intermediate_size,
@@ -184,7 +194,9 @@ def vision_shape_of(vision: Any, parameters: int = 0) -> VisionShape:
 def _vision_of(config: PreTrainedConfig, model: Any) -> VisionShape | None:
     if not hasattr(config, "vision_config"):
         return None
-    return vision_shape_of(config.vision_config, _count(model.model.visual))
+    weights = model.named_parameters()
+    projector = sum(weight.numel() for name, weight in weights if part_of(name) == "projector")
+    return vision_shape_of(config.vision_config, _count(model.model.visual), projector)
 
 
 def _count(module: nn.Module) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dopd_vl.planning.shapes import ModelShape
+from dopd_vl.training.prompt_sharing import can_go_on
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS
 
 Parallel = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
@@ -55,12 +56,16 @@ class Workload:
     prompt_tokens: int
     """of the plain view: rollouts and learning"""
     privileged_tokens: int
-    """of the longest privileged view: scoring"""
+    """of the longest privileged view, with images as the student sees them: scoring"""
     response_tokens: int
     images: int = 0
     """of a prompt"""
     image_tokens: int = 0
-    """of an image, after the merger; they are part of the prompt's tokens"""
+    """of an image as the student sees it, after the merger; they are part of the prompt's tokens"""
+    teacher_image_tokens: int | None = None
+    """of one as the teacher sees it; None: as the student"""
+    copy_image_tokens: int | None = None
+    """of one in a privileged view of the student's copy; None: as the student"""
 
     parallel: Parallel = "single"
     devices: int = 1
@@ -68,6 +73,8 @@ class Workload:
     lora_rank: int = 0
     """0: all weights are trained"""
     lora_modules: str = "all-linear"
+    frozen: tuple[str, ...] = ()
+    """parts of the student that do not learn"""
     teacher_bytes: int = 2
     bf16: bool = True
     """whether a GPU computes products in bf16"""
@@ -110,11 +117,18 @@ class Workload:
         """Share of tokens whose hidden states of a policy are kept."""
         return 1.0 if scoring.of_all_tokens else self.full_share
 
+    def image_tokens_of(self, scoring: Scoring) -> int:
+        """Of an image as a policy sees it."""
+        plain = self.image_tokens if scoring.view == "plain" else self.copy_image_tokens
+        own = self.teacher_image_tokens if scoring.policy == "teacher" else plain
+        return self.image_tokens if own is None else own
+
     def view_tokens(self, scoring: Scoring) -> int:
         """The longest prompt of a policy's view."""
+        larger = self.images * (self.image_tokens_of(scoring) - self.image_tokens)
         if scoring.view == "plain":
-            return self.prompt_tokens
-        return self.privileged_tokens + (0 if scoring.shares_prompts else self.response_tokens)
+            return max(1, self.prompt_tokens + larger)
+        return max(1, self.privileged_tokens + larger) + (0 if scoring.shares_prompts else self.response_tokens)
 
     def model_of(self, scoring: Scoring) -> ModelShape:
         """The model that scores."""
@@ -152,11 +166,28 @@ class Workload:
     def trained(self) -> int:
         """Parameters that learn."""
         if self.lora_rank:
-            return self.student.adapter_parameters(self.lora_rank, self.lora_modules)
-        return self.student.parameters
+            return self.student.adapter_parameters(self.lora_rank, self.lora_modules, self.frozen)
+        return self.student.parameters - sum(map(self.student.parameters_of, self.frozen))
+
+    @property
+    def saved(self) -> int:
+        """Parameters of a saved student: all, or adapters."""
+        return self.trained if self.lora_rank else self.student.parameters
+
+    @property
+    def language_learns(self) -> bool:
+        """Whether the language model's own weights have gradients."""
+        return not self.lora_rank and "language" not in self.frozen
+
+    def shares_prompts(self, scoring: Scoring) -> bool:
+        """Whether a scoring reads a prompt once for its siblings."""
+        return self._shares_prompts(self.model_of(scoring)) and scoring.shares_prompts
 
     @property
     def learns_from_shared_prompts(self) -> bool:
         """As the trainer decides: layers without checkpointing, weights not sharded."""
         plain = self.parallel in ("single", "ddp")
-        return self.share_prompts and self.group > 1 and not self.checkpointing and plain
+        return self._shares_prompts(self.student) and not self.checkpointing and plain
+
+    def _shares_prompts(self, model: ModelShape) -> bool:
+        return self.share_prompts and self.group > 1 and can_go_on(model.config)

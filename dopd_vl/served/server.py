@@ -4,6 +4,7 @@ import json
 import random
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ TRIES = 5
 images that it cannot place."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between two tries; each pause is twice the last one, and shortened by chance so that processes part."""
+TOLD_AFTER = 5.0
+"""Seconds of waiting after which it is said that a server is waited for."""
 SMALL = 1 << 20
 """Bytes that are read of an answer which says how long it may be by nothing, and of one with an error status."""
 _SAID = 300
@@ -65,7 +68,7 @@ class Server:
             )
         self.address = address.rstrip("/").removesuffix("/v1")
         self.key, self.told_as = key, f"{key}: {self.address}"
-        self._settings, self._stopped = settings, threading.Event()
+        self._settings, self._stopped, self._told_of_waiting = settings, threading.Event(), False
         secret = read_key(settings.key_env, "model.server.key_env")
         self._secret = None if secret is None else spellings(secret)
         headers = {"Accept-Encoding": "identity"}
@@ -96,13 +99,16 @@ class Server:
         while True:
             begun = time.monotonic()
             try:
-                return self._once(path, body, most)
+                answer = self._once(path, body, most)
+                self._told_of_waiting = False
+                return answer
             except _Passing as error:
                 broken += error.status == 500
                 if broken == TRIES:
                     raise RequestRefused(f"{self.told_as}, {TRIES} times: {error}", 500) from None
                 first_failure = begun if first_failure is None else first_failure
                 left = first_failure + self._settings.wait - time.monotonic()
+                self._tell_of_waiting(self._settings.wait - left, error)
                 if left <= 0:
                     raise ServerGone(
                         f"{self.told_as} does not answer, for {self._settings.wait:g} s (model.server.wait): {error}"
@@ -111,6 +117,16 @@ class Server:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 if self._stopped.wait(min(wanted, left)):
                     raise ServerGone(f"{self.told_as}: no longer asked") from None
+
+    def _tell_of_waiting(self, waited: float, error: Exception) -> None:
+        """One line of each time that the server is away, once it has been away for a while."""
+        if waited >= TOLD_AFTER and not self._told_of_waiting:
+            self._told_of_waiting = True
+            warnings.warn(
+                f"{self.told_as} does not answer ({error}); it is waited for, {self._settings.wait:g} s at most "
+                "(model.server.wait)",
+                stacklevel=3,
+            )
 
     def _once(self, path: str, body: Mapping[str, Any] | None, most: int) -> Any:
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())

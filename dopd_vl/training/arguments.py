@@ -1,7 +1,7 @@
 """The trainer's arguments, and how a configuration becomes them."""
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,7 @@ from dopd_vl.train_config import (
     PrivilegeSettings,
     TrainConfig,
     TrainerSettings,
+    check_freeze,
     check_sizes,
     colocated_length,
     key_of,
@@ -43,11 +44,17 @@ class DopdConfig(PrivilegeSettings, TrainerSettings, DistillationConfig):  # typ
     seed: int = TrainConfig.seed
     max_prompt_length: int | None = DataSettings.max_prompt_length
     """tokens, of any view; a longer prompt is refused, never cut"""
-    max_image_pixels: int | None = DataSettings.max_image_pixels
-    """of an image; a larger one is made smaller"""
+    min_pixels: int | None = DataSettings.min_pixels
+    """of an image; a smaller one is made larger"""
+    max_pixels: int | None = DataSettings.max_pixels
+    """of an image; a larger one is made smaller, unless a policy's own bound is another"""
+
+    freeze: list[str] = field(default_factory=list)
+    """parts of a vision-language student that do not learn: vision, projector, language"""
 
     def __post_init__(self) -> None:
         check_fields(vars(self))
+        check_freeze(self.freeze, where="")
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
         check_sizes(self)
@@ -145,7 +152,9 @@ def trainer_arguments(config: TrainConfig) -> DopdConfig:
         "output_dir": config.output_dir,
         "seed": config.seed,
         "max_prompt_length": config.data.max_prompt_length,
-        "max_image_pixels": config.data.max_image_pixels,
+        "min_pixels": config.data.min_pixels,
+        "max_pixels": config.data.max_pixels,
+        "freeze": config.model.freeze,
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "trust_remote_code": config.model.trust_remote_code,
         "model_init_kwargs": {

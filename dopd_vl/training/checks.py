@@ -8,7 +8,7 @@ import dataclasses
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -40,9 +40,10 @@ from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.build import build_objective
 from dopd_vl.served.teacher import ServedTeacher
 from dopd_vl.train_config import LoraSettings, ModelSettings, TrainConfig, check_sizes, colocated_length, key_of
+from dopd_vl.training.freezing import part_of
 from dopd_vl.training.student_copies import check_copies
 from dopd_vl.training.teachers import TEACHER, Teachers, compare, served_needs
-from dopd_vl.views import VISION_PROCESSORS, check_family, load_views
+from dopd_vl.views import VISION_PROCESSORS, bounded_views, check_bounds, check_family, load_views
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, check_variant
 from privileged import VARIANTS
 from privileged.records.fields import chat_message, item_list
@@ -89,9 +90,14 @@ def check(
     _check_teachers(config, objective)
     models: Models = {} if read_model is None else _read_models(config.model, needs_teacher(objective), read_model)
     _check_families(models)
-    if models and config.model.lora is not None and not config.model.trust_remote_code:
-        check_lora(config.model.lora, models["model.student"])
     reads_images = not models or models["model.student"].model_type in VISION_PROCESSORS
+    if config.model.freeze and not reads_images:
+        raise ConfigurationError(
+            "model.freeze: names parts of a vision-language model, but the student reads text only"
+        )
+    if models and config.model.lora is not None and not config.model.trust_remote_code:
+        check_lora(config.model.lora, models["model.student"], config.model.freeze)
+    check_bounds(config.privilege, reads_images)
     _check_requirements(config, objective, reads_images, None)
     return Checked(objective, models)
 
@@ -125,9 +131,12 @@ def check_here(
     for key, path in paths.items():
         if key != "model.student":
             check_same_ids(views.tokenizer.get_vocab(), token_ids(path, remote, key=key), key)
+    bounded_views(views, config.data, config.privilege)
     _check_taught(config.model, datasets["data.train"], objective)
     for key, dataset in datasets.items():
         _check_data(dataset, key, config.model, models)
+    if "language" in config.model.freeze and _first_with_images(datasets["data.train"], lambda _: True) is None:
+        raise UserError("model.freeze: beside a frozen language model images are learned from, and data.train has none")
     reads_images = student.model_type in VISION_PROCESSORS
     _check_requirements(config, objective, reads_images, datasets["data.train"])
     if served and needs_teacher(objective):
@@ -238,7 +247,7 @@ def _check_data(dataset: Dataset, key: str, settings: ModelSettings, models: Mod
 
 def _check_variants(config: TrainConfig) -> None:
     """Every variant named in the configuration must exist."""
-    named = {f"privilege.{key}": [variant] for key, variant in vars(config.privilege).items()}
+    named = {f"privilege.{key}": [getattr(config.privilege, key)] for key in config.privilege.VARIANTS}
     named["training.eval_variants"] = config.training.eval_variants
     for key, variants in named.items():
         for variant in variants:
@@ -257,7 +266,6 @@ def check_device(config: TrainConfig) -> None:
         **teachers,
     }
     wants = {
-        **{key: bits is not None for key, bits in quantised.items()},
         "training.use_vllm": config.training.use_vllm,  # of a server, too: NCCL brings it the weights
         "training.bf16": bool(config.training.bf16),
         "trl.fp16": bool(config.trl.get("fp16")),
@@ -270,7 +278,7 @@ def check_device(config: TrainConfig) -> None:
                 raise UserError(f"{key}: needs a GPU, and none is visible here")
     for key, bits in quantised.items():
         if bits is not None and importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(f"{key}: bitsandbytes is not installed; pip install bitsandbytes")
+            raise UserError(f"{key}: bitsandbytes is not installed; pip install 'dopd-vl[quantized]'")
     if config.training.use_vllm and importlib.util.find_spec("vllm") is None:
         raise UserError("training.use_vllm: vLLM is not installed; pip install 'dopd-vl[vllm]'")
 
@@ -291,8 +299,11 @@ def check_shards(shard_teacher: bool, processes: int, deepspeed: bool) -> None:
         )
 
 
-def check_lora(lora: LoraSettings, student: PreTrainedConfig) -> None:
+def check_lora(lora: LoraSettings, student: PreTrainedConfig, frozen: Collection[str] = ()) -> None:
     """Whether LoRA finds what it is to adapt, looked up among the student's modules without their weights.
+
+    Args:
+        frozen: parts of the student that adapters are kept out of.
 
     Raises:
         ConfigurationError: it does not, cannot adapt it, or would adapt the output head.
@@ -313,6 +324,9 @@ def check_lora(lora: LoraSettings, student: PreTrainedConfig) -> None:
             raise ConfigurationError(f"{key}: {name!r} is no single layer that LoRA adapts, {nearest(name, known)}")
         if any(module is model.get_output_embeddings() for module in found):
             raise ConfigurationError(f"{key}: {name!r} is the output head, whose weights the losses read; leave it out")
+    adapted = [path for path in modules if any(path == name or path.endswith(f".{name}") for name in lora.modules)]
+    if {part_of(path) for path in adapted} <= set(frozen):
+        raise ConfigurationError(f"{key}: all of it is frozen by model.freeze ({', '.join(frozen)})")
 
 
 def peft_config(lora: LoraSettings) -> LoraConfig:

@@ -16,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dopd_vl.core import Projection, Source, TokenScores, divergence_of, score_tokens
-from dopd_vl.models import backbone_of, refuse_scaled_logits, to_device
+from dopd_vl.models import backbone_of, leave_out_router_logits, refuse_scaled_logits, to_device
 from dopd_vl.objectives.base import Pair
 from dopd_vl.served.protocols import Question
 from dopd_vl.served.teacher import Asked, token_scores
+from dopd_vl.training.freezing import learns_from_text
 from dopd_vl.training.prompt_sharing import can_go_on, hidden_states_from_shared_prompts, prompts_of
 from dopd_vl.training.sharding import Models
 from dopd_vl.training.student_copies import StudentCopies
@@ -80,6 +81,7 @@ class Policies:
         self._features: dict[int, SharedFeatures] = {}
         for policy in self._local():
             refuse_scaled_logits(models.bare(policy).config, policy)
+            leave_out_router_logits(models.bare(policy).config)
 
     def _local(self) -> list[str]:
         """The policies that are asked for and scored in this process."""
@@ -256,9 +258,11 @@ class Policies:
         Args:
             shared: Read equal prompts once.
         """
-        if self.views.reads_images and self.models.sharded(policy) and all(v.pixel_values is None for v in views):
+        without_images = self.views.reads_images and all(v.pixel_values is None for v in views)
+        if without_images and (self.models.sharded(policy) or self._learns_by_images_alone()):
             # Other ranks may see images, and wait for this one's shards of the tower in every pass, and for their
-            # gradients: a picture that nothing is learnt of lets it take part.
+            # gradients: a picture that nothing is learnt of lets it take part. And beside a frozen language model
+            # there would be nothing to take a gradient of.
             with_picture = [*views, self.views.picture], [*responses, [self._pad]]
             return self.hidden_states(policy, *with_picture, shared)[:-1]
         backbone, device = backbone_of(self.models.bare(policy)), self.models.device
@@ -292,6 +296,9 @@ class Policies:
     def shares_prompts(self, policy: str) -> bool:
         """Whether a prompt is read once for all of its rollouts."""
         return self._share_prompts and can_go_on(self.models.bare(policy).config)
+
+    def _learns_by_images_alone(self) -> bool:
+        return torch.is_grad_enabled() and not learns_from_text(self.models.bare("student"))
 
     @contextmanager
     def shared_features(self) -> Iterator[None]:

@@ -74,6 +74,7 @@ from dopd_vl.training.checks import (
     choose_metric_to_stop_by,
     token_ids,
 )
+from dopd_vl.training.freezing import freeze, keep_adapters_out
 from dopd_vl.training.metrics import TokenSums, add_rollouts, token_metrics, verdict_on
 from dopd_vl.training.policies import Policies, Scored
 from dopd_vl.training.sharding import TrainerModels
@@ -91,7 +92,7 @@ from dopd_vl.training.teachers import (
 )
 from dopd_vl.training.trackers import RolloutTables
 from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
-from dopd_vl.views import VISION_PROCESSORS, Refusal, View, ViewProcessor, limit_images, processor_for
+from dopd_vl.views import Refusal, View, ViewProcessor, bounded_views, processor_for
 from dopd_vl.views.rollouts import (
     OWN_VIEW,
     ROLLOUT_VIEWS,
@@ -196,6 +197,8 @@ class DopdTrainer(DistillationTrainer):
         ):
             if isinstance(loaded, str):
                 setattr(args, key, {"device_map": None, "dtype": dtype, **(getattr(args, key) or {})})
+        if peft_config is not None:
+            peft_config = keep_adapters_out(peft_config, args.freeze)
         super().__init__(
             model=model,
             teacher_model=own_teacher,
@@ -209,14 +212,16 @@ class DopdTrainer(DistillationTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        freeze(self.model, args.freeze)
         check_shards(args.shard_teacher, self.accelerator.num_processes, self.is_deepspeed_enabled)
         further = {policy: self._load_teacher(policy, given) for policy, given in in_process.items()}
         self.models = TrainerModels(self, args.shard_teacher, further)
         config = self.models.bare("student").config
-        if args.max_image_pixels is not None and config.model_type in VISION_PROCESSORS:
-            limit_images(processing_class, args.max_image_pixels)
         template_kwargs: Any = self.chat_template_kwargs
-        self.views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
+        views = view_processor or processor_for(config, processing_class, args.max_prompt_length, template_kwargs)
+        shown = bounded_views(views, args, args)
+        self.views = shown["student"]
+        self.views.keep_bounds()
         self._check_served()
         self._forbid_tokens(image_token_ids(config))
         if not self.use_vllm:
@@ -236,7 +241,8 @@ class DopdTrainer(DistillationTrainer):
         variants = dict.fromkeys(POLICIES, of_student) | {"teacher": args.teacher_variant}
         student_variant = self.requirements.shown_to_student(args.student_variant)
         others: Any = train_dataset if isinstance(train_dataset, Sized) else ()
-        self.renderer = ViewRenderer(self.views, variants, student_variant, others)
+        of_policies = dict.fromkeys(POLICIES, shown["copy" if taught else "teacher"]) | {"teacher": shown["teacher"]}
+        self.renderer = ViewRenderer(self.views, variants, student_variant, others, of_policies)
         reads_images = self.views.reads_images
         check_requirements(
             self.objective, args.num_generations, reads_images, train_dataset, args.student_variant, args.task_reward
@@ -449,12 +455,12 @@ class DopdTrainer(DistillationTrainer):
         asked = {source.view for source in (*sources, *learned_on)}
         prompts = self.renderer, inputs, plain_views, texts
         if SIBLING_VIEW in asked:
-            by_sibling, shown = render_with_rollouts(SIBLING_VIEW, *prompts, shown)
-            views |= {source: by_sibling for source in sources if source.view == SIBLING_VIEW}
+            by_sibling, shown = render_with_rollouts(SIBLING_VIEW, *prompts, shown, sources)
+            views |= by_sibling
         if OWN_VIEW in asked:
             itself = [b - b % len(lessons) for b in range(len(inputs))]
-            by_itself, _ = render_with_rollouts(OWN_VIEW, *prompts, itself)
-            views |= {source: by_itself for source in (*sources, *learned_on) if source.view == OWN_VIEW}
+            by_itself, _ = render_with_rollouts(OWN_VIEW, *prompts, itself, [*sources, *learned_on])
+            views |= by_itself
         student_views = [views[learned_on[b % len(lessons)]][b] for b in range(len(inputs))]
 
         # One process keeps some rollouts to look at, with their scores.

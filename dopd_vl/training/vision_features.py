@@ -16,10 +16,11 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """Of one image: what enters the language model, `[tokens, H]`, and what DeepStack adds in its first layers."""
+    """Of one image: what enters the language model, `[tokens, H]`, and what DeepStack adds in its first layers, None
+    for a family without it."""
 
     pooled: Tensor
-    deepstack: tuple[Tensor, ...]
+    deepstack: tuple[Tensor, ...] | None
 
 
 class Count(NamedTuple):
@@ -77,18 +78,17 @@ def shared_vision_features(model: Any) -> Iterator[SharedFeatures]:
         if new:
             at = sorted(new.values())
             found = compute(torch.cat([images[i] for i in at]), image_grid_thw[at], **kwargs)
+            stack = found.get("deepstack_features")
             for place, i in enumerate(at):
-                known[keys[i]] = Features(
-                    found.pooler_output[place], tuple(layer[place] for layer in found.deepstack_features)
-                )
+                deepstack = None if stack is None else tuple(layer[place] for layer in stack)
+                known[keys[i]] = Features(found.pooler_output[place], deepstack)
             output_class = type(found)
         shared.counts.append(Count(len(keys), len(new)))
         chosen = [known[key] for key in keys]
         assert output_class is not None
-        return output_class(
-            pooler_output=tuple(features.pooled for features in chosen),
-            deepstack_features=[tuple(layer) for layer in zip(*(f.deepstack for f in chosen), strict=True)],
-        )
+        layers = [features.deepstack for features in chosen if features.deepstack is not None]
+        stacked = {"deepstack_features": [tuple(layer) for layer in zip(*layers, strict=True)]} if layers else {}
+        return output_class(pooler_output=tuple(features.pooled for features in chosen), **stacked)
 
     body.get_image_features = get_image_features
     try:

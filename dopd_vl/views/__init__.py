@@ -7,8 +7,9 @@ from transformers import AutoProcessor, PreTrainedConfig, PreTrainedTokenizerBas
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.models import reading
+from dopd_vl.train_config import PrivilegeSettings
 from dopd_vl.views.base import Refusal, Request, View, ViewError, ViewProcessor
-from dopd_vl.views.qwen_vl import QwenVLViewProcessor, limit_images
+from dopd_vl.views.qwen_vl import QwenVLViewProcessor
 from dopd_vl.views.text import TextViewProcessor
 
 __all__ = [
@@ -20,8 +21,9 @@ __all__ = [
     "View",
     "ViewError",
     "ViewProcessor",
+    "bounded_views",
+    "check_bounds",
     "check_family",
-    "limit_images",
     "load_views",
     "processor_for",
 ]
@@ -29,6 +31,8 @@ __all__ = [
 VISION_PROCESSORS: dict[str, type[ViewProcessor]] = {
     "qwen3_vl": QwenVLViewProcessor,
     "qwen3_vl_moe": QwenVLViewProcessor,
+    "qwen3_5": QwenVLViewProcessor,
+    "qwen3_5_moe": QwenVLViewProcessor,
 }
 """Model type (of a model's own config) -> processor. Every model type without a vision tower is read as text."""
 
@@ -61,6 +65,36 @@ def check_family(config: PreTrainedConfig) -> None:
             f"no view processor for vision-language model type {config.model_type!r} (known: "
             f"{', '.join(VISION_PROCESSORS)}); pass your own ViewProcessor to the trainer"
         )
+
+
+def check_bounds(privilege: PrivilegeSettings, reads_images: bool) -> None:
+    """Raises: UserError: images are bounded that the student does not see; the message names the key."""
+    for key in privilege.PIXELS:
+        if getattr(privilege, key) is not None and not reads_images:
+            raise UserError(f"privilege.{key}: bounds images, but the student reads text only")
+
+
+def bounded_views(views: ViewProcessor, data: Any, privilege: PrivilegeSettings) -> dict[str, ViewProcessor]:
+    """What shows images to the student, to its teacher and to its copy, each within its own bounds, by these names.
+
+    Args:
+        views: with the model's own bounds.
+        data: has `min_pixels` and `max_pixels`, for whom `privilege` says nothing else.
+
+    Raises:
+        UserError: no image is within the bounds, or the student is shown none; the message names the key.
+    """
+    found = {}
+    made: dict[tuple[int | None, int | None], ViewProcessor] = {(None, None): views}
+    check_bounds(privilege, views.reads_images)
+    for key in privilege.PIXELS:
+        own = getattr(privilege, key)
+        most, told = (data.max_pixels, "data.max_pixels") if own is None else (own, f"privilege.{key}")
+        least, most = (data.min_pixels, most) if views.reads_images else (None, None)
+        if (least, most) not in made:
+            made[least, most] = views.bounded(least, most, told)
+        found[key.removesuffix("_max_pixels")] = made[least, most]
+    return found
 
 
 def load_views(

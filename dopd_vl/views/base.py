@@ -90,6 +90,8 @@ class ViewProcessor(ABC):
     """
 
     reads_images = False
+    bound_by = "data.max_pixels"
+    """the setting that bounds its images, to name it where they are too large"""
 
     def __init__(
         self,
@@ -142,6 +144,20 @@ class ViewProcessor(ABC):
             for request, prompt in zip(requests, prompts, strict=True)
         ]
 
+    def bounded(self, min_pixels: int | None, max_pixels: int | None, key: str) -> "ViewProcessor":
+        """The same, for images of at least and at most so many pixels; the model's own bounds hold besides.
+
+        Args:
+            key: the setting that `max_pixels` comes from, for errors.
+
+        Raises:
+            UserError: no image is within these bounds, or this processor has none.
+        """
+        raise UserError(f"{key}: {type(self).__name__} does not bound the images that it shows")
+
+    def keep_bounds(self) -> None:  # noqa: B027 - a processor without bounds has none to keep
+        """Leave its bounds in the processing class, which is saved with the model."""
+
     @cached_property
     def picture(self) -> View:
         """A prompt of one small image and nothing else, for a family that reads images."""
@@ -193,9 +209,15 @@ class ViewProcessor(ABC):
             return ViewError(f"example {request.example['id']!r}: {view}")
         if self.max_prompt_length is None or len(view.prompt_ids) <= self.max_prompt_length:
             return view
+        of_images = (view.mm_token_type_ids or []).count(1)
         return ViewError(
             f"example {request.example['id']!r}: its prompt in variant {request.variant!r} has {len(view.prompt_ids)} "
             f"tokens, more than max_prompt_length={self.max_prompt_length}"
+            + (
+                f"; {of_images} of them are its images', which a lower {self.bound_by} makes smaller"
+                if of_images
+                else ""
+            )
         )
 
     def _templated(self, template: Any, messages: Sequence[Mapping[str, Any]]) -> str:

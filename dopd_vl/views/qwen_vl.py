@@ -1,4 +1,4 @@
-"""Views for Qwen3-VL: several images a prompt, text-only prompts among them.
+"""Views for Qwen3-VL and Qwen3.5: several images a prompt, text-only prompts among them.
 
 Images are resized by qwen-vl-utils, as Qwen's own code does, to multiples of one merged patch between the image
 processor's bounds. mRoPE positions are left to the model, which derives them per view from `mm_token_type_ids` and
@@ -6,25 +6,13 @@ processor's bounds. mRoPE positions are left to the model, which derives them pe
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, fetch_image
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.views.base import Prompt, View, ViewError, ViewProcessor
-
-
-def limit_images(processing_class: Any, pixels: int) -> None:
-    """Lower the most pixels that a processor leaves an image; it is saved with the limit, and scored with it later.
-
-    Raises:
-        UserError: fewer than the least that it makes of an image.
-    """
-    size = processing_class.image_processor.size
-    least, most = size["shortest_edge"], size["longest_edge"]
-    if pixels < least:
-        raise UserError(f"data.max_image_pixels: {pixels} is less than the model's smallest image, {least} pixels")
-    processing_class.image_processor.size = {"shortest_edge": least, "longest_edge": min(pixels, most)}
 
 
 class QwenVLViewProcessor(ViewProcessor):
@@ -41,10 +29,23 @@ class QwenVLViewProcessor(ViewProcessor):
                 f"qwen-vl-utils resizes for {SPATIAL_MERGE_SIZE} x {SPATIAL_MERGE_SIZE}"
             )
         self._patch_size = image_processor.patch_size
-        self._bounds = {
-            "min_pixels": image_processor.size["shortest_edge"],
-            "max_pixels": image_processor.size["longest_edge"],
-        }
+        size = image_processor.size
+        self._bounds = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+
+    def bounded(self, min_pixels: int | None, max_pixels: int | None, key: str) -> "QwenVLViewProcessor":
+        own_least, own_most = self._bounds["min_pixels"], self._bounds["max_pixels"]
+        least, most = max(own_least, min_pixels or 0), min(own_most, max_pixels or own_most)
+        if most < own_least:
+            raise UserError(f"{key}: {most} is less than the model's smallest image, {own_least} pixels")
+        if most < least:
+            raise UserError(f"data.min_pixels: {min_pixels} is more than the largest image, {most} pixels by {key}")
+        other = copy(self)
+        other._bounds, other.bound_by = {"min_pixels": least, "max_pixels": most}, key
+        return other
+
+    def keep_bounds(self) -> None:
+        size = {"shortest_edge": self._bounds["min_pixels"], "longest_edge": self._bounds["max_pixels"]}
+        self.processing_class.image_processor.size = size
 
     def _encode(self, messages: list[dict[str, Any]], images: list[Any]) -> View:
         [view] = self._encode_all([Prompt(messages, images)])
@@ -87,4 +88,11 @@ class QwenVLViewProcessor(ViewProcessor):
         ]
 
     def _resized(self, image: Any) -> Any:
-        return fetch_image({"image": image, **self._bounds}, image_patch_size=self._patch_size)
+        try:
+            return fetch_image({"image": image, **self._bounds}, image_patch_size=self._patch_size)
+        except ValueError as error:
+            # Of a sliver nothing is left when it is made smaller.
+            raise ViewError(
+                f"an image of {image.width} x {image.height} is too thin to be shown in {self._bounds['max_pixels']} "
+                f"pixels ({self.bound_by})"
+            ) from error

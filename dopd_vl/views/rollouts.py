@@ -52,13 +52,16 @@ class ViewRenderer:
         variants: Mapping[str, str],
         student_variant: str = "none",
         others: Sequence[Mapping[str, Any]] = (),
+        of_policies: Mapping[str, ViewProcessor] | None = None,
     ):
         """`variants` maps a policy to the variant that its privileged view shows; the student that learns sees
-        `student_variant`. What is shown of another example is one of `others`."""
+        `student_variant`. What is shown of another example is one of `others`. `of_policies` has the processor of those
+        policies that are shown images of other sizes than the student is."""
         for name in (*variants.values(), student_variant):
             check_variant(name)
         self.others = others
         self.views = views
+        self.of_policies = of_policies or {}
         self.variants = variants
         self.student_variant = student_variant
 
@@ -67,18 +70,27 @@ class ViewRenderer:
     ) -> list[dict[Source, View] | ValueError]:
         """One view per source for each example, or why the example cannot be shown to one of them."""
         variants = [{source: self.variant_of(example, source) for source in sources} for example in examples]
-        requests = {
-            (number, variant): Request(self.with_another(example, variant), variant)
-            for number, (example, shown) in enumerate(zip(examples, variants, strict=True))
-            for variant in shown.values()
-        }
-        views = dict(zip(requests, self.views.view_all(list(requests.values())), strict=True))
+        views: dict[tuple[ViewProcessor, int, str], View | ValueError] = {}
+        for processor in dict.fromkeys(map(self.processor_of, sources)):
+            requests = {
+                (processor, number, variant): Request(self.with_another(example, variant), variant)
+                for number, (example, shown) in enumerate(zip(examples, variants, strict=True))
+                for source, variant in shown.items()
+                if self.processor_of(source) is processor
+            }
+            views |= zip(requests, processor.view_all(list(requests.values())), strict=True)
         rendered: list[dict[Source, View] | ValueError] = []
         for number, shown in enumerate(variants):
-            found = {source: views[number, variant] for source, variant in shown.items()}
+            found = {source: views[self.processor_of(source), number, variant] for source, variant in shown.items()}
             error = next((view for view in found.values() if isinstance(view, ValueError)), None)
             rendered.append(error or {s: view for s, view in found.items() if not isinstance(view, ValueError)})
         return rendered
+
+    def processor_of(self, source: Source) -> ViewProcessor:
+        """The processor of what this source sees. Whoever has the student's weights and sees its plain view sees what
+        the student sees."""
+        as_student = source.policy != "teacher" and source.view == "plain"
+        return self.views if as_student else self.of_policies.get(source.policy, self.views)
 
     def with_another(self, example: Mapping[str, Any], variant: str) -> Mapping[str, Any]:
         """For a variant that shows another example, with one of another prompt that has what is to be shown, chosen by
@@ -191,21 +203,33 @@ def render_with_rollouts(
     plain: Sequence[View],
     responses: Sequence[str],
     shown: Sequence[int | None],
-) -> tuple[list[View], list[int | None]]:
-    """One of `ROLLOUT_VIEWS` of each prompt with a rollout of it, and which rollout that is.
+    sources: Sequence[Source],
+) -> tuple[dict[Source, list[View]], list[int | None]]:
+    """One of `ROLLOUT_VIEWS` of each prompt with a rollout of it, as each of the sources that ask for it sees it, and
+    which rollout that is.
 
-    Where there is none, or its view cannot be made (too long, a control token), the plain view stands in its place.
+    Where there is none, or its view cannot be made (too long, a control token), a plain view stands in its place.
     """
     requests = {
         row: Request(example, addition=ROLLOUT_VIEWS[kind].format(response=responses[other]))
         for row, (example, other) in enumerate(zip(examples, shown, strict=True))
         if other is not None
     }
-    made = dict(zip(requests, renderer.views.view_all(list(requests.values())), strict=True))
-    views, used = list(plain), list(shown)
-    for row, view in made.items():
-        if isinstance(view, ValueError):
-            used[row] = None
-        else:
-            views[row] = view
-    return views, used
+    processors = {source: renderer.processor_of(source) for source in sources if source.view == kind}
+    made = {
+        processor: dict(zip(requests, processor.view_all(list(requests.values())), strict=True))
+        for processor in dict.fromkeys(processors.values())
+    }
+    failed = {row for views in made.values() for row, view in views.items() if isinstance(view, ValueError)}
+    used = [None if row in failed else other for row, other in enumerate(shown)]
+    for processor, views in made.items():
+        instead = [row for row, other in enumerate(used) if other is None]
+        in_place: Sequence[View | ValueError] = [plain[row] for row in instead]
+        if processor is not renderer.views:  # images of other sizes
+            in_place = processor.view_all([Request(examples[row]) for row in instead])
+        views |= zip(instead, in_place, strict=True)
+    by_source = {
+        source: [view if isinstance(view := made[processor][row], View) else plain[row] for row in range(len(plain))]
+        for source, processor in processors.items()
+    }
+    return by_source, used

@@ -112,7 +112,7 @@ def facts(**changed: Any) -> CardFacts:
     known = {
         "name": "run",
         "student": "nano",
-        "teacher": "guide",
+        "teachers": ["guide"],
         "objective": build_objective("dopd", {}),
         "arguments": DopdConfig("run"),
         "step": 0,
@@ -188,7 +188,7 @@ def test_hostile_names_stay_text_on_one_line() -> None:
         facts(
             name=HOSTILE,
             student=HOSTILE,
-            teacher=HOSTILE,
+            teachers=[HOSTILE],
             train=DataFacts(HOSTILE, 3, {HOSTILE: 3}),
             eval=DataFacts(HOSTILE, 3),
             metrics=scores,

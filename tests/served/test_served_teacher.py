@@ -256,11 +256,18 @@ def test_what_passes_is_asked_again(text: World, serve: Serve, instead: Any) -> 
     torch.testing.assert_close(torch.tensor(answers[2].logp).float(), own.logp[0], atol=1e-4, rtol=1e-4)
 
 
-def test_a_server_that_starts_anew_is_waited_for(text: World, serve: Serve, nano_models: Path) -> None:
+def test_a_server_that_starts_anew_is_waited_for(
+    text: World,
+    serve: Serve,
+    nano_models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     server = serve()
     teacher = asked(server, text, settings=ServerSettings(timeout=5, wait=60))
     port = server.port
     server.close()
+    monkeypatch.setattr("dopd_vl.served.server.TOLD_AFTER", 0.0)
     sent = teacher.ask(text.questions())
     time.sleep(0.3)
     again = TeacherServer(nano_models / "text-teacher", port=port)
@@ -268,6 +275,8 @@ def test_a_server_that_starts_anew_is_waited_for(text: World, serve: Serve, nano
         answers, waited = sent.answers()
     finally:
         again.close()
+    told = [str(one.message) for one in recwarn if "it is waited for, 60 s at most" in str(one.message)]
+    assert len(told) == 1
     assert len(answers) == 3
     assert waited > 0
 

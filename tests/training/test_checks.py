@@ -116,7 +116,7 @@ def test_every_key_of_training_and_privilege_is_an_argument_of_the_trainer_with_
 
     of_run_folder = ("early_stopping_patience", "save_dtype", "push_to_hub")
     keys = {**defaults(LoopSettings, *of_run_folder), **defaults(PrivilegeSettings), "seed": TrainConfig.seed}
-    keys |= {name: getattr(DataSettings, name) for name in ("max_prompt_length", "max_image_pixels")}
+    keys |= {name: getattr(DataSettings, name) for name in ("max_prompt_length", "min_pixels", "max_pixels")}
     arguments = defaults(DopdConfig)
     assert {name: arguments[name] for name in keys} == keys
     config = TrainConfig(training=LoopSettings(scoring_batch_size=3), privilege=PrivilegeSettings("hints", "box_label"))
@@ -144,14 +144,19 @@ def test_the_students_variant_needs_the_copys_beside_it_for_the_name_has_meant_t
     assert read(as_yaml(config)) == config
 
 
-def test_a_renamed_key_is_refused_with_its_new_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("section", "old", "new", "value"),
+    [("privilege", "learner_variant", "student_variant", "none"), ("data", "max_image_pixels", "max_pixels", "4096")],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(
+    section: str, old: str, new: str, value: str, tmp_path: Path
+) -> None:
     file = tmp_path / "old.yaml"
-    file.write_text("privilege:\n  learner_variant: none\n")
-    told = r"'privilege\.learner_variant' is called student_variant now"
-    with pytest.raises(ConfigurationError, match=rf"old\.yaml:2: key {told}"):
+    file.write_text(f"{section}:\n  {old}: {value}\n")
+    with pytest.raises(ConfigurationError, match=rf"old\.yaml:2: key '{section}\.{old}' is called {new} now"):
         read_config(TrainConfig, ["--config", str(file)], "test")
-    with pytest.raises(ConfigurationError, match=r"option --privilege\.learner_variant is called student_variant now"):
-        read_config(TrainConfig, ["--privilege.learner_variant=none"], "test")
+    with pytest.raises(ConfigurationError, match=rf"option --{section}\.{old} is called {new} now"):
+        read_config(TrainConfig, [f"--{section}.{old}={value}"], "test")
 
 
 def test_a_configuration_of_before_the_keys_were_renamed_is_told_in_todays() -> None:
@@ -161,8 +166,12 @@ def test_a_configuration_of_before_the_keys_were_renamed_is_told_in_todays() -> 
     old["privilege"] = {"teacher_variant": "hints", "student_variant": "box_label", "learner_variant": "default"}
     had = ("num_generations", "eval_variants")
     old["training"] = {name: value for name, value in today["training"].items() if name in had or name not in OWN}
+    old["data"] = {**today["data"], "max_image_pixels": 4096}
+    del old["data"]["max_pixels"]
+    today["data"]["max_pixels"] = 4096
     assert in_todays_keys(old) == in_todays_keys(today) == today
     assert "learner_variant" in old["privilege"]
+    assert "max_image_pixels" in old["data"]
 
 
 @pytest.mark.parametrize(("lora", "before"), [(None, False), ({"dropout": 0.0}, False), ({"dropout": 0.1}, True)])

@@ -1,5 +1,6 @@
 """Policies alone, with no trainer: what they score is what the models say."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dopd_vl.training.run import load_examples
 from dopd_vl.training.sharding import Models
 from dopd_vl.training.student_copies import StudentCopies
 from dopd_vl.views import View, processor_for
+from tests.families import RECURRENT, TEXT, VISION
 
 RESPONSES = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
 MASK = torch.tensor([[position < len(ids) for position in range(4)] for ids in RESPONSES])
@@ -55,9 +57,11 @@ class World:
         return found
 
 
-@pytest.fixture(params=["text", "vision"])
-def world(request: pytest.FixtureRequest, nano_models: Path, text_data: Path, vision_data: Path) -> World:
-    return World(request.param, nano_models, {"text": text_data, "vision": vision_data}[request.param])
+@pytest.fixture(params=["text", "vision", *VISION, *TEXT])
+def world(request: pytest.FixtureRequest, families: Callable[[str], Path], text_data: Path, vision_data: Path) -> World:
+    if request.param in ("text", *TEXT):
+        return World("text", families(request.param), text_data)
+    return World("vision", families(request.param), vision_data)
 
 
 def sampled(world: World, model: Any, views: list[View]) -> torch.Tensor:
@@ -70,6 +74,7 @@ def sampled(world: World, model: Any, views: list[View]) -> torch.Tensor:
 @pytest.mark.parametrize("share_prompts", [True, False])
 def test_scores_are_what_each_model_says_on_its_own_view(world: World, share_prompts: bool) -> None:
     policies = world.policies(share_prompts=share_prompts)
+    assert policies.shares_prompts("teacher") == (share_prompts and world.student.config.model_type not in RECURRENT)
     for source, model, variant in (
         (PLAIN_STUDENT, world.student, "none"),
         (PRIVILEGED_TEACHER, world.teacher, world.privileged),

@@ -1,5 +1,6 @@
 """Siblings that share the reading of their prompt have the hidden states and gradients of ordinary forward passes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,16 @@ def text(nano_models: Path) -> tuple[Any, ViewProcessor]:
     return model, processor_for(model.config, AutoProcessor.from_pretrained(folder))
 
 
+@pytest.fixture(scope="module")
+def mixture(families: Callable[[str], Path]) -> tuple[Any, ViewProcessor]:
+    folder = families("qwen3_vl_moe") / "vision-student"
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    return model, processor_for(model.config, AutoProcessor.from_pretrained(folder))
+
+
 def views_of(views: ViewProcessor, world: str, pictures: bool = True) -> list[View]:
     """Three prompts of unlike length, two of which have siblings; the siblings are not all neighbours."""
-    source = NanoSource({"world": world, "size": 3, "seed": 0})
+    source = NanoSource({"world": "text" if world == "text" else "vision", "size": 3, "seed": 0})
     examples = [source[i] for i in range(3)]
     if not pictures:
         bare = [{"role": "user", "content": "Nothing to look at."}]
@@ -60,7 +68,7 @@ def sharing(model: Any, views: ViewProcessor, shown: list[View]) -> Tensor:
     return hidden_states_from_shared_prompts(backbone_of(model), prompts, torch.tensor(rows), ids, mask)
 
 
-@pytest.mark.parametrize("world", ["vision", "text"])
+@pytest.mark.parametrize("world", ["vision", "text", "mixture"])
 def test_hidden_states_and_gradients_are_those_of_ordinary_passes(world: str, request: pytest.FixtureRequest) -> None:
     model, views = request.getfixturevalue(world)
     shown = views_of(views, world)

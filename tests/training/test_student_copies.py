@@ -220,14 +220,18 @@ def test_a_view_with_a_rollout_ends_in_its_response(view: str, nano_models: Path
     example = load_examples(str(text_data))[0]
     plain = views.view(example)
     control = tokenizer.eos_token
-    shown, used = render_with_rollouts(
+    source = Source("teacher", view)
+    by_source, used = render_with_rollouts(
         view,
         ViewRenderer(views, {}),
         [example] * 3,
         [plain] * 3,
         ["Answer: 7", f"bad {control}", "Answer: 9"],
         [2, 1, None],
+        [source, PLAIN_STUDENT],
     )
+    assert list(by_source) == [source]
+    shown = by_source[source]
     assert used == [2, None, None]
     assert shown[1] is plain
     assert shown[2] is plain

@@ -259,7 +259,7 @@ def test_larger_images_are_made_smaller_for_every_view_and_for_whoever_loads_the
     make_trainer: MakeTrainer, vision_data: Path, tmp_path: Path
 ) -> None:
     limit = 6 * MERGED
-    whole, limited = make_trainer().views, make_trainer(max_image_pixels=limit)
+    whole, limited = make_trainer().views, make_trainer(max_pixels=limit)
     for example in load_examples(str(vision_data)).select(range(4)):
         for variant in ("none", "box_label"):
             before, after = (views.view(example, variant) for views in (whole, limited.views))
@@ -267,8 +267,8 @@ def test_larger_images_are_made_smaller_for_every_view_and_for_whoever_loads_the
             assert all(image.width * image.height <= limit for image in after.images)
     limited.save_model(str(tmp_path / "student"))
     assert AutoProcessor.from_pretrained(tmp_path / "student").image_processor.size["longest_edge"] == limit
-    with pytest.raises(UserError, match=r"data\.max_image_pixels: 8 is less than the model's smallest image"):
-        make_trainer(max_image_pixels=8)
+    with pytest.raises(UserError, match=r"data\.max_pixels: 8 is less than the model's smallest image"):
+        make_trainer(max_pixels=8)
 
 
 def test_evaluation_scores_every_variant_with_the_verifier(make_trainer: MakeTrainer, vision_data: Path) -> None:

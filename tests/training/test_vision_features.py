@@ -2,19 +2,19 @@
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dopd_vl.nano.models import build_model
 from dopd_vl.nano.source import NanoSource
-from dopd_vl.nano.tokenizer import corpus, nano_processor, train_tokenizer
 from dopd_vl.training.vision_features import shared_vision_features
 from dopd_vl.views import processor_for
+from tests.families import VISION
 
 
-@pytest.fixture(scope="module")
-def world():
-    tokenizer = train_tokenizer(corpus(60, seed=0))
-    model = build_model("vision-student", tokenizer, seed=0).eval()
-    views = processor_for(model.config, nano_processor(tokenizer))
+@pytest.fixture(scope="module", params=["qwen3_vl", *VISION])
+def world(request, families):
+    folder = families(request.param) / "vision-student"
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    views = processor_for(model.config, AutoProcessor.from_pretrained(folder))
     source = NanoSource({"world": "vision", "split": "train", "size": 4, "seed": 0})
     return model, views, [source[i] for i in range(4)]
 

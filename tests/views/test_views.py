@@ -1,5 +1,6 @@
 """Views: every one ends in the same response tokens, and batching changes nothing for any of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dopd_vl.views import (
     processor_for,
 )
 from dopd_vl.views.messages import split_content
+from tests.families import VISION
 
 
 def example(content: str = "Add the digits.", images: int = 1, **privileged: Any) -> dict[str, Any]:
@@ -102,11 +104,15 @@ def test_every_view_ends_in_the_same_response_ids(vision: tuple[Any, QwenVLViewP
         assert batch["attention_mask"][0].sum() == len(shown[0].prompt_ids) + 3
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", *VISION])
 def test_batching_views_of_differing_length_and_images_changes_no_hidden_state(
-    vision: tuple[Any, QwenVLViewProcessor],
+    family: str, families: Callable[[str], Path]
 ) -> None:
-    # Left padding, mRoPE positions and image features must all find their own row, text-only rows included.
-    model, views = vision
+    # Left padding, mRoPE positions and image features must all find their own row, text-only rows included; nothing of
+    # the padding may enter a recurrent state.
+    folder = families(family) / "vision-student"
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    views = processor_for(model.config, AutoProcessor.from_pretrained(folder))
     two = example("Is <image> larger than <image>?", images=2)
     shown = [
         views.view(example(), "box_label"),
