@@ -1,9 +1,12 @@
 """A served teacher: found, compared with the student before a run, and asked for many rollouts at once."""
 
 import math
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,12 +41,12 @@ class ServedTeacher:
     def __init__(self, address: str, settings: ServerSettings | None = None, key: str = "model.teacher"):
         self.settings = settings or ServerSettings()
         self.server = Server(address, self.settings, key)
-        self.top_k = 0
-        """entries asked for, once `check` has been told how many"""
+        self.top_k, self.vocabulary = 0, 0
+        """entries asked for, and of the student's vocabulary, once `check` has been told how many"""
         self.protocol: ServerProtocol | None = None
         self.model = ""
         """the name that the server gives it"""
-        self._threads: ThreadPoolExecutor | None = None
+        self._work: queue.SimpleQueue[tuple[Future[Answer], Callable[[], Answer]]] | None = None
 
     @property
     def address(self) -> str:
@@ -111,7 +114,7 @@ class ServedTeacher:
         if self.protocol is None:
             self.find()
         assert self.protocol is not None
-        self.top_k = top_k
+        self.top_k, self.vocabulary = top_k, vocabulary
         ours = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         theirs = self.protocol.tokenize(self.server, self.model, PROBE)
         if theirs is not None and theirs != ours:
@@ -171,7 +174,10 @@ class ServedTeacher:
         if self.protocol is None:
             self.find()
         assert self.protocol is not None
-        return self.protocol.score(self.server, self.model, question, self.top_k)
+        found = self.protocol.score(self.server, self.model, question, self.top_k)
+        if found.top_ids.max(initial=0) >= self.vocabulary:
+            raise BadAnswer(f"it tells of token {found.top_ids.max()}, and the student has {self.vocabulary} alone")
+        return found
 
     def ask(self, questions: Sequence[tuple[str, Question]]) -> "Asked":
         """Begin to ask, all at once within the limit, and go on meanwhile.
@@ -179,8 +185,11 @@ class ServedTeacher:
         Args:
             questions: each with the id of its example, for errors.
         """
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="served-teacher")
+        if self._work is None:
+            self._work = queue.SimpleQueue()
+            # Daemons: a process that is ended does not wait for what a server is yet to answer.
+            for _ in range(self.settings.concurrency):
+                threading.Thread(target=_answer_on_and_on, args=(self._work,), daemon=True).start()
         self.server.go_on()
 
         def one(example: str, question: Question) -> Answer:
@@ -195,7 +204,21 @@ class ServedTeacher:
                     raise
                 raise BadAnswer(f"{self.server.told_as}, example {example!r}: {error}") from None
 
-        return Asked([self._threads.submit(one, *question) for question in questions], self.server.stop)
+        futures: list[Future[Answer]] = []
+        for question in questions:
+            futures.append(Future())
+            self._work.put((futures[-1], partial(one, *question)))
+        return Asked(futures, self.server.stop)
+
+
+def _answer_on_and_on(work: "queue.SimpleQueue[tuple[Future[Answer], Callable[[], Answer]]]") -> None:
+    while True:
+        future, ask = work.get()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(ask())
+            except BaseException as error:  # whoever waits for it has to hear of it
+                future.set_exception(error)
 
 
 class Asked:
