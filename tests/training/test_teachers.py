@@ -245,6 +245,15 @@ def test_fewer_entries_leave_their_mass_in_the_tail(make_trainer: MakeTrainer) -
         torch.testing.assert_close(cut, getattr(score_tokens(projection, ids, mask, 7), field))
 
 
+@pytest.mark.parametrize("name", ["opsd", "sdft"])
+def test_an_objective_without_a_teacher_asks_none(make_trainer: MakeTrainer, serve: Serve, name: str) -> None:
+    server = serve()
+    others = {"own": Teacher("http://127.0.0.1:9", tasks=["exact"])}
+    trainer = make_trainer("text", OBJECTIVES[name](), teacher=server.address, teachers=others)
+    trainer.train()
+    assert not server.requests
+
+
 def test_an_example_without_a_teacher_is_set_aside(
     make_trainer: MakeTrainer, text_data: Path, other_teacher: Path
 ) -> None:
