@@ -56,7 +56,7 @@ def changes_to_fit(config: PlanConfig, device_bytes: int) -> list[Change]:
     steps = {kind: [proposal for proposal in proposals if proposal.kind == kind] for kind in kinds}
     if proposals and _fitting(config, proposals, device_bytes):
         steps = _fewest(config, steps, device_bytes)
-    return list(_changes(config, [found[-1] for found in steps.values()], device_bytes))
+    return list(_changes(config, [_without_nulls(config, found[-1]) for found in steps.values()], device_bytes))
 
 
 def _greedy(config: PlanConfig, device_bytes: int) -> list[_Proposal]:
@@ -125,15 +125,28 @@ def _sound(config: PlanConfig, proposals: list[_Proposal]) -> tuple[PlanConfig, 
     return changed, work
 
 
+def _without_nulls(config: PlanConfig, proposal: _Proposal) -> _Proposal:
+    """Without what takes back an earlier proposal and is null in the configuration anyway."""
+    holders = {key: _holder(config, key) for key, value in proposal.values.items() if value is None}
+    idle = {key for key, (holder, name) in holders.items() if getattr(holder, name, None) is None}
+    return replace(proposal, values={key: value for key, value in proposal.values.items() if key not in idle})
+
+
 def _set(config: PlanConfig, key: str, value: Any) -> None:
-    *sections, name = key.split(".")
-    inner: Any = config
-    for section in sections:
-        inner = inner[section] if isinstance(inner, dict) else getattr(inner, section)
-    if isinstance(inner, dict):
-        inner[name] = value
+    holder, name = _holder(config, key)
+    if isinstance(holder, dict):
+        holder[name] = value
     else:
-        setattr(inner, name, value)
+        setattr(holder, name, value)
+
+
+def _holder(config: PlanConfig, key: str) -> tuple[Any, str]:
+    """What has a dotted key's value, and the value's name there."""
+    *sections, name = key.split(".")
+    holder: Any = config
+    for section in sections:
+        holder = holder[section] if isinstance(holder, dict) else getattr(holder, section)
+    return holder, name
 
 
 def _changes(config: PlanConfig, proposals: list[_Proposal], device_bytes: int) -> Iterator[Change]:
@@ -177,7 +190,7 @@ def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterato
     if work.scoring_batch > 1:
         size = {"training.scoring_batch_size": work.scoring_batch // 2}
         yield _Proposal("scoring", size, "more, smaller scoring passes")
-    if not work.uses_vllm:
+    if not work.uses_vllm and work.quantization is None:
         yield _vllm(config, work, device_bytes)
     if work.vllm_share and not work.vllm_sleeps:
         yield _Proposal("sleep", {"trl.vllm_enable_sleep_mode": True}, "vLLM's weights move at each step")

@@ -138,6 +138,9 @@ def _check_quantised(config: PlanConfig, parallel: Parallel) -> None:
     model = config.model
     if model.quantization is not None and parallel not in ("single", "ddp"):
         raise ConfigurationError(f"model.quantization: is not counted with {parallel}, only with single and ddp")
+    if model.quantization is not None and config.training.use_vllm:
+        # To hand the student to vLLM, TRL adds the adapters to its weights, rounds, and takes them off again.
+        raise ConfigurationError("model.quantization: is not counted with training.use_vllm: true")
     if model.quantization is not None and config.training.bf16 is False:
         raise ConfigurationError("model.quantization: is not counted with training.bf16: false")
     of_teachers = {"model.teacher_quantization": model.teacher_quantization} | {

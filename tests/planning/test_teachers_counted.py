@@ -217,6 +217,10 @@ def test_a_quantised_student_trains_adapters_in_bf16_as_trl_makes_them() -> None
     [
         (["--config", "lora", "--model.quantization", "4bit", "--parallel", "fsdp2"], "not counted with fsdp2"),
         (["--config", "lora", "--model.quantization", "8bit", "--training.bf16", "false"], "with training.bf16: false"),
+        (
+            ["--config", "lora", "--model.quantization", "4bit", "--training.use_vllm", "true"],
+            "not counted with training.use_vllm",
+        ),
         (["--model.teacher_quantization", "8bit", "--parallel", "zero3"], "not counted with zero3"),
         ([*MATH, "--model.teachers.math.quantization", "4bit", "--parallel", "zero2"], r"math\.quantization: is not"),
         (["--model.quantization", "4bit"], r"give model\.lora"),
@@ -237,6 +241,10 @@ def test_a_large_teacher_is_proposed_in_fewer_bits_or_served_and_train_takes_it_
     changes = advice.changes_to_fit(config_of(*words), 48 * GB)
     assert changes[-1].peak <= 48 * GB
     assert "model.teacher_quantization: 4bit" in [change.settings for change in changes]
+    smaller = advice.changes_to_fit(config_of(*words), 20 * GB)
+    (served,) = [change.settings for change in smaller if "http" in change.settings]
+    assert served == "model.teacher: http://HOST:8000"
+    words += ["--model.teacher_quantization", "8bit"]
     smaller = advice.changes_to_fit(config_of(*words), 20 * GB)
     (served,) = [change.settings for change in smaller if "http" in change.settings]
     assert served == "model.teacher: http://HOST:8000, model.teacher_quantization: null"
