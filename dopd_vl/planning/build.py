@@ -8,6 +8,7 @@ import torch
 from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.common.resources import shipped
 from dopd_vl.core.projection import chunk_size_for
+from dopd_vl.objectives.base import needs_teacher
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
@@ -68,8 +69,8 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         response_tokens=loop.max_completion_length,
         images=config.images if student.vision else 0,
         image_tokens=image_tokens["student"],
-        teacher_image_tokens=image_tokens["teacher" if "teacher" in shapes else "student"],
-        copy_image_tokens=image_tokens["copy" if "teacher" in shapes else "teacher"],
+        teacher_image_tokens=image_tokens["teacher"],
+        copy_image_tokens=image_tokens["copy" if needs_teacher(objective) else "teacher"],
         parallel=parallel,
         devices=devices,
         on_gpu=on_gpu,
