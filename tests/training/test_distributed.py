@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dopd_vl.common.files import read_jsonl
+from dopd_vl.training.freezing import part_of
 from tests.commands import Fork
 from tests.training.distributed_worker import learn, learn_mixed, learn_passing_over
 
@@ -59,9 +60,11 @@ def run_in(processes: int, environment: dict[str, str], function: Any, *argument
     )
 
 
-def learn_in(processes: int, world: str, models: Path, data: Path, output: Path, environment: dict[str, str]) -> Path:
+def learn_in(
+    processes: int, world: str, models: Path, data: Path, output: Path, environment: dict[str, str], *more: Any
+) -> Path:
     output.mkdir()
-    run_in(processes, environment, learn, models, data, output, world, processes)
+    run_in(processes, environment, learn, models, data, output, world, processes, *more)
     return output
 
 
@@ -94,6 +97,24 @@ def test_two_processes_learn_what_one_does(
         assert weights.keys() == expected.keys()
         for name, weight in weights.items():
             assert torch.allclose(weight, expected[name], atol=APART), (kind, name)
+
+
+@pytest.mark.parametrize("frozen", ["vision", "language"])
+def test_two_processes_freeze_what_one_does(frozen: str, nano_models: Path, vision_data: Path, tmp_path: Path) -> None:
+    sharding = {**FSDP2, "FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS["vision"]}
+    one, ddp, fsdp = (
+        load_file(
+            learn_in(processes, "vision", nano_models, vision_data, tmp_path / name, environment, (frozen,))
+            / "model.safetensors"
+        )
+        for processes, name, environment in ((1, "one", {}), (2, "ddp", {}), (2, "fsdp", sharding))
+    )
+    before = load_file(nano_models / "vision-student" / "model.safetensors")
+    for name, weight in before.items():
+        for after in (one, ddp, fsdp):
+            assert torch.equal(after[name], weight) or part_of(name) != frozen, name
+            assert torch.allclose(after[name], one[name], atol=APART), name
+    assert any(not torch.equal(one[name], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize("sharded", ["ddp", "fsdp"])
