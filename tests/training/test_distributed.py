@@ -5,6 +5,7 @@ Their rollouts end at different lengths, and they share the held-out examples un
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from dopd_vl.training.freezing import part_of
 from tests.commands import Fork
 from tests.training.distributed_worker import learn, learn_mixed, learn_passing_over
 
-LAYERS = {"text": "Qwen3DecoderLayer", "vision": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock"}
+LAYERS = {
+    "text": "Qwen3DecoderLayer",
+    "vision": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock",
+    "qwen3_5": "Qwen3_5DecoderLayer,Qwen3_5VisionBlock",
+}
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -68,16 +73,17 @@ def learn_in(
     return output
 
 
-@pytest.mark.parametrize("world", ["text", "vision"])
+@pytest.mark.parametrize("family", ["text", "vision", "qwen3_5"])
 def test_two_processes_learn_what_one_does(
-    world: str, nano_models: Path, vision_data: Path, text_data: Path, tmp_path: Path
+    family: str, families: Callable[[str], Path], vision_data: Path, text_data: Path, tmp_path: Path
 ) -> None:
+    world, models = "text" if family == "text" else "vision", families(family)
     data = {"vision": vision_data, "text": text_data}[world]
-    one = learn_in(1, world, nano_models, data, tmp_path / "one", {})
-    layers = {"FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS[world]}
+    one = learn_in(1, world, models, data, tmp_path / "one", {})
+    layers = {"FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS[family]}
     two = {
-        "DistributedDataParallel": learn_in(2, world, nano_models, data, tmp_path / "ddp", {}),
-        "FSDP": learn_in(2, world, nano_models, data, tmp_path / "fsdp", {**FSDP2, **layers}),
+        "DistributedDataParallel": learn_in(2, world, models, data, tmp_path / "ddp", {}),
+        "FSDP": learn_in(2, world, models, data, tmp_path / "fsdp", {**FSDP2, **layers}),
     }
     expected_log = json.loads((one / "log.json").read_text())
     expected = load_file(one / "model.safetensors")
