@@ -109,10 +109,10 @@ class ModelSettings:
     teaches, e.g. `{math: {model: Qwen/Qwen3-8B, sources: [gsm8k]}}` (docs/teachers.md)."""
     server: ServerSettings = field(default_factory=ServerSettings)
     quantization: Quantization | None = None
-    """The student is loaded in so many bits (bitsandbytes, on a GPU), and adapters are trained on it (QLoRA); this
-    needs model.lora. By default it is loaded as it is."""
+    """The student is loaded in so many bits (bitsandbytes), and adapters are trained on it (QLoRA); this needs
+    model.lora. By default it is loaded as it is."""
     teacher_quantization: Quantization | None = None
-    """The teacher is loaded in so many bits (bitsandbytes, on a GPU). By default it is loaded as it is."""
+    """The teacher is loaded in so many bits (bitsandbytes). By default it is loaded as it is."""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of the teacher's weights; "auto" is bfloat16 on a GPU and float32 on a CPU. The student's weights are
     float32, with bf16 autocast on a GPU."""

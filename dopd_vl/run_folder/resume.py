@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from dopd_vl.common.configuration import as_yaml
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import exclusive, make_folder, read_json, read_rows, write_atomically, write_json, writing_to
+from dopd_vl.common.http import is_address
 from dopd_vl.common.run_layout import (
     BEST_FOLDER,
     CONFIG_FILE,
@@ -28,7 +29,7 @@ from dopd_vl.run_folder.fingerprint import FORMAT, Fingerprint, difference
 from dopd_vl.run_folder.kept_files import check_rollouts, kept_in, mend_best, restore
 from dopd_vl.train_config import TrainConfig, in_todays_keys
 
-_MAY_CHANGE = ("resume", "output_dir", "health", "training.report_to", "training.push_to_hub")
+_MAY_CHANGE = ("resume", "output_dir", "health", "model.server", "training.report_to", "training.push_to_hub")
 """Keys that a run may be taken up again with another value of."""
 
 _LIMITS = ("data.max_prompt_length",)
@@ -171,8 +172,16 @@ def changed_settings(file: Path, config: TrainConfig) -> list[tuple[str, Any, An
     return [
         (key, before.get(key), now.get(key))
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
+        if _differ(before.get(key), now.get(key)) and not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
     ]
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Whether two values of a key mean different runs. A key that an earlier version did not have is None, and nothing
+    is none of it; where a served teacher runs is no matter, and which model it is stands in the fingerprint."""
+    if all(isinstance(value, str) and is_address(value) for value in (before, now)):
+        return False
+    return (None if before in ([], {}) else before) != (None if now in ([], {}) else now)
 
 
 def _saved(file: Path) -> Any:

@@ -266,7 +266,6 @@ def check_device(config: TrainConfig) -> None:
         **teachers,
     }
     wants = {
-        **{key: bits is not None for key, bits in quantised.items()},
         "training.use_vllm": config.training.use_vllm,  # of a server, too: NCCL brings it the weights
         "training.bf16": bool(config.training.bf16),
         "trl.fp16": bool(config.trl.get("fp16")),
@@ -279,7 +278,7 @@ def check_device(config: TrainConfig) -> None:
                 raise UserError(f"{key}: needs a GPU, and none is visible here")
     for key, bits in quantised.items():
         if bits is not None and importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(f"{key}: bitsandbytes is not installed; pip install bitsandbytes")
+            raise UserError(f"{key}: bitsandbytes is not installed; pip install 'dopd-vl[quantized]'")
     if config.training.use_vllm and importlib.util.find_spec("vllm") is None:
         raise UserError("training.use_vllm: vLLM is not installed; pip install 'dopd-vl[vllm]'")
 
