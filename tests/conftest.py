@@ -154,3 +154,19 @@ def serve(nano_models: Path) -> Iterator[Callable[..., Any]]:
     yield start
     for server in begun:
         server.close()
+
+
+@pytest.fixture
+def other_teacher(nano_models: Path, tmp_path: Path) -> Path:
+    """A text teacher of another size, with other weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(nano_models / "text-student")
+    torch.manual_seed(11)
+    for weight in model.parameters():
+        weight.data.add_(0.05 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(nano_models / "text-teacher").save_pretrained(folder)
+    return folder

@@ -195,8 +195,7 @@ def _of_mappings(entries: Sequence[Any], ids: Sequence[int], top_k: int) -> Answ
     for place, (entry, token) in enumerate(zip(entries, ids, strict=True)):
         if not isinstance(entry, Mapping) or not entry:
             raise BadAnswer(f"response token {place} has no log-probability")
-        tokens = np.fromiter(map(_token, entry), np.int64, len(entry))
-        values = np.fromiter(map(_logp, entry.values()), np.float64, len(entry))
+        tokens, values = _numbers(entry)
         if tokens[0] != token:
             raise BadAnswer(
                 f"response token {place} is {token}, and what stands there is of {tokens[0]}: the answer is aligned to "
@@ -204,6 +203,8 @@ def _of_mappings(entries: Sequence[Any], ids: Sequence[int], top_k: int) -> Answ
             )
         if not (np.isfinite(values).all() and (values <= MOST_LOGP).all()):
             raise BadAnswer(f"response token {place} has log-probabilities that are none, as {values[0]}")
+        if tokens.min() < 0:
+            raise BadAnswer(f"response token {place} has an entry of {tokens.min()}, which is no id")
         if len(tokens) not in (top_k, top_k + 1):
             raise BadAnswer(f"response token {place} has {len(tokens)} entries, and {top_k} were asked for")
         likeliest = np.argsort(-values, kind="stable")[:top_k]
@@ -217,11 +218,26 @@ MOST_LOGP, MOST_MASS = 1e-3, 1.01
 """More than rounding adds to a log-probability of 0 and to a mass of 1."""
 
 
+def _numbers(entry: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and log-probabilities of an entry."""
+    try:  # a step has millions of them
+        tokens, values = [*map(int, entry)], [one["logprob"] for one in entry.values()]
+        if set(map(type, values)) == {float}:
+            return np.array(tokens, dtype=np.int64), np.array(values)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        pass
+    found = [(_token(key), _logp(value)) for key, value in entry.items()]
+    return np.array([token for token, _ in found], dtype=np.int64), np.array([logp for _, logp in found])
+
+
 def _token(key: Any) -> int:
     try:
-        return int(key)
+        token = int(key)
     except (TypeError, ValueError):
-        raise BadAnswer(f"a token is {str(key)[:40]!r}, which is no id") from None
+        token = -1
+    if not 0 <= token < 1 << 31:
+        raise BadAnswer(f"a token is {str(key)[:40]!r}, which is no id")
+    return token
 
 
 def _logp(value: Any) -> float:

@@ -38,8 +38,8 @@ class ServedTeacher:
     def __init__(self, address: str, settings: ServerSettings | None = None, key: str = "model.teacher"):
         self.settings = settings or ServerSettings()
         self.server = Server(address, self.settings, key)
-        self.top_k = 0
-        """entries asked for, once `check` has been told how many"""
+        self.top_k, self.vocabulary = 0, 0
+        """entries asked for, and of the student's vocabulary, once `check` has been told how many"""
         self.protocol: ServerProtocol | None = None
         self.model = ""
         """the name that the server gives it"""
@@ -111,7 +111,7 @@ class ServedTeacher:
         if self.protocol is None:
             self.find()
         assert self.protocol is not None
-        self.top_k = top_k
+        self.top_k, self.vocabulary = top_k, vocabulary
         ours = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         theirs = self.protocol.tokenize(self.server, self.model, PROBE)
         if theirs is not None and theirs != ours:
@@ -171,7 +171,10 @@ class ServedTeacher:
         if self.protocol is None:
             self.find()
         assert self.protocol is not None
-        return self.protocol.score(self.server, self.model, question, self.top_k)
+        found = self.protocol.score(self.server, self.model, question, self.top_k)
+        if found.top_ids.max(initial=0) >= self.vocabulary:
+            raise BadAnswer(f"it tells of token {found.top_ids.max()}, and the student has {self.vocabulary} alone")
+        return found
 
     def ask(self, questions: Sequence[tuple[str, Question]]) -> "Asked":
         """Begin to ask, all at once within the limit, and go on meanwhile.

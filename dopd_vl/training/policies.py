@@ -168,7 +168,9 @@ class Policies:
         some[len(rows) :] = False
         result = self.score(source, [views[b] for b in padded], [responses[b] for b in padded], some)
         hidden = None if result.hidden is None else result.hidden[: len(rows)]
-        return Scored(hidden, result.scores.map(lambda tensor: tensor[: len(rows)]), torch.tensor(rows))
+        return Scored(
+            hidden, result.scores.map(lambda tensor: tensor[: len(rows)]), torch.tensor(rows, dtype=torch.long)
+        )
 
     def _put_together(self, parts: list[tuple[list[int], TokenScores]], mask: Tensor) -> TokenScores:
         """The scores of all rollouts, from those of each teacher on its own; entries as many as all of them have."""

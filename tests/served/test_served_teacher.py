@@ -174,6 +174,18 @@ def other_ids(server: TeacherServer, path: str, value: Any) -> None:
         value["choices"][0]["prompt_token_ids"][1] += 1
 
 
+def of_another_vocabulary(server: TeacherServer, path: str, value: Any) -> None:
+    if path == "/v1/completions":
+        entry = value["choices"][0]["prompt_logprobs"][-1]
+        entry["700000"] = entry.pop(list(entry)[-1])
+
+
+def below_all(server: TeacherServer, path: str, value: Any) -> None:
+    if path == "/v1/completions":
+        entry = value["choices"][0]["prompt_logprobs"][-1]
+        entry["-5"] = entry.pop(list(entry)[-1])
+
+
 def positive(server: TeacherServer, path: str, value: Any) -> None:
     if path == "/v1/completions":
         next(iter(value["choices"][0]["prompt_logprobs"][-1].values()))["logprob"] = 12.5
@@ -190,6 +202,8 @@ def positive(server: TeacherServer, path: str, value: Any) -> None:
         (more_than_all, "add up to more than one"),
         (other_ids, "it read another text: its token 1"),
         (positive, "log-probabilities that are none"),
+        (of_another_vocabulary, "it tells of token 700000"),
+        (below_all, "an entry of -5, which is no id"),
         (lambda *_: (200, []), "is a list, and no mapping"),
         (lambda *_: (200, {"choices": []}), "has no choice"),
         (lambda *_: (200, {"choices": [{"prompt_logprobs": "x"}]}), "prompt_logprobs has none"),

@@ -3,6 +3,7 @@
 `test_served_teacher.py` needs no vLLM: a server of a few lines stands in for it.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def test_a_run_with_it_is_the_run_with_the_model_in_this_process(
         own = ours.policies[PRIVILEGED_STUDENT].logp[mask]
         values, q_t, q_s = decided.values, logp[0].exp(), own.exp()
         bounds = values["gap/threshold"], values["gap/teacher_prob_threshold"] + values["gap/student_prob_threshold"]
-        from_a_bound = [(logp[0] - own).abs() - bounds[0], q_t + q_s - bounds[1], q_t - q_s]
+        # Each in nats from where the regime would be another.
+        from_a_bound = [(logp[0] - own).abs() - bounds[0], (q_t + q_s).log() - math.log(bounds[1]), logp[0] - own]
         tied = torch.stack(from_a_bound).abs().amin(0) < 5 * NEAR
         regimes = [decision.per_token["regime"][mask] for decision in (decided, decided_there)]
         assert torch.equal(regimes[0][~tied], regimes[1][~tied])

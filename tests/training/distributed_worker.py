@@ -16,11 +16,14 @@ from dopd_vl import DopdConfig, DopdTrainer
 from dopd_vl.core import TokenScores
 from dopd_vl.objectives import Dopd, Opd
 from dopd_vl.run_folder.folder import RunFolder
+from dopd_vl.served.teacher import ServedTeacher
+from dopd_vl.train_config import ServerSettings
 from dopd_vl.training import policies
 from dopd_vl.training import trainer as trainer_module
 from dopd_vl.training.policies import Policies
 from dopd_vl.training.run import load_examples
 from dopd_vl.training.sharding import Models
+from dopd_vl.training.teachers import Teacher, TeacherLost
 
 ROLLOUTS = 8  # of a step, over all ranks and slices
 
@@ -247,3 +250,94 @@ def learn(models: Path, data: Path, output: Path, world: str, processes: int, fr
         (output / "kind.json").write_text(json.dumps([type(trainer.model_wrapped).__name__, processes]))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def learn_from_several(models: Path, data: Path, output: Path, other: Path) -> None:
+    """Two teachers, in shards where there are several processes; of the first rank's two prompts neither is the other
+    teacher's, of the second's both are."""
+    torch.set_num_threads(1)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    config = DopdConfig(
+        str(output / "run"),
+        max_steps=2,
+        per_device_train_batch_size=ROLLOUTS // world,
+        num_generations=2,
+        max_completion_length=4,
+        top_k=1,  # rollouts are greedy
+        learning_rate=1e-3,
+        shuffle_dataset=False,
+        save_strategy="no",
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        shard_teacher=world > 1,
+        scoring_batch_size=2,
+        logging_steps=1,
+        seed=3,
+    )
+    examples = load_examples(str(data)).select(range(8))
+    sources = ["own", "own", "others", "others"] * 2
+    trainer = DopdTrainer(
+        str(models / "text-student"),
+        str(models / "text-teacher"),
+        config,
+        train_dataset=examples.remove_columns("source").add_column("source", sources),
+        objective=Opd(divergence="js", teacher_view="privileged"),  # needs both teachers' hidden states
+        teachers={"other": Teacher(str(other), sources=["others"])},
+    )
+    trainer.train()
+    kinds = [type(trainer.models.wrapped(policy)).__name__ for policy in ("teacher", "teacher:other")]
+    if trainer.accelerator.is_main_process:
+        state = trainer.accelerator.get_state_dict(trainer.model)
+        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, output / "model.safetensors")
+        (output / "log.json").write_text(json.dumps(trainer.state.log_history))
+        (output / "kind.json").write_text(json.dumps(kinds))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def lose_a_teacher(models: Path, data: Path, output: Path, address: str) -> None:
+    """The second rank's requests are refused from the second step on: what each rank then raises, and what is saved."""
+    torch.set_num_threads(1)
+    config = DopdConfig(
+        str(output / "run"),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=4,
+        save_steps=100,
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        seed=3,
+    )
+    folder = RunFolder(output / "run")
+    trainer = DopdTrainer(
+        str(models / "text-student"),
+        ServedTeacher(address, ServerSettings(wait=1.0, timeout=5.0)),
+        config,
+        train_dataset=load_examples(str(data)),
+        objective=Dopd(top_k=16),
+        callbacks=[folder],
+    )
+    folder.attach(trainer)
+    rank = trainer.accelerator.process_index
+    [served] = trainer.teachers.served.values()
+    ask, asked = served.ask, []
+
+    def ask_of_a_wall(questions: Any) -> Any:
+        asked.append(len(questions))
+        if rank == 1 and len(asked) == 2:
+            served.server.address = "http://127.0.0.1:9"
+        return ask(questions)
+
+    served.ask = ask_of_a_wall  # type: ignore[method-assign]
+    try:
+        trainer.train()
+        told = "it ended well"
+    except TeacherLost as error:
+        told = str(error)
+    (output / f"told-{rank}.json").write_text(json.dumps(told))
+    torch.distributed.barrier()

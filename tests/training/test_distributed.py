@@ -16,7 +16,13 @@ from safetensors.torch import load_file
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.training.freezing import part_of
 from tests.commands import Fork
-from tests.training.distributed_worker import learn, learn_mixed, learn_passing_over
+from tests.training.distributed_worker import (
+    learn,
+    learn_from_several,
+    learn_mixed,
+    learn_passing_over,
+    lose_a_teacher,
+)
 
 LAYERS = {
     "text": "Qwen3DecoderLayer",
@@ -181,3 +187,34 @@ def test_a_rank_without_a_usable_example_takes_part_with_weight_zero(
     refused = read_jsonl(two / "refused.jsonl")
     assert [row["step"] for row in refused] == [1, 2, 2]
     assert len({row["id"] for row in refused}) == 3
+
+
+def test_several_teachers_in_shards_teach_what_they_do_in_one_process(
+    nano_models: Path, text_data: Path, other_teacher: Path, tmp_path: Path
+) -> None:
+    """Each rank needs another of them, and both take part in every pass of each."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for processes, folder in ((1, one), (2, two)):
+        folder.mkdir()
+        run_in(processes, {}, learn_from_several, nano_models, text_data, folder, other_teacher)
+    assert all(kind.startswith("FSDP") for kind in json.loads((two / "kind.json").read_text()))
+    for ours, theirs in zip(*(json.loads((f / "log.json").read_text()) for f in (two, one)), strict=True):
+        for name in theirs:
+            if name.startswith(("loss", "grad_norm", "logp/teacher", "token_share/teacher", "rollout_accuracy")):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=tolerance(name, theirs)), name
+    expected = load_file(one / "model.safetensors")
+    for name, weight in load_file(two / "model.safetensors").items():
+        assert torch.allclose(weight, expected[name], atol=APART), name
+
+
+def test_a_served_teacher_that_fails_one_rank_ends_all_with_a_checkpoint(
+    nano_models: Path, text_data: Path, serve: Any, tmp_path: Path
+) -> None:
+    server = serve()
+    run_in(2, {}, lose_a_teacher, nano_models, text_data, tmp_path, server.address)
+    told = [json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    assert "does not answer, for 1 s" in told[0]
+    [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-1"
+    assert (checkpoint / "complete.json").is_file()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.core import Plan, Source, Term
@@ -119,19 +119,6 @@ def mixed(data: Path) -> Dataset:
     dataset = load_examples(str(data))
     column = ["even" if number % 2 == 0 else "odd" for number in range(len(dataset))]
     return dataset.remove_columns("source").add_column("source", column)
-
-
-@pytest.fixture
-def other_teacher(nano_models: Path, tmp_path: Path) -> Path:
-    """A teacher of another size, with other weights."""
-    folder = tmp_path / "other"
-    model = AutoModelForCausalLM.from_pretrained(nano_models / "text-student")
-    torch.manual_seed(11)
-    for weight in model.parameters():
-        weight.data.add_(0.05 * torch.randn_like(weight))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(nano_models / "text-teacher").save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("served", [(), ("odd",), ("default",), ("default", "odd")])
