@@ -511,7 +511,8 @@ def in_todays_keys(saved: Any) -> Any:
     Before `data.max_pixels` there was `data.max_image_pixels`. Before `privilege.copy_variant`, the variant of the
     student's copy was `student_variant` and the student's own `learner_variant`, and settings of `TrainerSettings` were
     given under `trl`, if at all. Trackers and epochs still were after that. Before `training.rollout_dropout`, rollouts
-    were drawn with the adapters' dropout, if they had any.
+    were drawn with the adapters' dropout, if they had any. What `model` had no key for was done as the key's default
+    says.
     """
     sections = ("privilege", "training", "trl")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), dict) for name in sections):
@@ -523,7 +524,7 @@ def in_todays_keys(saved: Any) -> Any:
     privilege, training, trl = (dict(saved[name]) for name in sections)
     model = saved.get("model")
     if isinstance(model, dict):
-        saved = {**saved, "model": {**model, "freeze": model.get("freeze", [])}}
+        saved = {**saved, "model": asdict(ModelSettings()) | model}
     lora = model.get("lora") if isinstance(model, dict) else None
     training.setdefault("rollout_dropout", isinstance(lora, dict) and lora.get("dropout", 0.0) != 0.0)
     if "num_train_epochs" in trl:

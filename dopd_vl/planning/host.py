@@ -7,7 +7,7 @@ from dopd_vl.planning.workload import ServedTeachers, Workload
 from dopd_vl.training.teachers import TEACHER
 
 _SENT_ENTRY = {"vllm": 73, "sglang": 34}  # bytes of JSON: {"12345":{"logprob":-1.2345678329467773,"rank":12, ...
-_READ_ENTRY = 500  # of an answer: 73 as it is sent, and 420 while Python takes it apart; measured with Python 3.11
+_READ_ENTRY = 420  # of an answer while Python takes it apart, one at a time; measured with Python 3.11
 _PROCESS = 5_000_000_000  # assumed: Python, PyTorch, CUDA's libraries and the data of a training process
 
 
@@ -24,7 +24,7 @@ def host_lines(work: Workload) -> list[Line]:
     ]
     if work.served is not None:
         answers = processes * _answers(work, work.served)
-        reason = f"{_READ_ENTRY} bytes an entry, as many at a time as are asked for"
+        reason = f"as they are sent, and {_READ_ENTRY} bytes an entry of the one that is being read"
         lines.append(Line("served teachers' answers", answers, ALWAYS, reason))
     if any(scoring.policy == "start" for scoring in work.scorings) and not work.lora_rank:
         first = processes * 4 * work.trained
@@ -93,8 +93,9 @@ def _offloaded(work: Workload) -> int:
 
 
 def _answers(work: Workload, served: ServedTeachers) -> int:
-    """Of one process: all that are in flight, read and taken apart."""
+    """Of one process: all that are in flight, as they are sent, and one of them taken apart."""
     asked = [scoring for scoring in work.scorings if scoring.policy == TEACHER]
     at_once = min(served.concurrency * len(served.addresses), work.rollouts * len(asked))
     longest = max((work.view_tokens(scoring) for scoring in asked), default=0) + work.response_tokens
-    return at_once * longest * served.top_k * _READ_ENTRY
+    sent = _SENT_ENTRY["sglang" if served.sglang else "vllm"]
+    return longest * served.top_k * (at_once * sent + _READ_ENTRY)

@@ -108,7 +108,7 @@ class Vllm:
                 "sampling_params": {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k},
                 "return_token_ids": True,
             }
-            answer = server.ask("/inference/v1/generate", body, most)
+            path = "/inference/v1/generate"
         else:
             body = {
                 "model": model,
@@ -119,8 +119,13 @@ class Vllm:
                 "return_token_ids": True,
                 "add_special_tokens": False,
             }
-            answer = _first(_mapping(server.ask("/v1/completions", body, most)).get("choices"), "choice")
-        answer = _mapping(answer)
+            path = "/v1/completions"
+        return server.ask(path, body, most, lambda answer: self._read(answer, question, top_k))
+
+    def _read(self, value: Any, question: Question, top_k: int) -> Answer:
+        answer = _mapping(value)
+        if not question.images:
+            answer = _mapping(_first(answer.get("choices"), "choice"))
         read = answer.get("prompt_token_ids")  # a pad too many or too few is read without an error
         if read != question.ids and (read is not None or question.images):
             raise BadAnswer(_other_ids(read, question))
@@ -151,7 +156,11 @@ class Sglang:
             body["logprob_start_len"] = 0  # the pads are yet to be put in: where the response begins is not known
         else:
             body |= {"input_ids": question.ids, "logprob_start_len": len(question.prompt_ids) - 1}
-        answer = _mapping(_mapping(server.ask("/generate", body, _most(len(question.ids), top_k))).get("meta_info"))
+        most = _most(len(question.ids), top_k)
+        return server.ask("/generate", body, most, lambda answer: self._read(answer, question, top_k))
+
+    def _read(self, value: Any, question: Question, top_k: int) -> Answer:
+        answer = _mapping(_mapping(value).get("meta_info"))
         wanted, read = len(question.ids), answer.get("prompt_tokens")
         if read is not None and read != wanted:
             raise BadAnswer(f"it read {read} tokens where {wanted} were meant{_of_images(question)}")

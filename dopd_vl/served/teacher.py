@@ -61,7 +61,7 @@ class ServedTeacher:
         kind = self.settings.kind
         self.protocol = PROTOCOLS[self._kind() if kind == "auto" else kind]
         try:
-            listed = self.server.ask("/v1/models")
+            listed: Any = self.server.ask("/v1/models")
             names = [str(one["id"]) for one in listed["data"]]
         except (RequestRefused, KeyError, TypeError) as error:
             raise ConfigurationError(f"{self.server.told_as} lists no models at /v1/models") from error
@@ -77,7 +77,7 @@ class ServedTeacher:
             ("vllm", "/version", "version"),
         ):
             try:
-                found = self.server.ask(path)
+                found: Any = self.server.ask(path)
             except RequestRefused:
                 continue
             if isinstance(found, dict) and field in found:

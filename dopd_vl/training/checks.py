@@ -299,6 +299,19 @@ def check_shards(shard_teacher: bool, processes: int, deepspeed: bool) -> None:
         )
 
 
+def check_quantised(student: Any, teachers: Iterable[Any], fsdp: bool, zero_stage: int) -> None:
+    """Whether models of few bits lie whole on each device, as they must.
+
+    Raises:
+        ConfigurationError: one would be cut into shards.
+    """
+    if getattr(student, "is_quantized", False) and (fsdp or zero_stage):
+        how = "FSDP" if fsdp else "DeepSpeed"
+        raise ConfigurationError(f"model.quantization: was not made for {how}; use one GPU or DDP")
+    if any(getattr(teacher, "is_quantized", False) for teacher in teachers) and zero_stage:
+        raise ConfigurationError("model.teacher_quantization: was not made for DeepSpeed; use one GPU, DDP or FSDP")
+
+
 def check_lora(lora: LoraSettings, student: PreTrainedConfig, frozen: Collection[str] = ()) -> None:
     """Whether LoRA finds what it is to adapt, looked up among the student's modules without their weights.
 
@@ -554,6 +567,11 @@ def _check_vllm(config: TrainConfig) -> None:
         raise ConfigurationError(
             "trl.generation_kwargs.seed: vLLM would draw every rollout of a step with it, and the rollouts of one "
             "prompt would be equal; leave it out"
+        )
+    if config.model.quantization is not None:
+        raise ConfigurationError(
+            "model.quantization: vLLM is handed the student's weights after each step, and those of few bits would be "
+            "rounded anew each time; leave training.use_vllm false"
         )
     if mode == "colocate":
         length = config.trl.get("vllm_max_model_length")

@@ -24,7 +24,7 @@ from dopd_vl.training.freezing import learns_from_text
 from dopd_vl.training.prompt_sharing import can_go_on, hidden_states_from_shared_prompts, prompts_of
 from dopd_vl.training.sharding import Models
 from dopd_vl.training.student_copies import StudentCopies
-from dopd_vl.training.teachers import TEACHER, Teachers, is_teacher, truncated
+from dopd_vl.training.teachers import DEFAULT, TEACHER, Teachers, is_teacher, truncated
 from dopd_vl.training.vision_features import SharedFeatures, shared_vision_features
 from dopd_vl.views import View, ViewProcessor
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS, pad_responses
@@ -80,7 +80,7 @@ class Policies:
         self._share_prompts = share_prompts
         self._features: dict[int, SharedFeatures] = {}
         for policy in self._local():
-            refuse_scaled_logits(models.bare(policy).config, policy)
+            refuse_scaled_logits(models.bare(policy).config, TEACHER if policy == DEFAULT else policy)
             leave_out_router_logits(models.bare(policy).config)
 
     def _local(self) -> list[str]:

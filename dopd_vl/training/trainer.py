@@ -66,6 +66,7 @@ from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.arguments import DopdConfig, dtype_of_teacher
 from dopd_vl.training.checks import (
     check_columns,
+    check_quantised,
     check_requirements,
     check_rows,
     check_same_ids,
@@ -217,6 +218,8 @@ class DopdTrainer(DistillationTrainer):
         freeze(self.model, args.freeze)
         check_shards(args.shard_teacher, self.accelerator.num_processes, self.is_deepspeed_enabled)
         further = {policy: self._load_teacher(policy, given) for policy, given in in_process.items()}
+        teachers_here = [self.teacher_model, *further.values()]
+        check_quantised(self.model, teachers_here, self.is_fsdp_enabled, self._dist.zero_stage)
         self.models = TrainerModels(self, args.shard_teacher, further)
         config = self.models.bare("student").config
         template_kwargs: Any = self.chat_template_kwargs

@@ -34,7 +34,8 @@ class QwenVLViewProcessor(ViewProcessor):
 
     def bounded(self, min_pixels: int | None, max_pixels: int | None, key: str) -> "QwenVLViewProcessor":
         own_least, own_most = self._bounds["min_pixels"], self._bounds["max_pixels"]
-        least, most = max(own_least, min_pixels or 0), min(own_most, max_pixels or own_most)
+        least = own_least if min_pixels is None else max(own_least, min_pixels)
+        most = own_most if max_pixels is None else min(own_most, max_pixels)
         if most < own_least:
             raise UserError(f"{key}: {most} is less than the model's smallest image, {own_least} pixels")
         if most < least:

@@ -110,7 +110,7 @@ def test_images_go_to_the_server_and_answers_take_main_memory() -> None:
     assert work.served is not None
     assert network_of(work, work.served).images == 64 * 1280 * 32**2 * 3 * 4 // 3
     (answers,) = [line for line in host_lines(work) if "answers" in line.name]
-    assert answers.bytes == 8 * 8 * (4096 + 2048) * 128 * 500
+    assert answers.bytes == 8 * (4096 + 2048) * 128 * (8 * 73 + 420)
     (fewer,) = [
         line
         for line in host_lines(replace(work, served=replace(work.served, concurrency=2)))

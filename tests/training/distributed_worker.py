@@ -198,7 +198,8 @@ def learn_passing_over(models: Path, data: Path, output: Path, usable: list[bool
         torch.distributed.barrier()
 
 
-def learn(models: Path, data: Path, output: Path, world: str, processes: int) -> None:
+def learn(models: Path, data: Path, output: Path, world: str, processes: int, freeze: tuple[str, ...] = ()) -> None:
+    """With parts frozen, every other example is one without images."""
     torch.set_num_threads(1)
     allow_fsdp_on_a_cpu()
     config = DopdConfig(
@@ -223,8 +224,12 @@ def learn(models: Path, data: Path, output: Path, world: str, processes: int) ->
         eval_max_completion_length=2,
         disable_tqdm=True,
         seed=3,
+        freeze=list(freeze),
     )
     examples = load_examples(str(data))
+    if freeze:
+        rows = [without_images(row) if number % 2 else row for number, row in enumerate(examples)]
+        examples = Dataset.from_list(rows, features=examples.features)
     trainer = DopdTrainer(
         str(models / f"{world}-student"),
         str(models / f"{world}-teacher"),

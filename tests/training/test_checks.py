@@ -166,6 +166,10 @@ def test_a_configuration_of_before_the_keys_were_renamed_is_told_in_todays() -> 
     old["privilege"] = {"teacher_variant": "hints", "student_variant": "box_label", "learner_variant": "default"}
     had = ("num_generations", "eval_variants")
     old["training"] = {name: value for name, value in today["training"].items() if name in had or name not in OWN}
+    old["model"] = {
+        name: value for name, value in today["model"].items() if name not in ("freeze", "server", "teachers")
+    }
+    old["model"] = {key: value for key, value in today["model"].items() if key not in ("freeze", "server", "teachers")}
     old["data"] = {**today["data"], "max_image_pixels": 4096}
     del old["data"]["max_pixels"]
     today["data"]["max_pixels"] = 4096

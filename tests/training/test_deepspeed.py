@@ -20,7 +20,7 @@ from dopd_vl.common.files import read_jsonl
 from dopd_vl.training.run import load_examples
 from dopd_vl.training.student_copies import check_copies
 from tests.training.distributed_worker import without_images
-from tests.training.test_vllm import free_port
+from tests.vllm_server import free_port
 
 PYTHON = os.environ.get("DOPD_DEEPSPEED_PYTHON")
 WORKER = Path(__file__).parent / "deepspeed_worker.py"

@@ -5,6 +5,7 @@ Their rollouts end at different lengths, and they share the held-out examples un
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from dopd_vl.common.files import read_jsonl
+from dopd_vl.training.freezing import part_of
 from tests.commands import Fork
 from tests.training.distributed_worker import (
     learn,
@@ -22,7 +24,11 @@ from tests.training.distributed_worker import (
     lose_a_teacher,
 )
 
-LAYERS = {"text": "Qwen3DecoderLayer", "vision": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock"}
+LAYERS = {
+    "text": "Qwen3DecoderLayer",
+    "vision": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock",
+    "qwen3_5": "Qwen3_5DecoderLayer,Qwen3_5VisionBlock",
+}
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -65,22 +71,25 @@ def run_in(processes: int, environment: dict[str, str], function: Any, *argument
     )
 
 
-def learn_in(processes: int, world: str, models: Path, data: Path, output: Path, environment: dict[str, str]) -> Path:
+def learn_in(
+    processes: int, world: str, models: Path, data: Path, output: Path, environment: dict[str, str], *more: Any
+) -> Path:
     output.mkdir()
-    run_in(processes, environment, learn, models, data, output, world, processes)
+    run_in(processes, environment, learn, models, data, output, world, processes, *more)
     return output
 
 
-@pytest.mark.parametrize("world", ["text", "vision"])
+@pytest.mark.parametrize("family", ["text", "vision", "qwen3_5"])
 def test_two_processes_learn_what_one_does(
-    world: str, nano_models: Path, vision_data: Path, text_data: Path, tmp_path: Path
+    family: str, families: Callable[[str], Path], vision_data: Path, text_data: Path, tmp_path: Path
 ) -> None:
+    world, models = "text" if family == "text" else "vision", families(family)
     data = {"vision": vision_data, "text": text_data}[world]
-    one = learn_in(1, world, nano_models, data, tmp_path / "one", {})
-    layers = {"FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS[world]}
+    one = learn_in(1, world, models, data, tmp_path / "one", {})
+    layers = {"FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS[family]}
     two = {
-        "DistributedDataParallel": learn_in(2, world, nano_models, data, tmp_path / "ddp", {}),
-        "FSDP": learn_in(2, world, nano_models, data, tmp_path / "fsdp", {**FSDP2, **layers}),
+        "DistributedDataParallel": learn_in(2, world, models, data, tmp_path / "ddp", {}),
+        "FSDP": learn_in(2, world, models, data, tmp_path / "fsdp", {**FSDP2, **layers}),
     }
     expected_log = json.loads((one / "log.json").read_text())
     expected = load_file(one / "model.safetensors")
@@ -100,6 +109,24 @@ def test_two_processes_learn_what_one_does(
         assert weights.keys() == expected.keys()
         for name, weight in weights.items():
             assert torch.allclose(weight, expected[name], atol=APART), (kind, name)
+
+
+@pytest.mark.parametrize("frozen", ["vision", "language"])
+def test_two_processes_freeze_what_one_does(frozen: str, nano_models: Path, vision_data: Path, tmp_path: Path) -> None:
+    sharding = {**FSDP2, "FSDP_TRANSFORMER_CLS_TO_WRAP": LAYERS["vision"]}
+    one, ddp, fsdp = (
+        load_file(
+            learn_in(processes, "vision", nano_models, vision_data, tmp_path / name, environment, (frozen,))
+            / "model.safetensors"
+        )
+        for processes, name, environment in ((1, "one", {}), (2, "ddp", {}), (2, "fsdp", sharding))
+    )
+    before = load_file(nano_models / "vision-student" / "model.safetensors")
+    for name, weight in before.items():
+        for after in (one, ddp, fsdp):
+            assert torch.equal(after[name], weight) or part_of(name) != frozen, name
+            assert torch.allclose(after[name], one[name], atol=APART), name
+    assert any(not torch.equal(one[name], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize("sharded", ["ddp", "fsdp"])
