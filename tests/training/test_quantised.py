@@ -9,8 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.objectives.common import PRIVILEGED_TEACHER
+from dopd_vl.training.checks import check_quantised
 from dopd_vl.training.run import load_examples
 from dopd_vl.training.teachers import Teacher, quantized
 from tests.commands import dopd_vl
@@ -108,3 +110,19 @@ def test_one_of_several_teachers_is_of_few_bits(make_trainer: MakeTrainer, nano_
     trainer.train()
     assert trainer.models.bare("teacher:own").is_quantized
     assert not getattr(trainer.models.bare("teacher"), "is_quantized", False)
+
+
+def test_weights_that_vllm_or_shards_would_need_are_refused(nano_models: Path, text_data: Path, tmp_path: Path) -> None:
+    more = ("--model.quantization", "4bit", "--model.lora.r", "4", "--training.use_vllm", "true")
+    refused = train(nano_models, text_data, tmp_path / "run", "text", *more)
+    assert refused.returncode == 2
+    assert "model.quantization: vLLM is handed the student's weights" in refused.stderr
+    few = AutoModelForCausalLM.from_pretrained(nano_models / "text-student", **quantized("4bit"))
+    for student, teachers, fsdp, stage, told in (
+        (few, [], True, 0, "model.quantization: was not made for FSDP"),
+        (few, [], False, 2, "model.quantization: was not made for DeepSpeed"),
+        (None, [None, few], False, 3, "model.teacher_quantization: was not made for DeepSpeed"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            check_quantised(student, teachers, fsdp, stage)
+    check_quantised(few, [few], fsdp=False, zero_stage=0)
