@@ -216,7 +216,7 @@ def main() -> None:
             work, memory = predict(Path(folder), way, args, seen)
         row = {
             "student": work.student.parameters,
-            "teacher": work.teacher.parameters,
+            "teacher": work.teachers[0].shape.parameters,
             "vocabulary": work.student.vocabulary,
             "predicted": memory.peak,
             "moment": memory.peak_moment,

@@ -9,13 +9,19 @@ if TYPE_CHECKING:
     from dopd_vl.evaluation.verifiers import register_verifier
     from dopd_vl.objectives.dopd import DopdSettings
     from dopd_vl.objectives.dopd_loss import dopd_loss, fused_dopd_loss
+    from dopd_vl.served.teacher import ServedTeacher
+    from dopd_vl.train_config import ServerSettings
     from dopd_vl.training.arguments import DopdConfig
+    from dopd_vl.training.teachers import Teacher
     from dopd_vl.training.trainer import DopdTrainer
 
 __all__ = [
     "DopdConfig",
     "DopdSettings",
     "DopdTrainer",
+    "ServedTeacher",
+    "ServerSettings",
+    "Teacher",
     "__version__",
     "dopd_loss",
     "fused_dopd_loss",
@@ -26,6 +32,9 @@ _HOMES = {
     "DopdConfig": "dopd_vl.training.arguments",
     "DopdSettings": "dopd_vl.objectives.dopd",
     "DopdTrainer": "dopd_vl.training.trainer",
+    "ServedTeacher": "dopd_vl.served.teacher",
+    "ServerSettings": "dopd_vl.train_config",
+    "Teacher": "dopd_vl.training.teachers",
     "dopd_loss": "dopd_vl.objectives.dopd_loss",
     "fused_dopd_loss": "dopd_vl.objectives.dopd_loss",
     "register_verifier": "dopd_vl.evaluation.verifiers",

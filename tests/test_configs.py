@@ -21,6 +21,7 @@ from benchmarks.nano.ladder import LADDERS
 from dopd_vl.commands.plan import main as plan
 from dopd_vl.commands.quickstart import QuickstartConfig, as_study
 from dopd_vl.common.configuration import as_yaml, read_config
+from dopd_vl.common.http import is_address
 from dopd_vl.common.resources import find_model
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.nano.source import NanoSource
@@ -61,12 +62,12 @@ READERS = {
 
 
 def named_models(value: Any, key: str = "") -> Iterator[str]:
-    """What stands under `student` and `teacher` anywhere in a file, as a name or a list of names."""
+    """What stands under `student` and `teacher` anywhere in a file, as a name or a list of names; no addresses."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from named_models(inner, str(name).rpartition(".")[2])
     elif key in ("student", "teacher"):
-        yield from value if isinstance(value, list) else [value]
+        yield from (name for name in (value if isinstance(value, list) else [value]) if not is_address(name))
 
 
 MODELS = sorted({name for file in EVERY for name in named_models(yaml.safe_load(file.read_text(encoding="utf-8")))})
@@ -152,6 +153,23 @@ def test_every_pair_fits_as_it_is_shipped_with_evaluations(pair: str, gpus: str,
     files = [*PAIRS[pair], *([f"{family}/one-gpu"] if gpus.startswith("1x") else [])]
     words = [word for name in files for word in ("--config", name)]
     assert plan([*words, "--gpus", gpus, "--parallel", parallel, "--data.eval", "held-out"]) == 0
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_six_gpus_train_while_two_serve_a_teacher_that_none_has_room_for(
+    parallel: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    six = ["--config", "vlm/qwen3-vl-32b-to-2b", "--gpus", "6x80", "--data.eval", "held-out", "--parallel", parallel]
+    assert plan(six) == 0
+    assert "entries a token" in capsys.readouterr().out
+    if parallel == "ddp":
+        assert plan([*six, "--model.teacher", "Qwen/Qwen3-VL-32B-Instruct"]) == 1
+    config = stacked("vlm/qwen3-vl-32b-to-2b")
+    assert is_address(config.model.teacher or "")
+    smaller, loop = stacked(*PAIRS["VL 8B to 2B"]), config.training
+    assert (loop.max_steps, loop.learning_rate) == (smaller.training.max_steps, smaller.training.learning_rate)
+    assert loop.per_device_train_batch_size * loop.gradient_accumulation_steps * 6 == 72
+    assert (config.data, config.privilege, config.objective) == (smaller.data, smaller.privilege, smaller.objective)
 
 
 @pytest.mark.parametrize("name", ["llm/nano", "vlm/nano"])

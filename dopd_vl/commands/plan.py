@@ -1,10 +1,14 @@
 """`dopd-vl plan`: whether a run fits and what it takes, before it is started."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.terminal import Terminal, tell
 from dopd_vl.planning.config import PlanConfig
+
+if TYPE_CHECKING:
+    from dopd_vl.planning.workload import Workload
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,17 +27,28 @@ def main(argv: Sequence[str]) -> int:
     mean = work.of_mean_length(config.mean_share)
     memory = memory_of(work, device_bytes)
     console = Terminal()
-    teacher = "no teacher" if work.teacher is None else f"teacher {work.teacher.name}"
     tell(
         console,
         f"{config.objective.name}: student {work.student.name} ({work.student.parameters / 1e9:.2f} B parameters, "
-        f"{work.trained / 1e9:.3f} B trained), {teacher}; {devices} x {device_bytes / 1e9:.1f} GB, {work.parallel}",
+        f"{work.trained / 1e9:.3f} B trained), {_teachers(work)}; {devices} x {device_bytes / 1e9:.1f} GB, "
+        f"{work.parallel}",
     )
     report.print_memory(console, memory)
     report.print_time(console, work, time_of(work, machine, mean), config.training.max_steps)
     report.print_assumptions(console, work, machine, mean)
+    report.print_served(console, mean)
     enough = report.print_beside(console, work, config.host_memory, config.disk)
     on_gpus = fits(work, device_bytes)
     changes = [] if on_gpus else changes_to_fit(config, device_bytes)
     report.print_verdict(console, work, memory, device_bytes, changes)
     return 0 if on_gpus and enough else 1
+
+
+def _teachers(work: "Workload") -> str:
+    """Who teaches, in words."""
+    names = [
+        f"{teacher} {teacher.shape.name}" + (f" in {teacher.quantization}" if teacher.quantization else "")
+        for teacher in work.teachers
+    ]
+    names += [f"served teacher {address}" for address in (work.served.addresses if work.served else ())]
+    return ", ".join(names) or "no teacher"

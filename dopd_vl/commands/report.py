@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     from dopd_vl.reporting.figures import draw_figure
     from dopd_vl.reporting.inspector import read_rollouts
     from dopd_vl.reporting.page import report_page
-    from dopd_vl.reporting.quantities import is_share, sections, title_of
+    from dopd_vl.reporting.quantities import file_stem, is_share, sections, title_of
     from dopd_vl.reporting.runs import curve, read_runs
 
     runs = read_runs(arguments.runs, arguments.group)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
             for section in sections(name for run in runs for row in run.metrics for name in row):
                 for name in section.names:
                     if lines := curve(runs, name):
-                        stem = arguments.figures / name.replace("/", "-")
+                        stem = arguments.figures / file_stem(name)
                         draw_figure(lines, title_of(name), stem, is_share(name))
         print_line(f"figures: {arguments.figures}")
     return 0

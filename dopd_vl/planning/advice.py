@@ -5,6 +5,7 @@ they refuse is never proposed.
 """
 
 import copy
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from dopd_vl.train_config import LoraSettings
 _WORTH = 0.01  # of the peak: a change that saves less is not proposed
 _SEARCHED = 3  # settings of which the fewest are looked for among all; above, those without which it still fits go
 _LORA_RATE = 5e-5  # of configs/lora.yaml
+_ADDRESS = "http://HOST:8000"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def changes_to_fit(config: PlanConfig, device_bytes: int) -> list[Change]:
     steps = {kind: [proposal for proposal in proposals if proposal.kind == kind] for kind in kinds}
     if proposals and _fitting(config, proposals, device_bytes):
         steps = _fewest(config, steps, device_bytes)
-    return list(_changes(config, [found[-1] for found in steps.values()], device_bytes))
+    return list(_changes(config, [_without_nulls(config, found[-1]) for found in steps.values()], device_bytes))
 
 
 def _greedy(config: PlanConfig, device_bytes: int) -> list[_Proposal]:
@@ -115,19 +117,36 @@ def _sound(config: PlanConfig, proposals: list[_Proposal]) -> tuple[PlanConfig, 
         for key, value in proposal.values.items():
             _set(changed, key, value)
     try:
+        changed.model = replace(changed.model)  # judged anew as a whole
         work = workload_of(changed)
         check_arguments(changed)
-    except UserError:
+    except (UserError, ValueError):
         return None
     return changed, work
 
 
+def _without_nulls(config: PlanConfig, proposal: _Proposal) -> _Proposal:
+    """Without what takes back an earlier proposal and is null in the configuration anyway."""
+    holders = {key: _holder(config, key) for key, value in proposal.values.items() if value is None}
+    idle = {key for key, (holder, name) in holders.items() if getattr(holder, name, None) is None}
+    return replace(proposal, values={key: value for key, value in proposal.values.items() if key not in idle})
+
+
 def _set(config: PlanConfig, key: str, value: Any) -> None:
-    section, _, name = key.rpartition(".")
-    if section == "trl":
-        config.trl[name] = value
+    holder, name = _holder(config, key)
+    if isinstance(holder, dict):
+        holder[name] = value
     else:
-        setattr(getattr(config, section) if section else config, name, value)
+        setattr(holder, name, value)
+
+
+def _holder(config: PlanConfig, key: str) -> tuple[Any, str]:
+    """What has a dotted key's value, and the value's name there."""
+    *sections, name = key.split(".")
+    holder: Any = config
+    for section in sections:
+        holder = holder[section] if isinstance(holder, dict) else getattr(holder, section)
+    return holder, name
 
 
 def _changes(config: PlanConfig, proposals: list[_Proposal], device_bytes: int) -> Iterator[Change]:
@@ -151,7 +170,8 @@ def _in_words(values: Mapping[str, Any]) -> str:
         return f"accelerate launch --config_file {shown} (--parallel {values['parallel']}){more}"
     if "model.lora" in values:
         return "--config lora"
-    return ", ".join(f"{key}: {str(value).lower()}" for key, value in values.items())
+    in_yaml = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return ", ".join(f"{key}: {value}" for key, value in in_yaml.items())
 
 
 def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterator[_Proposal]:
@@ -170,7 +190,7 @@ def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterato
     if work.scoring_batch > 1:
         size = {"training.scoring_batch_size": work.scoring_batch // 2}
         yield _Proposal("scoring", size, "more, smaller scoring passes")
-    if not work.uses_vllm:
+    if not work.uses_vllm and work.quantization is None:
         yield _vllm(config, work, device_bytes)
     if work.vllm_share and not work.vllm_sleeps:
         yield _Proposal("sleep", {"trl.vllm_enable_sleep_mode": True}, "vLLM's weights move at each step")
@@ -180,7 +200,7 @@ def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterato
         yield _Proposal("checkpointing", {"training.gradient_checkpointing": True}, "one forward pass more")
     if work.devices > 1 and work.parallel in ("ddp", "zero2"):
         yield _Proposal("parallel", {"parallel": "fsdp2"}, "weights are gathered layer by layer")
-    if work.devices > 1 and work.teacher is not None and not work.shard_teacher:
+    if work.devices > 1 and work.teachers and not work.shard_teacher:
         cost = "the teacher is gathered layer by layer where it scores"
         yield _Proposal("teacher", {"training.shard_teacher": True}, cost)
     if work.chunk >= 64:
@@ -191,12 +211,32 @@ def _proposals(config: PlanConfig, work: Workload, device_bytes: int) -> Iterato
         yield _Proposal("parallel", {"parallel": "zero3", **alone}, cost)
     if work.optimizer_bytes != 2 and work.parallel in ("single", "ddp"):
         yield _Proposal("optimizer", {"trl.optim": "adamw_8bit"}, "needs bitsandbytes; moments in 8 bits")
+    yield from _smaller_teachers(work)
     if not work.lora_rank:
         values = {"model.lora": LoraSettings(), "training.learning_rate": _LORA_RATE}
         yield _Proposal("adapters", values, "trains adapters, not all weights")
+    elif work.quantization is None and not work.uses_vllm:
+        cost = "frozen weights are rounded; needs bitsandbytes"
+        yield _Proposal("student's weights", {"model.quantization": "4bit"}, cost)
     if work.response_tokens >= 512:
         length = {"training.max_completion_length": work.response_tokens // 2}
         yield _Proposal("length", length, "longer responses are cut off")
+
+
+def _smaller_teachers(work: Workload) -> Iterator[_Proposal]:
+    """Each in fewer bits, the largest first, then elsewhere."""
+    whole = {"training.shard_teacher": False} if work.shard_teacher else {}
+    for teacher in sorted(work.teachers, key=lambda teacher: -teacher.shape.parameters):
+        alone = teacher.name in ("", "default")
+        model = "model.teacher" if alone else f"model.teachers.{teacher.name}.model"
+        bits = "model.teacher_quantization" if alone else f"model.teachers.{teacher.name}.quantization"
+        if teacher.quantization != "4bit":
+            fewer = "8bit" if teacher.quantization is None else "4bit"
+            yield _Proposal(model, {bits: fewer, **whole}, "its weights are rounded; needs bitsandbytes")
+        as_served = {} if teacher.quantization is None else {bits: None}
+        yield _Proposal(
+            model, {model: _ADDRESS, **as_served, **whole}, "served on GPUs of its own, see docs/teachers.md"
+        )
 
 
 def _vllm(config: PlanConfig, work: Workload, device_bytes: int) -> _Proposal:

@@ -1,6 +1,7 @@
 """From a configuration to a workload, a machine and its assumptions."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -8,14 +9,17 @@ import torch
 from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.common.resources import shipped
 from dopd_vl.core.projection import chunk_size_for
+from dopd_vl.objectives import Objective
 from dopd_vl.objectives.base import needs_teacher
 from dopd_vl.planning.catalogue import gpu_of, model_config, model_shape
 from dopd_vl.planning.compute import Machine
 from dopd_vl.planning.config import PlanConfig
 from dopd_vl.planning.objective_needs import longest_lesson, needs_of
 from dopd_vl.planning.shapes import ModelShape
-from dopd_vl.planning.workload import Parallel, Workload
+from dopd_vl.planning.workload import Parallel, ServedTeachers, TeacherHere, Workload
+from dopd_vl.train_config import ModelSettings
 from dopd_vl.training.checks import check, check_shards
+from dopd_vl.training.teachers import served_needs
 
 DEFAULT_GPU = "h100"
 VLLM_SHARE = 0.3
@@ -34,13 +38,16 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     """
     devices, _ = devices_of(config)
     parallel = _parallel(config, devices)
+    _check_quantised(config, parallel)
     objective, models = check(config, model_config, zero_stage=3 if parallel == "zero3" else 0)
     check_shards(config.training.shard_teacher, devices, parallel in ("zero2", "zero3"))
     names = config.model.in_process()
     shapes = {key: model_shape(names[key], key) for key in models}
     student, loop = shapes["model.student"], config.training
     top_k = min(max(loop.logged_top_k, getattr(objective, "top_k", 0)), student.vocabulary)
-    scorings, full_support = needs_of(objective, loop.num_generations, top_k)
+    teachers, served = _teachers(config.model, shapes), _served(config, objective, student.vocabulary)
+    all_served, taught = served is not None and not teachers, needs_teacher(objective)
+    scorings, full_support = needs_of(objective, loop.num_generations, top_k, all_served)
     default = config.data.max_prompt_length or _PROMPT
     dtype = config.model.teacher_dtype
     colocated = loop.use_vllm and config.trl.get("vllm_mode", "colocate") == "colocate"
@@ -57,7 +64,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
     longest = longest_lesson(objective, prompt, privileged, loop.max_completion_length)
     return Workload(
         student=student,
-        teacher=shapes.get("model.teacher"),
+        teachers=teachers,
         scorings=scorings,
         full_support=full_support,
         batch=loop.per_device_train_batch_size,
@@ -69,14 +76,16 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         response_tokens=loop.max_completion_length,
         images=config.images if student.vision else 0,
         image_tokens=image_tokens["student"],
-        teacher_image_tokens=image_tokens["teacher"],
-        copy_image_tokens=image_tokens["copy" if needs_teacher(objective) else "teacher"],
+        teacher_image_tokens=image_tokens["teacher" if taught else "student"],
+        copy_image_tokens=image_tokens["copy" if taught else "teacher"],
         parallel=parallel,
         devices=devices,
         on_gpu=on_gpu,
         lora_rank=lora.r if lora else 0,
         lora_modules=lora.target_modules if lora else "all-linear",
         frozen=tuple(dict.fromkeys(config.model.freeze)),
+        quantization=config.model.quantization,
+        served=served,
         teacher_bytes=4 if dtype == "float32" or (dtype == "auto" and not on_gpu) else 2,
         bf16=loop.bf16 is not False,
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
@@ -98,6 +107,48 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         eval_response_tokens=loop.eval_max_completion_length or loop.max_completion_length,
         full_share=config.full_share,
     )
+
+
+def _teachers(settings: ModelSettings, shapes: Mapping[str, ModelShape]) -> tuple[TeacherHere, ...]:
+    """Those in the trainer's process, of an objective that has any."""
+    several = len(settings.teacher_names()) > 1
+    quantised = {"model.teacher": ("default", settings.teacher_quantization)} | {
+        f"model.teachers.{name}.model": (name, teacher.quantization) for name, teacher in settings.teachers.items()
+    }
+    return tuple(
+        TeacherHere(shapes[key], name if several else "", bits)
+        for key, (name, bits) in quantised.items()
+        if key in shapes
+    )
+
+
+def _served(config: PlanConfig, objective: Objective, vocabulary: int) -> ServedTeachers | None:
+    """What is asked of those that servers run; nobody is asked here."""
+    names, here = config.model.teacher_names(), config.model.in_process()
+    addresses = tuple(name for key, name in names.items() if key not in here)
+    if not addresses or not needs_teacher(objective):
+        return None
+    loop, server = config.training, config.model.server
+    needs = served_needs(objective, loop.num_generations, loop.logged_top_k, vocabulary)
+    return ServedTeachers(addresses, needs.top_k, needs.cut, server.kind == "sglang", server.concurrency)
+
+
+def _check_quantised(config: PlanConfig, parallel: Parallel) -> None:
+    """Refuses what bitsandbytes' weights are not trained or counted with."""
+    model = config.model
+    if model.quantization is not None and parallel not in ("single", "ddp"):
+        raise ConfigurationError(f"model.quantization: is not counted with {parallel}, only with single and ddp")
+    if model.quantization is not None and config.training.use_vllm:
+        # To hand the student to vLLM, TRL adds the adapters to its weights, rounds, and takes them off again.
+        raise ConfigurationError("model.quantization: is not counted with training.use_vllm: true")
+    if model.quantization is not None and config.training.bf16 is False:
+        raise ConfigurationError("model.quantization: is not counted with training.bf16: false")
+    of_teachers = {"model.teacher_quantization": model.teacher_quantization} | {
+        f"model.teachers.{name}.quantization": teacher.quantization for name, teacher in model.teachers.items()
+    }
+    for key, bits in of_teachers.items():
+        if bits is not None and parallel in ("zero2", "zero3"):
+            raise ConfigurationError(f"{key}: is not counted with {parallel}, only with single, ddp and fsdp2")
 
 
 def _chunk(config: PlanConfig, vocabulary: int, on_gpu: bool) -> int:

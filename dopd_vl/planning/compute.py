@@ -40,25 +40,22 @@ def time_of(work: Workload, machine: Machine, mean: Workload) -> list[Part]:
     rate = machine.tflops * 1e12 * machine.mfu
     parts = [_rollout(work, machine, mean)]
     for scoring in work.scorings:
-        shared = work.shares_prompts(scoring)
-        flops = _pass_flops(
-            work,
-            work.model_of(scoring),
-            mean.view_tokens(scoring),
-            mean.response_tokens,
-            shared,
-            work.image_tokens_of(scoring),
-        )
-        reason = "a forward pass" + (", a prompt once for its siblings" if shared else "")
-        parts.append(Part(f"scoring: {scoring}", flops, flops / rate, reason))
+        share = work.share_of_a_model(scoring)
+        for name, shape in work.models_of(scoring):
+            shared = work.shares_prompts(scoring, shape)
+            tokens, images = mean.view_tokens(scoring), work.image_tokens_of(scoring)
+            flops = share * _pass_flops(work, shape, tokens, mean.response_tokens, shared, images)
+            reason = "a forward pass" + (", a prompt once for its siblings" if shared else "")
+            reason += f", of {share:.0%} of the rollouts" if share < 1 else ""
+            parts.append(Part(f"scoring: {name}", flops, flops / rate, reason))
     forward = _pass_flops(work, work.student, mean.prompt_tokens, mean.response_tokens, work.learns_from_shared_prompts)
     # Backward: gradients of inputs and, unless frozen, of weights. Checkpointing repeats the layers' forward pass.
     times = 1 + (2 if work.language_learns else 1) + (1 if work.checkpointing else 0)
     dense = 0.0  # what a term over the whole vocabulary projects once more
     for scoring in work.scorings:
         if scoring.keeps_hidden:
-            taught = work.rollouts * mean.response_tokens * work.hidden_share(scoring)
-            dense += 2 * work.model_of(scoring).head_parameters * taught
+            taught = work.rollouts * mean.response_tokens * work.hidden_share(scoring) * work.share_of_a_model(scoring)
+            dense += 2 * taught * sum(shape.head_parameters for _, shape in work.models_of(scoring))
     flops = times * forward + dense
     parts.append(Part("learning", flops, flops / rate, f"{times} forward passes' worth"))
     return parts

@@ -13,6 +13,7 @@ from dopd_vl.planning import passes
 from dopd_vl.planning.lines import ALWAYS, LEARNING, MOMENTS, PASSES, Line
 from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Workload
+from dopd_vl.training.teachers import TEACHER
 
 _CONTEXT = 1_000_000_000  # CUDA's context, cuBLAS and NCCL buffers
 _FRAGMENTATION = 0.05  # of all else, between the allocator's blocks
@@ -70,7 +71,11 @@ def fits(work: Workload, device_bytes: int) -> bool:
 def _weights(work: Workload) -> Iterator[Line]:
     student = work.student.parameters
     passes_here = PASSES - frozenset({"prefill", "rollout"}) if work.uses_vllm else PASSES
-    if work.precision == "float32":
+    if work.quantization is not None:
+        kind = f"{work.quantization}, the rest in bf16"
+        yield Line("student's weights", work.student.weight_bytes(2, work.quantization), ALWAYS, kind)
+        yield Line("adapters", work.trained_bytes * work.trained, ALWAYS, "bf16")
+    elif work.precision == "float32":
         yield Line("student's weights", 4 * student, ALWAYS, "fp32")
     elif work.precision == "autocast":
         yield Line("student's weights", 4 * student, ALWAYS, "fp32, whole on every GPU")
@@ -97,25 +102,41 @@ def _weights(work: Workload) -> Iterator[Line]:
         reason = "bf16: one layer, the next one, and embedding or head"
         moments = (passes_here | {"backward starts", "backward ends"}) - generating
         yield Line("weights gathered for a pass", gathered, moments, reason)
-    if work.teacher is not None:
-        yield from _teacher(work, work.teacher)
+    yield from _teachers(work)
+    yield from _dequantised(work)
     for policy in sorted({scoring.policy for scoring in work.scorings} & {"start", "average"}):
         copies = 0 if policy == "start" and work.lora_rank else 4 * work.trained // work.shards
         yield Line(f"the student's {policy} weights", copies, ALWAYS, "fp32, of what is trained")
 
 
-def _teacher(work: Workload, teacher: ModelShape) -> Iterator[Line]:
+def _teachers(work: Workload) -> Iterator[Line]:
     size, parts = work.teacher_bytes, work.teacher_shards
-    kind = {2: "bf16", 4: "fp32"}[size] + (", a shard" if parts > 1 else ", whole")
-    yield Line("teacher's weights", size * teacher.parameters // parts, ALWAYS, kind)
-    if parts > 1:
-        tables = teacher.head_parameters * (1 if teacher.tied else 2)
-        gathered = size * (2 * teacher.layer_parameters + tables)
-        reason = "one layer, the next one, embedding and head"
+    plain = {2: "bf16", 4: "fp32"}[size]
+    for teacher in work.teachers:
+        kind = plain if teacher.quantization is None else f"{teacher.quantization}, the rest in {plain}"
+        held = teacher.shape.weight_bytes(size, teacher.quantization) // parts
+        yield Line(f"{teacher}'s weights", held, ALWAYS, kind + (", a shard" if parts > 1 else ", whole"))
+    if parts > 1 and work.teachers:
+        gathered = size * max(_gathered(teacher.shape) for teacher in work.teachers)
+        reason = "one layer, the next one, embedding and head" + ("; of the largest" if len(work.teachers) > 1 else "")
         yield Line("teacher's weights gathered to score", gathered, frozenset({"scoring"}), reason)
-        if any(scoring.policy == "teacher" and scoring.keeps_hidden for scoring in work.scorings):
+        if any(scoring.policy == TEACHER and scoring.keeps_hidden for scoring in work.scorings):
+            heads = size * sum(teacher.shape.head_parameters for teacher in work.teachers)
             reason = "for terms over the whole vocabulary"
-            yield Line("teacher's head gathered", size * teacher.head_parameters, frozenset({"loss"}), reason)
+            yield Line("teacher's head gathered", heads, frozenset({"loss"}), reason)
+
+
+def _gathered(teacher: ModelShape) -> int:
+    return 2 * teacher.layer_parameters + teacher.head_parameters * (1 if teacher.tied else 2)
+
+
+def _dequantised(work: Workload) -> Iterator[Line]:
+    """Of 4 bits, the widest linear layer as its product takes it."""
+    widest = [2 * teacher.shape.widest_linear for teacher in work.teachers if teacher.quantization == "4bit"]
+    if work.quantization == "4bit":
+        passes_here = PASSES | {"backward starts", "backward ends"}
+        yield Line("a layer's weights dequantised", 2 * work.student.widest_linear, passes_here, "bf16")
+    yield Line("a teacher's weights dequantised", max(widest, default=0), frozenset({"scoring"}), "bf16, a layer's")
 
 
 def _learning_state(work: Workload) -> Iterator[Line]:
@@ -128,13 +149,15 @@ def _learning_state(work: Workload) -> Iterator[Line]:
         )
         yield Line("gradients in fp32", 4 * trained // shards, frozenset({"update"}), "for the optimizer's step")
         return
-    reason = "AdamW's two moments" + (" in fp32" if work.optimizer_bytes == 8 else " in 8 bits")
-    yield Line("optimizer state", work.optimizer_bytes * trained // shards, ALWAYS, reason)
+    reason = "AdamW's two moments" + {8: " in fp32", 4: " in bf16", 2: " in 8 bits"}[work.moments_bytes]
+    yield Line("optimizer state", work.moments_bytes * trained // shards, ALWAYS, reason)
     # Freed after each optimizer step; within a step they are there from the first slice's backward pass on.
     when = LEARNING if work.accumulation > 1 else frozenset({"backward ends", "update"})
-    yield Line("gradients", 4 * trained // shards, when, "fp32; none between optimizer steps")
+    kind = {4: "fp32", 2: "bf16"}[work.trained_bytes]
+    yield Line("gradients", work.trained_bytes * trained // shards, when, f"{kind}; none between optimizer steps")
     if work.parallel == "ddp":
-        yield Line("reduction buckets", 4 * trained, ALWAYS, "DDP keeps a second copy of the gradients")
+        buckets = work.trained_bytes * trained
+        yield Line("reduction buckets", buckets, ALWAYS, "DDP keeps a second copy of the gradients")
     if work.parallel == "fsdp2":
         unsharded = 4 * (work.student.layer_parameters + work.student.head_parameters)
         yield Line("gradients before reduction", unsharded, frozenset({"backward ends"}), "of one layer and the head")

@@ -9,6 +9,7 @@ from dopd_vl.planning import activations as act
 from dopd_vl.planning.lines import ALWAYS, Line
 from dopd_vl.planning.shapes import ModelShape
 from dopd_vl.planning.workload import Precision, Scoring, Workload
+from dopd_vl.training.teachers import TEACHER
 
 _SAMPLING_COPIES = 4  # of the next token's logits: the head's, in fp32, by temperature, as probabilities
 
@@ -76,25 +77,31 @@ def _next_logits(work: Workload, rows: int) -> int:
 
 
 def _scoring(work: Workload) -> Iterator[Line]:
-    passes = {scoring: _scoring_pass(work, scoring) for scoring in work.scorings}
+    passes = {
+        name: _scoring_pass(work, scoring, shape)
+        for scoring in work.scorings
+        for name, shape in work.models_of(scoring)
+    }
     if passes:
-        worst = max(passes, key=lambda scoring: passes[scoring])
+        worst = max(passes, key=lambda name: passes[name])
         reason = f"of {worst}, {_scored_rows(work)} rollouts at a time; the larger of pass and logits"
         yield Line("scoring pass", passes[worst], frozenset({"scoring"}), reason)
     for scoring in work.scorings:
-        shape, precision = _policy(work, scoring)
         if not work.offload_scores:
-            hidden = work.rollouts * work.response_tokens * shape.hidden * act.WIDTHS[precision].stream
+            hidden = work.rollouts * work.response_tokens * _hidden_bytes(work, scoring)
             yield Line(f"hidden states of {scoring}", hidden, frozenset({"scoring"}), "until all have scored")
-        scores = work.rollouts * _score_bytes(work)
-        yield Line(f"scores of {scoring}", scores, frozenset({"scoring"}), f"{_a_token(work)} bytes a token")
+        # Of several teachers those of each stay until they have been put together.
+        copies = 2 if scoring.policy == TEACHER and work.has_several_teachers else 1
+        reason = f"{_a_token(work, scoring)} bytes a token" + (", by teacher and together" if copies > 1 else "")
+        scores = copies * work.rollouts * _score_bytes(work, scoring)
+        yield Line(f"scores of {scoring}", scores, frozenset({"scoring"}), reason)
 
 
-def _scoring_pass(work: Workload, scoring: Scoring) -> int:
-    shape, precision = _policy(work, scoring)
+def _scoring_pass(work: Workload, scoring: Scoring, shape: ModelShape) -> int:
+    precision = _precision(work, scoring)
     rows, prompt, response = _scored_rows(work), work.view_tokens(scoring), work.response_tokens
     pair = 1 + act.saved_mask(precision)
-    shared = work.shares_prompts(scoring)
+    shared = work.shares_prompts(scoring, shape)
     prompts = math.ceil(rows / work.group) if shared else rows
     if shared:
         cache = rows * (prompt + response) * act.cache_bytes(shape, precision)
@@ -126,26 +133,31 @@ def _head_copy(shape: ModelShape, precision: Precision) -> int:
 def _kept(work: Workload) -> Iterator[Line]:
     """Of one step until the next has been scored."""
     for scoring in work.scorings:
-        shape, precision = _policy(work, scoring)
         if scoring.supervises:
             place = "; the entries in host memory" if work.offload_scores else ""
-            reason = f"{_a_token(work)} bytes a token, until the next step has been scored{place}"
-            yield Line(f"kept scores of {scoring}", work.rollouts * _score_bytes(work), ALWAYS, reason)
+            reason = f"{_a_token(work, scoring)} bytes a token, until the next step has been scored{place}"
+            yield Line(f"kept scores of {scoring}", work.rollouts * _score_bytes(work, scoring), ALWAYS, reason)
         if scoring.keeps_hidden and not work.offload_scores:
             share = work.hidden_share(scoring)
             tokens = int(share * work.rollouts * work.response_tokens)
-            size = tokens * shape.hidden * act.WIDTHS[precision].stream
+            size = tokens * _hidden_bytes(work, scoring)
             reason = f"of {share:.0%} of the tokens, for terms over the whole vocabulary"
             yield Line(f"kept hidden states of {scoring}", size, ALWAYS, reason)
 
 
-def _a_token(work: Workload) -> int:
-    return 20 if work.offload_scores else 8 * work.top_k + 20
+def _a_token(work: Workload, scoring: Scoring) -> int:
+    return 20 if work.offload_scores else 8 * work.entries(scoring) + 20
 
 
-def _score_bytes(work: Workload) -> int:
+def _score_bytes(work: Workload, scoring: Scoring) -> int:
     """Of one rollout, on the device."""
-    return work.response_tokens * _a_token(work)
+    return work.response_tokens * _a_token(work, scoring)
+
+
+def _hidden_bytes(work: Workload, scoring: Scoring) -> int:
+    """Of a token; of several teachers, which share the rollouts, the widest one's. Of a served one there are none."""
+    widest = max((shape.hidden for _, shape in work.models_of(scoring)), default=0)
+    return widest * act.WIDTHS[_precision(work, scoring)].stream
 
 
 def _learning(work: Workload) -> Iterator[Line]:
@@ -198,8 +210,7 @@ def _loss(work: Workload) -> Iterator[Line]:
     yield Line("hidden states' gradient", hidden, when, "of the response's tokens")
     for scoring in work.scorings:
         if scoring.keeps_hidden:
-            of, precision = _policy(work, scoring)
-            size = 2 * work.batch * work.response_tokens * of.hidden * act.WIDTHS[precision].stream
+            size = 2 * work.batch * work.response_tokens * _hidden_bytes(work, scoring)
             yield Line(f"hidden states of {scoring}, laid out", size, frozenset({"loss"}), "twice, a slice")
     # Logits, of a term of full support the target's, too, on fewer rows; the gradient, unless it takes their place.
     gradient = 0 if work.precision == "float32" else 2
@@ -216,7 +227,7 @@ def _scored_rows(work: Workload) -> int:
     return min(work.scoring_batch, work.rollouts)
 
 
-def _policy(work: Workload, scoring: Scoring) -> tuple[ModelShape, Precision]:
+def _precision(work: Workload, scoring: Scoring) -> Precision:
     # A bf16 teacher computes in bf16 throughout; an fp32 one as the student does.
-    of_its_own = scoring.policy == "teacher" and work.teacher_bytes != 4
-    return work.model_of(scoring), "bfloat16" if of_its_own else work.precision
+    of_its_own = scoring.policy == TEACHER and work.teacher_bytes != 4
+    return "bfloat16" if of_its_own else work.precision

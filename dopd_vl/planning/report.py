@@ -5,7 +5,7 @@ from rich.console import Console
 from dopd_vl.common.terminal import show_table, tell
 from dopd_vl.planning.advice import Change
 from dopd_vl.planning.compute import Machine, Part
-from dopd_vl.planning.host import disk_lines, host_lines
+from dopd_vl.planning.host import disk_lines, host_lines, network_of
 from dopd_vl.planning.lines import MOMENTS
 from dopd_vl.planning.memory import Memory, fits, vllm_room
 from dopd_vl.planning.shapes import COUNTED
@@ -45,9 +45,34 @@ def print_beside(console: Console, work: Workload, host_memory: float | None, di
         if given is not None and given < total:
             tell(console, f"That is more than {key}: {given:g} GB.")
             enough = False
-    models = 2 * (work.student.parameters + (work.teacher.parameters if work.teacher else 0)) / _GB
+    models = 2 * (work.student.parameters + sum(teacher.shape.parameters for teacher in work.teachers)) / _GB
     tell(console, f"The models' own files, in bf16, are {models:.1f} GB.")
     return enough
+
+
+def print_served(console: Console, mean: Workload) -> None:
+    """What teachers that servers run send, and what is not known of them.
+
+    Args:
+        mean: the run with the lengths of an average rollout.
+    """
+    served = mean.served
+    if served is None:
+        return
+    answers, images = (size / _GB for size in network_of(mean, served))
+    pictures = f", and up to {images:.1f} GB of images to them" if images else ""
+    told = (
+        f"{', '.join(served.addresses)}: served; no weights, passes or hidden states of it here, but {served.top_k} "
+        f"entries a token. They come to {answers:.1f} GB of answers a step{pictures}, for all processes together."
+    )
+    tell(console, told)
+    if served.cut:
+        tell(console, "Terms over its whole vocabulary take these entries, and all other tokens as one.")
+    tell(
+        console,
+        "Nobody was asked: the memory and the speed of what serves are not known here. While it scores, other policies "
+        "do; what a step waits for beyond that is logged as teacher_wait_seconds.",
+    )
 
 
 def print_verdict(console: Console, work: Workload, memory: Memory, device_bytes: int, changes: list[Change]) -> None:
@@ -87,7 +112,8 @@ def print_time(console: Console, work: Workload, parts: list[Part], steps: int) 
     head = ("part", "TFLOP a GPU", "seconds", "why")
     rows = [(part.name, f"{part.flops / 1e12:,.0f}", f"{part.seconds:.1f}", part.reason) for part in parts]
     total, rollouts = sum(part.seconds for part in parts), work.rollouts * work.devices
-    step = ("step", f"{sum(part.flops for part in parts) / 1e12:,.0f}", f"{total:.1f}", "without communication")
+    without = "without communication" + (" and served teachers" if work.served else "")
+    step = ("step", f"{sum(part.flops for part in parts) / 1e12:,.0f}", f"{total:.1f}", without)
     show_table(console, head, rows, "Time of a step", sums=[step], prose=["why"])
     if steps < 0:
         tell(console, f"{rollouts} rollouts a step; how many steps num_train_epochs makes depends on the data")
@@ -111,9 +137,14 @@ def print_assumptions(console: Console, work: Workload, machine: Machine, mean: 
         told = [f", {who} {n}" for who, n in others.items() if n not in (None, work.image_tokens)]
         of = f"of {work.image_tokens} tokens{''.join(told)}"
         lines.append(f"images in a prompt: {work.images}, {of} (--images, --image_tokens)")
-    estimated = sorted({s.family for s in (work.student, work.teacher) if s and s.family not in COUNTED})
+    shapes = [work.student, *(teacher.shape for teacher in work.teachers)]
+    estimated = sorted({shape.family for shape in shapes if shape.family not in COUNTED})
     if estimated:
         lines.append(f"activations of {', '.join(estimated)} as those of Qwen3's layers of the same widths")
     if any(scoring.keeps_hidden and not scoring.of_all_tokens for scoring in work.scorings):
         lines.append(f"{work.full_share:.0%} of the tokens taught over the whole vocabulary (--full_share)")
+    if work.has_several_teachers:
+        lines.append("each teacher teaches every rollout of a step where memory is counted, and an equal share in time")
+    if work.quantization or any(teacher.quantization for teacher in work.teachers):
+        lines.append("passes of quantised weights hold and take what those of bf16 ones do")
     tell(console, "Assumed: " + "; ".join(lines) + ".")

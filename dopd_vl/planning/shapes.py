@@ -15,10 +15,13 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from dopd_vl.train_config import LoraSettings
+from dopd_vl.train_config import LoraSettings, Quantization
 from dopd_vl.training.checks import peft_config
 from dopd_vl.training.freezing import keep_adapters_out, part_of
 
+QUANTISED_BYTES: dict[Quantization, float] = {"8bit": 1.0, "4bit": (4 + 8 / 64 + 32 / (64 * 256)) / 8}
+"""Of a quantised weight; NF4 with its constants, one of 8 bits for 64 weights and one of 32 for 256 of those (QLoRA,
+arXiv 2305.14314, section 3)."""
 COUNTED = ("qwen3", "qwen3_vl")
 """Model types whose activations the formulas equal; those of others are estimated by the same formulas."""
 
@@ -82,6 +85,10 @@ class ModelShape:
     """of decoder layers and whatever stands beside them, without embedding, head and vision tower"""
     active_parameters: int
     """those of them that one token passes through; fewer in a mixture of experts"""
+    linear_parameters: int
+    """weights of linear layers, the vision tower's too, without the head: what bitsandbytes quantises"""
+    widest_linear: int
+    """those of the largest of these layers"""
     config: PreTrainedConfig = field(compare=False, repr=False)
     vision: VisionShape | None = None
 
@@ -104,6 +111,17 @@ class ModelShape:
         """Those of the "vision" tower, of the "projector" or of the "language" model."""
         tower, projector = (self.vision.parameters, self.vision.projector_parameters) if self.vision else (0, 0)
         return {"vision": tower - projector, "projector": projector, "language": self.parameters - tower}[part]
+
+    def weight_bytes(self, size: int, quantization: Quantization | None = None) -> int:
+        """Bytes of all weights.
+
+        Args:
+            size: of a weight that is not quantised, as embedding and head never are.
+        """
+        if quantization is None:
+            return size * self.parameters
+        rest = self.parameters - self.linear_parameters
+        return math.ceil(self.linear_parameters * QUANTISED_BYTES[quantization]) + size * rest
 
     def adapter_parameters(self, rank: int, target_modules: str, frozen: tuple[str, ...] = ()) -> int:
         """LoRA's, counted on the model that peft adapts; every one of them is in proportion to the rank.
@@ -151,6 +169,7 @@ def shape_of(config: PreTrainedConfig, name: str) -> ModelShape:
     heads = text.num_attention_heads
     experts = _first(text, "num_experts_per_tok") or 0
     body = _count(decoder) - _count(embedding)
+    linear = [part.weight.numel() for part in model.modules() if type(part) is nn.Linear and part is not head]
     return ModelShape(
         name=name,
         family=config.model_type,
@@ -171,6 +190,8 @@ def shape_of(config: PreTrainedConfig, name: str) -> ModelShape:
         layer_parameters=max(map(_count, layers)),
         body_parameters=body,
         active_parameters=body - _resting(decoder, experts, _first(text, "num_experts", "num_local_experts")),
+        linear_parameters=sum(linear),
+        widest_linear=max(linear, default=0),
         config=config,
         vision=_vision_of(config, model),
     )

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dopd_vl.planning.shapes import ModelShape
+from dopd_vl.train_config import Quantization
 from dopd_vl.training.prompt_sharing import can_go_on
+from dopd_vl.training.teachers import TEACHER
 from dopd_vl.views.rollouts import ROLLOUT_VIEWS
 
 Parallel = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
@@ -38,11 +40,40 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class TeacherHere:
+    """A teacher in the trainer's process."""
+
+    shape: ModelShape
+    name: str = ""
+    """of one of several: "default" or its own"""
+    quantization: Quantization | None = None
+
+    def __str__(self) -> str:
+        return f"teacher {self.name}".rstrip()
+
+
+@dataclass(frozen=True)
+class ServedTeachers:
+    """Those that servers run: nothing of them is here but what they answer."""
+
+    addresses: tuple[str, ...]
+    top_k: int
+    """entries a token"""
+    cut: bool
+    """whether terms over the whole vocabulary take these, and the rest as one"""
+    sglang: bool = False
+    """whether it is known to be SGLang, which sends less than vLLM"""
+    concurrency: int = 64
+    """requests in flight of a process"""
+
+
+@dataclass(frozen=True)
 class Workload:
     """One optimizer step of one device, and the machine. Tokens are the longest ones."""
 
     student: ModelShape
-    teacher: ModelShape | None
+    teachers: tuple[TeacherHere, ...]
+    """each may have to score every rollout of a step; on average, an equal share of them"""
     scorings: tuple[Scoring, ...]
     full_support: bool
     """whether any term is over the whole vocabulary"""
@@ -75,7 +106,11 @@ class Workload:
     lora_modules: str = "all-linear"
     frozen: tuple[str, ...] = ()
     """parts of the student that do not learn"""
+    quantization: Quantization | None = None
+    """of the student's weights, on which adapters are trained"""
+    served: ServedTeachers | None = None
     teacher_bytes: int = 2
+    """of a teacher's weight that is not quantised"""
     bf16: bool = True
     """whether a GPU computes products in bf16"""
     optimizer_bytes: int = 8
@@ -111,6 +146,8 @@ class Workload:
     def precision(self) -> Precision:
         if not (self.on_gpu and self.bf16):
             return "float32"
+        if self.quantization is not None:  # what is not quantised is loaded in bf16
+            return "bfloat16"
         return "autocast" if self.parallel in ("single", "ddp") else "bfloat16"
 
     def hidden_share(self, scoring: Scoring) -> float:
@@ -120,7 +157,7 @@ class Workload:
     def image_tokens_of(self, scoring: Scoring) -> int:
         """Of an image as a policy sees it."""
         plain = self.image_tokens if scoring.view == "plain" else self.copy_image_tokens
-        own = self.teacher_image_tokens if scoring.policy == "teacher" else plain
+        own = self.teacher_image_tokens if scoring.policy == TEACHER else plain
         return self.image_tokens if own is None else own
 
     def view_tokens(self, scoring: Scoring) -> int:
@@ -130,12 +167,25 @@ class Workload:
             return max(1, self.prompt_tokens + larger)
         return max(1, self.privileged_tokens + larger) + (0 if scoring.shares_prompts else self.response_tokens)
 
-    def model_of(self, scoring: Scoring) -> ModelShape:
-        """The model that scores."""
-        if scoring.policy != "teacher":
-            return self.student
-        assert self.teacher is not None
-        return self.teacher
+    def models_of(self, scoring: Scoring) -> tuple[tuple[str, ModelShape], ...]:
+        """The models here that score, each with what it is called: of teachers as many as there are, maybe none."""
+        if scoring.policy != TEACHER:
+            return ((str(scoring), self.student),)
+        return tuple((f"{teacher} ({scoring.view})", teacher.shape) for teacher in self.teachers)
+
+    def share_of_a_model(self, scoring: Scoring) -> float:
+        """Share of the rollouts that each of `models_of` scores on average."""
+        if scoring.policy != TEACHER:
+            return 1.0
+        return 1 / max(1, len(self.teachers) + (0 if self.served is None else len(self.served.addresses)))
+
+    @property
+    def has_several_teachers(self) -> bool:
+        return len(self.teachers) + (0 if self.served is None else len(self.served.addresses)) > 1
+
+    def entries(self, scoring: Scoring) -> int:
+        """Entries kept a token: of teachers, as many as each of them gives."""
+        return self.top_k if scoring.policy != TEACHER or self.served is None else self.served.top_k
 
     def of_mean_length(self, share: float) -> "Workload":
         """With the tokens of an average rollout, as a share of the longest."""
@@ -179,9 +229,19 @@ class Workload:
         """Whether the language model's own weights have gradients."""
         return not self.lora_rank and "language" not in self.frozen
 
-    def shares_prompts(self, scoring: Scoring) -> bool:
-        """Whether a scoring reads a prompt once for its siblings."""
-        return self._shares_prompts(self.model_of(scoring)) and scoring.shares_prompts
+    def shares_prompts(self, scoring: Scoring, model: ModelShape) -> bool:
+        """Whether a model that scores reads a prompt once for its siblings."""
+        return self._shares_prompts(model) and scoring.shares_prompts
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of a parameter that learns; TRL makes adapters on quantised weights bf16, their moments with them."""
+        return 4 if self.quantization is None else 2
+
+    @property
+    def moments_bytes(self) -> int:
+        """Of AdamW's two moments of a parameter."""
+        return min(self.optimizer_bytes, 2 * self.trained_bytes)
 
     @property
     def learns_from_shared_prompts(self) -> bool:

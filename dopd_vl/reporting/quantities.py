@@ -8,11 +8,13 @@ _SECTIONS = (
     ("Accuracy", r"eval_(\w+_)?accuracy|rollout_accuracy"),
     ("Entropy", r"(eval_)?(\w+_)?entropy(/.+)?"),
     ("Gap and thresholds", r"gap/.+"),
-    ("Share of tokens", r"token_share/.+"),
-    ("Share of loss", r"loss_share/.+"),
+    ("Share of tokens", r"token_share/(?!teacher:).+"),
+    ("Share of loss", r"loss_share/(?!teacher:).+"),
     ("Loss", r"loss|token_loss|grad_norm"),
     ("Accuracy by source", r"eval_(\w+_)?accuracy/.+"),
     ("Mass of the likeliest tokens", r"kept_mass/.+|top_\d+_mass/.+"),
+    # Whose a token is says nothing of its kind: each divides all tokens anew.
+    ("By teacher", r"(token_share|loss_share|rollout_accuracy|logp)/teacher:.+|teacher_wait_seconds"),
     ("Responses", r"completions/.+|eval_(\w+_)?(mean_tokens|clipped)"),
 )
 _OTHERS = "Everything else"
@@ -27,11 +29,12 @@ _TITLES = {
     "gap/teacher_prob_threshold": "threshold of q_T",
     "gap/student_prob_threshold": "threshold of q_S",
     "token_loss": "loss per token",
+    "teacher_wait_seconds": "waited for served teachers (s a step)",
     "completions/mean_length": "response length (tokens)",
     "completions/clipped_ratio": "responses cut at the limit",
 }
 _SHARES = re.compile(
-    r"eval_(\w+_)?(accuracy(/.+)?|clipped)|rollout_accuracy|(token|loss)_share/.+|completions/clipped_ratio"
+    r"eval_(\w+_)?(accuracy(/.+)?|clipped)|rollout_accuracy(/.+)?|(token|loss)_share/.+|completions/clipped_ratio"
     r"|usable_rollouts|undecided_rollouts"
 )
 _OF_VARIANTS = {
@@ -46,6 +49,8 @@ _FAMILIES = {
     "entropy/": "entropy (nats), ",
     "kept_mass/": "mass kept by the Top-K, ",
     "eval_accuracy/": "held-out accuracy, ",
+    "rollout_accuracy/": "accuracy of the rollouts, ",
+    "logp/": "log-probability of a response's token (nats), ",
 }
 
 
@@ -70,16 +75,23 @@ def title_of(name: str) -> str:
 
     >>> title_of("token_share/HS"), title_of("eval_hints_accuracy/story"), title_of("learning_rate")
     ('share of tokens, HS', 'held-out accuracy with hints, story', 'learning_rate')
+    >>> title_of("token_share/teacher:math")
+    'share of tokens, teacher math'
     """
     for prefix, words in _FAMILIES.items():
         if name.startswith(prefix):
-            return words + name.removeprefix(prefix)
+            return words + re.sub("^teacher:", "teacher ", name.removeprefix(prefix))
     quantities = "|".join(_OF_VARIANTS)
     if name not in _TITLES and (found := re.fullmatch(rf"eval_(?:(\w+)_)?({quantities})(?:/(.+))?", name)):
         variant, quantity, source = found.groups()
         words, unit = _OF_VARIANTS[quantity]
         return words + (f" with {variant}" if variant else "") + unit + (f", {source}" if source else "")
     return _TITLES.get(name, name)
+
+
+def file_stem(name: str) -> str:
+    """A quantity as the name of a file, for any file system."""
+    return re.sub("[/:]", "-", name)
 
 
 def is_share(name: str) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx2
 
-from dopd_vl.common.errors import ConfigurationError, UserError
+from dopd_vl.common.errors import ConfigurationError, UserError, one_line
 from dopd_vl.common.http import read_key, retry_after, spellings
+from dopd_vl.common.visible import one_visible_line
 from dopd_vl.train_config import ServerSettings
 
 PASSES = (408, 409, 425, 429)
@@ -146,7 +147,9 @@ class Server:
                         break
                     if time.monotonic() > deadline:
                         raise _Passing(f"no whole answer within {self._settings.timeout:g} s (model.server.timeout)")
-        except (httpx2.TransportError, httpx2.InvalidURL, OSError) as error:
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
+            raise ConfigurationError(f"{self.told_as} is no address that can be asked ({one_line(error)})") from None
+        except (httpx2.TransportError, OSError) as error:
             raise _Passing(self._blotted(f"{type(error).__name__}: {error}")) from None
         if not response.is_success:
             raise self._of_status(response.status_code, response.headers, bytes(read))
@@ -177,7 +180,7 @@ class Server:
             text = str(inner.get("message", inner) if isinstance(inner, dict) else inner)
         except (ValueError, RecursionError, AttributeError):
             pass
-        return self._blotted(" ".join(text.split()))[:_SAID]
+        return one_visible_line(self._blotted(text))[:_SAID]
 
     def _blotted(self, text: str) -> str:
         return text if self._secret is None else self._secret.sub("***", text)

@@ -1,9 +1,12 @@
 """A served teacher: found, compared with the student before a run, and asked for many rollouts at once."""
 
 import math
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,7 @@ class ServedTeacher:
         self.protocol: ServerProtocol | None = None
         self.model = ""
         """the name that the server gives it"""
-        self._threads: ThreadPoolExecutor | None = None
+        self._work: queue.SimpleQueue[tuple[Future[Answer], Callable[[], Answer]]] | None = None
 
     @property
     def address(self) -> str:
@@ -182,8 +185,11 @@ class ServedTeacher:
         Args:
             questions: each with the id of its example, for errors.
         """
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="served-teacher")
+        if self._work is None:
+            self._work = queue.SimpleQueue()
+            # Daemons: a process that is ended does not wait for what a server is yet to answer.
+            for _ in range(self.settings.concurrency):
+                threading.Thread(target=_answer_on_and_on, args=(self._work,), daemon=True).start()
         self.server.go_on()
 
         def one(example: str, question: Question) -> Answer:
@@ -198,7 +204,21 @@ class ServedTeacher:
                     raise
                 raise BadAnswer(f"{self.server.told_as}, example {example!r}: {error}") from None
 
-        return Asked([self._threads.submit(one, *question) for question in questions], self.server.stop)
+        futures: list[Future[Answer]] = []
+        for question in questions:
+            futures.append(Future())
+            self._work.put((futures[-1], partial(one, *question)))
+        return Asked(futures, self.server.stop)
+
+
+def _answer_on_and_on(work: "queue.SimpleQueue[tuple[Future[Answer], Callable[[], Answer]]]") -> None:
+    while True:
+        future, ask = work.get()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(ask())
+            except BaseException as error:  # whoever waits for it has to hear of it
+                future.set_exception(error)
 
 
 class Asked:

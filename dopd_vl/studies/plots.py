@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd_vl.reporting.figures import Line, draw_figure
-from dopd_vl.reporting.quantities import is_share, title_of
+from dopd_vl.reporting.quantities import file_stem, is_share, title_of
 from dopd_vl.studies.config import StudyConfig, study_folder
 from dopd_vl.studies.results import SHARES, StudyResult
 
@@ -22,7 +22,7 @@ def draw(config: StudyConfig, result: StudyResult) -> list[Path]:
             rows = _over_stages([row for row in result.curves if row["cell"] == cell and row["metric"] == name])
             if rows:
                 lines.append(_line(cell, number, rows))
-        files += draw_figure(lines, title_of(name), folder / name.replace("/", "-"), is_share(name))
+        files += draw_figure(lines, title_of(name), folder / file_stem(name), is_share(name))
     return files
 
 

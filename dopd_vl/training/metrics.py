@@ -97,3 +97,18 @@ def add_rollouts(
     takes_part = mask.any(dim=-1).tolist()
     judged = [verdict for verdict, use in zip(correct, takes_part, strict=True) if use and verdict is not None]
     sums.add("rollout_accuracy", sum(judged), len(judged))
+
+
+def add_teachers(sums: TokenSums, parts: Mapping[str, Tensor], scores: Scores, correct: Sequence[bool | None]) -> None:
+    """Add what each of several teachers makes of its rollouts: its log-probability of their tokens, and who was right.
+
+    Args:
+        parts: its policy -> its tokens, bool `[B, N]`.
+    """
+    logp = next(scored.logp for source, scored in scores.policies.items() if source.policy == "teacher")
+    for name, tokens in parts.items():
+        sums.add(f"logp/{name}", logp.where(tokens, 0.0).sum(), tokens.sum())
+        judged = [
+            right for right, own in zip(correct, tokens.any(-1).tolist(), strict=True) if own and right is not None
+        ]
+        sums.add(f"rollout_accuracy/{name}", sum(judged), len(judged))

@@ -130,10 +130,6 @@ class Teachers:
                 return place
         return 0 if self.default else None
 
-    def name(self, place: int) -> str:
-        """For people: "default", or its own."""
-        return self.policies[place].partition(":")[2]
-
     def shared_out(self, plan: Plan, owner: Tensor, top_k: int) -> Plan:
         """The plan with each term of the teacher's that needs more than scores as one of each teacher's.
 

@@ -55,7 +55,7 @@ from dopd_vl.evaluation.generation import bare_policy, ignored_settings
 from dopd_vl.evaluation.verifiers import Verdict
 from dopd_vl.models import forget_image_positions, image_token_ids
 from dopd_vl.objectives import OBJECTIVES, Decision, Objective, Scores
-from dopd_vl.objectives.base import POLICIES, Requirements
+from dopd_vl.objectives.base import POLICIES, Requirements, needs_teacher
 from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.objectives.task_reward import with_task_reward
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
@@ -75,7 +75,7 @@ from dopd_vl.training.checks import (
     token_ids,
 )
 from dopd_vl.training.freezing import freeze, keep_adapters_out
-from dopd_vl.training.metrics import TokenSums, add_rollouts, token_metrics, verdict_on
+from dopd_vl.training.metrics import TokenSums, add_rollouts, add_teachers, token_metrics, verdict_on
 from dopd_vl.training.policies import Policies, Scored
 from dopd_vl.training.sharding import TrainerModels
 from dopd_vl.training.step_batch import KeptHidden, StepBatch
@@ -178,7 +178,10 @@ class DopdTrainer(DistillationTrainer):
         tokenizer: Any = processing_class
         if isinstance(processing_class, ProcessorMixin):
             tokenizer = processing_class.tokenizer
+        self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
         self.teachers, in_process = Teachers.given(teacher_model, teachers or {})
+        if not needs_teacher(self.objective):
+            self.teachers = Teachers()
         for policy, given in in_process.items():
             name = given if isinstance(given, str) else given.config._name_or_path
             of_teacher: Any = args.teacher_model_init_kwargs or {}
@@ -186,7 +189,6 @@ class DopdTrainer(DistillationTrainer):
             key = "teacher_model" if policy == DEFAULT else policy.replace(":", "s.")
             check_same_ids(tokenizer.get_vocab(), token_ids(name, args.trust_remote_code, revision), key)
         own_teacher = in_process.pop(DEFAULT, None)
-        self.objective = objective if objective is not None else OBJECTIVES["dopd"]()
         self.requirements = Requirements.of(self.objective)
         self.resumed_from: Path | None = None
         """the checkpoint that this run goes on from"""
@@ -486,7 +488,8 @@ class DopdTrainer(DistillationTrainer):
         self.kept_rollouts = keep_rollouts(chosen, inputs, views, responses, texts, verdicts, scores, decision)
         if not self.teachers.is_plain:
             top_k = min(policy.top_k_ids.shape[-1] for policy in scores.policies.values())
-            parts = self._log_teachers(judged, scores, owner)
+            parts = self._tokens_of_teachers(scores, owner)
+            add_teachers(self._sums, parts, scores, verdicts)
             plan = self.teachers.shared_out(decision.plan, owner.to(device), top_k)
             self._decision = decision = replace(decision, plan=plan, parts={**decision.parts, **parts})
 
@@ -513,7 +516,7 @@ class DopdTrainer(DistillationTrainer):
 
     def _owners(self, inputs: list[dict[str, Any]], rendered: RenderedBatch) -> Tensor:
         """The place of each rollout's teacher, `[B]`. An example that has none is refused."""
-        if self.teachers.is_plain or TEACHER not in {source.policy for source in self.objective.sources()}:
+        if self.teachers.is_plain:
             return torch.zeros(len(inputs), dtype=torch.long)
         owners = [self.teachers.of(example) for example in inputs]
         for b, owner in enumerate(owners):
@@ -549,21 +552,11 @@ class DopdTrainer(DistillationTrainer):
         self._metrics["train"]["teacher_wait_seconds"].append(of_ranks.mean().item())
         return scored
 
-    def _log_teachers(self, verdicts: list[Verdict], scores: Scores, owner: Tensor) -> dict[str, Tensor]:
-        """Metrics by teacher; the tokens of each, `[B, N]`, as parts whose shares are logged."""
-        mask = scores.response_mask
-        parts = {}
-        if len(self.teachers.policies) > 1:
-            source = next(source for source in self.objective.sources() if source.policy == TEACHER)
-            logp = scores.policies[source].logp
-            for place in range(len(self.teachers.policies)):
-                name = f"teacher:{self.teachers.name(place)}"
-                parts[name] = mask & (owner == place).to(mask.device).unsqueeze(-1)
-                self._sums.add(f"logp/{name}", logp.where(parts[name], 0.0).sum(), parts[name].sum())
-                taught = parts[name].any(-1).tolist()
-                judged = [v.right for v, use in zip(verdicts, taught, strict=True) if use and v.right is not None]
-                self._sums.add(f"rollout_accuracy/{name}", sum(judged), len(judged))
-        return parts
+    def _tokens_of_teachers(self, scores: Scores, owner: Tensor) -> dict[str, Tensor]:
+        """The tokens that each of several teaches, `[B, N]`, as parts of the step."""
+        policies, mask = self.teachers.policies, scores.response_mask
+        places = [(owner == place).to(mask.device).unsqueeze(-1) for place in range(len(policies))]
+        return {policy: mask & own for policy, own in zip(policies, places, strict=True)} if len(policies) > 1 else {}
 
     # ---- one slice of it: learning ----------------------------------------------------------------------------------
 

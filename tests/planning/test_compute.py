@@ -7,7 +7,7 @@ from transformers import Qwen3Config, Qwen3MoeConfig
 
 from dopd_vl.planning.compute import Machine, time_of
 from dopd_vl.planning.shapes import shape_of
-from dopd_vl.planning.workload import Scoring, Workload
+from dopd_vl.planning.workload import Scoring, TeacherHere, Workload
 
 CONFIG = {
     "vocab_size": 1000,
@@ -22,7 +22,7 @@ CONFIG = {
 MODEL = shape_of(Qwen3Config(**CONFIG), "m")
 WORK = Workload(
     student=MODEL,
-    teacher=MODEL,
+    teachers=(TeacherHere(MODEL),),
     scorings=(Scoring("teacher", "privileged", True, True, False),),
     full_support=True,
     batch=4,

@@ -9,14 +9,14 @@ import pytest
 from dopd_vl.planning.catalogue import model_shape
 from dopd_vl.planning.lines import MOMENTS
 from dopd_vl.planning.memory import Memory, memory_of
-from dopd_vl.planning.workload import Parallel, Scoring, Workload
+from dopd_vl.planning.workload import Parallel, Scoring, TeacherHere, Workload
 
 ROOT = Path(__file__).parents[2]
 GB = 10**9
 STUDENT, TEACHER = (model_shape(f"Qwen/Qwen3-{size}", "model.student") for size in ("1.7B", "8B"))
 WORK = Workload(
     student=STUDENT,
-    teacher=TEACHER,
+    teachers=(TeacherHere(TEACHER),),
     scorings=(
         Scoring("teacher", "privileged", True, True, False),
         Scoring("student", "privileged", True, False, False),

@@ -241,3 +241,24 @@ def test_the_commands_of_the_documentation_work(tmp_path: Path, monkeypatch: pyt
         assert main(words) == 0
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "figures" / "eval_accuracy.svg").is_file()
+
+
+def test_whose_a_token_is_stands_apart_from_its_kind(tmp_path: Path) -> None:
+    """Kinds of token add up to one, and so do teachers: never both in one section."""
+    folder = run_folder(tmp_path / "a")
+    row = {"step": 1, "token_share/LH": 0.4, "token_share/HT": 0.6, "loss_share/HT": 1.0, "teacher_wait_seconds": 1.5}
+    for quantity in ("token_share", "loss_share", "rollout_accuracy", "logp"):
+        row |= {f"{quantity}/teacher:{name}": 0.5 for name in ("default", "math")}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    elements = page_of(tmp_path, str(folder), "--figures", str(tmp_path / "figures"))
+    sections = {section["title"]: section["charts"] for section in elements.json()["sections"]}
+    assert [chart["title"] for chart in sections["Share of tokens"]] == ["share of tokens, HT", "share of tokens, LH"]
+    assert [chart["name"] for chart in sections["Share of loss"]] == ["loss_share/HT"]
+    assert "Everything else" not in sections
+    by_teacher = {chart["title"]: chart["share"] for chart in sections["By teacher"]}
+    assert len(by_teacher) == 9
+    assert by_teacher["share of tokens, teacher math"]
+    assert by_teacher["accuracy of the rollouts, teacher math"]
+    assert not by_teacher["log-probability of a response's token (nats), teacher default"]
+    assert not by_teacher["waited for served teachers (s a step)"]
+    assert (tmp_path / "figures" / "token_share-teacher-math.svg").is_file()

@@ -1,6 +1,9 @@
 """Served teachers and several of them, in training: the same as one in this process, each for its own examples."""
 
 import json
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from dopd_vl.served.teacher import ServedTeacher
 from dopd_vl.train_config import ServerSettings
 from dopd_vl.training.run import load_examples
 from dopd_vl.training.teachers import Teacher, TeacherLost, Teachers, served_needs, truncated
-from tests.commands import dopd_vl
+from tests.commands import dopd_vl, start_dopd_vl
 from tests.conftest import MakeTrainer
 from tests.teacher_server import TeacherServer
 
@@ -242,6 +245,15 @@ def test_fewer_entries_leave_their_mass_in_the_tail(make_trainer: MakeTrainer) -
         torch.testing.assert_close(cut, getattr(score_tokens(projection, ids, mask, 7), field))
 
 
+@pytest.mark.parametrize("name", ["opsd", "sdft"])
+def test_an_objective_without_a_teacher_asks_none(make_trainer: MakeTrainer, serve: Serve, name: str) -> None:
+    server = serve()
+    others = {"own": Teacher("http://127.0.0.1:9", tasks=["exact"])}
+    trainer = make_trainer("text", OBJECTIVES[name](), teacher=server.address, teachers=others)
+    trainer.train()
+    assert not server.requests
+
+
 def test_an_example_without_a_teacher_is_set_aside(
     make_trainer: MakeTrainer, text_data: Path, other_teacher: Path
 ) -> None:
@@ -325,6 +337,26 @@ def test_a_teacher_that_is_gone_leaves_a_checkpoint_that_goes_on_as_if_nothing_h
     card = (tmp_path / "run" / "student" / "README.md").read_text(encoding="utf-8")
     assert "text\\-teacher" in card
     assert "127.0.0.1" not in card
+
+
+def test_ctrl_c_waits_for_no_answer(nano_models: Path, text_data: Path, serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    begun = threading.Event()
+
+    def never(server: TeacherServer, path: str, value: Any) -> None:
+        if len(server.scored()) > 4 * 2:
+            begun.set()
+            time.sleep(60)
+
+    server.fault = never
+    run = start_dopd_vl(*command(nano_models, text_data, tmp_path / "run", teacher=server.address))
+    assert begun.wait(120)
+    run.send(signal.SIGINT)
+    asked = time.monotonic()
+    done = run.result(50)
+    assert time.monotonic() - asked < 40
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_does_not_go_on_with_another_served_model(
