@@ -254,6 +254,31 @@ def test_an_objective_without_a_teacher_asks_none(make_trainer: MakeTrainer, ser
     assert not server.requests
 
 
+def test_the_student_is_scored_while_the_server_works(
+    make_trainer: MakeTrainer, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    trainer = make_trainer("text", OBJECTIVES["dopd"](top_k=16), teacher=server.address, logged_top_k=16)
+    trials, held = len(server.scored()), []
+
+    def slowly(server: TeacherServer, path: str, value: Any) -> None:
+        time.sleep(0.5)
+
+    inner = trainer.policies.score
+
+    def score(*arguments: Any) -> Any:
+        deadline = time.monotonic() + 10
+        while len(server.scored()) < trials + 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        held.append(server.held)
+        return inner(*arguments)
+
+    server.fault = slowly
+    monkeypatch.setattr(trainer.policies, "score", score)
+    trainer.train()
+    assert held == [4]  # all rollouts of the step are asked for before the student's copy is scored
+
+
 def test_an_example_without_a_teacher_is_set_aside(
     make_trainer: MakeTrainer, text_data: Path, other_teacher: Path
 ) -> None:
