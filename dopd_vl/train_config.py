@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from dopd_vl.common.configuration import check_at_least, check_shares, settings_of
 from dopd_vl.common.errors import ConfigurationError, nearest
-from dopd_vl.common.http import is_address
+from dopd_vl.common.http import check_address, is_address
 
 DEFAULT_VARIANT = "default"
 """The variant that fits an example: boxes with labels where it has any, else step-wise hints (the paper's choices)."""
@@ -69,6 +69,10 @@ class TeacherSettings:
     """It teaches the examples whose column `task` has one of these values."""
     quantization: Quantization | None = None
     """The number of bits that it is loaded in, as by model.teacher_quantization."""
+    name: str | None = None
+    """The name that its server gives it. By default it is the first that the server lists."""
+    key_env: str | None = None
+    """The environment variable that holds its server's key; no server is sent another one's. By default it has none."""
 
 
 @dataclass
@@ -146,8 +150,12 @@ class ModelSettings:
             if not teacher.sources and not teacher.tasks:
                 raise ConfigurationError(f"{key}: give the sources or the tasks of the data that it teaches")
             self.teachers[name] = teacher
+            if is_address(teacher.model):
+                check_address(teacher.model, f"{key}.model", f"{key}.key_env")
             if teacher.quantization is not None and is_address(teacher.model):
                 raise ConfigurationError(f"{key}.quantization: a served teacher lies as its server loaded it")
+        if is_address(self.teacher or ""):
+            check_address(str(self.teacher), "model.teacher", "model.server.key_env")
         if self.teacher_quantization is not None and is_address(self.teacher or ""):
             raise ValueError("model.teacher_quantization: a served teacher lies as its server loaded it")
 

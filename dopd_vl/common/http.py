@@ -68,7 +68,24 @@ def spellings(key: str) -> re.Pattern[str]:
 def is_address(name: str) -> bool:
     """Whether a model's name is the address of a server.
 
-    >>> [is_address(name) for name in ("http://127.0.0.1:8000", "https://teacher", "Qwen/Qwen3-8B", "nano:a")]
+    >>> [is_address(name) for name in ("http://127.0.0.1:8000", "HTTPS://teacher", "Qwen/Qwen3-8B", "nano:a")]
     [True, True, False, False]
     """
-    return name.startswith(("http://", "https://"))
+    return name.lower().startswith(("http://", "https://"))
+
+
+def check_address(address: str, key: str, key_env: str) -> None:
+    """Whether an address may stand in files and messages.
+
+    Args:
+        key: the setting that has it.
+        key_env: the setting that names the variable with a server's key.
+
+    Raises:
+        ConfigurationError: it holds a password, or a query that may hold a key; the address is not repeated.
+    """
+    if set("@?#") & set(address):
+        raise ConfigurationError(
+            f"{key}: an address with a password or a query in it would stand in files and messages; {key_env} names "
+            "the environment variable that holds a server's key"
+        )

@@ -13,6 +13,7 @@ vLLM's answers are those of 0.32, which a test asks where it is installed; SGLan
 
 import base64
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -251,7 +252,7 @@ def _token(key: Any) -> int:
 
 def _logp(value: Any) -> float:
     value = value.get("logprob") if isinstance(value, Mapping) else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > sys.float_info.max:
         raise BadAnswer(f"a log-probability is {str(value)[:40]!r}")
     return float(value)
 

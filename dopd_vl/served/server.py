@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from dopd_vl.common.errors import ConfigurationError, UserError, one_line
-from dopd_vl.common.http import read_key, retry_after, spellings
+from dopd_vl.common.http import check_address, read_key, retry_after, spellings
 from dopd_vl.common.visible import one_visible_line
 from dopd_vl.train_config import ServerSettings
 
@@ -60,21 +60,21 @@ class Server:
         address: as http://HOST:PORT, of what serves; paths are added to it.
         settings: how long it is waited for, and with which key it is asked.
         key: the setting that names the server, which every error begins with.
+        section: the setting below which its name and its key are given.
 
     Raises:
         ConfigurationError: the key of the server is not there, or the address holds a password.
     """
 
-    def __init__(self, address: str, settings: ServerSettings, key: str = "model.teacher"):
-        if "@" in address:
-            raise ConfigurationError(
-                f"{key}: an address with a password in it would stand in the run folder; model.server.key_env names "
-                "the environment variable that holds a server's key"
-            )
+    def __init__(
+        self, address: str, settings: ServerSettings, key: str = "model.teacher", section: str = "model.server"
+    ):
+        check_address(address, key, f"{section}.key_env")
         self.address = address.rstrip("/").removesuffix("/v1")
         self.key, self.told_as = key, f"{key}: {self.address}"
         self._settings, self._stopped, self._told_of_waiting = settings, threading.Event(), False
-        secret = read_key(settings.key_env, "model.server.key_env")
+        self.section = section
+        secret = read_key(settings.key_env, f"{section}.key_env")
         self._secret = None if secret is None else spellings(secret)
         headers = {"Accept-Encoding": "identity"}
         if secret is not None:
@@ -108,11 +108,12 @@ class Server:
             ServerGone: there was none for `settings.wait` seconds.
         """
         first_failure: float | None = None
+        timeout = self._settings.timeout
         pause, broken = FIRST_PAUSE, 0
         while True:
             begun = time.monotonic()
             try:
-                answer = self._once(path, body, most, read)
+                answer = self._once(path, body, most, read, timeout)
                 self._told_of_waiting = False
                 return answer
             except _Passing as error:
@@ -123,9 +124,12 @@ class Server:
                 left = first_failure + self._settings.wait - time.monotonic()
                 self._tell_of_waiting(self._settings.wait - left, error)
                 if left <= 0:
+                    waited = time.monotonic() - first_failure
                     raise ServerGone(
-                        f"{self.told_as} does not answer, for {self._settings.wait:g} s (model.server.wait): {error}"
+                        f"{self.told_as} does not answer, and was waited for {waited:.1f} s (model.server.wait): "
+                        f"{error}"
                     ) from None
+                timeout = min(timeout, max(left, 1.0))
                 wanted = pause * random.uniform(0.5, 1.0) if error.after is None else error.after
                 pause = min(2 * pause, LONGEST_PAUSE)
                 if self._stopped.wait(min(wanted, left)):
@@ -135,20 +139,29 @@ class Server:
         """One line of each time that the server is away, once it has been away for a while."""
         if waited >= TOLD_AFTER and not self._told_of_waiting:
             self._told_of_waiting = True
-            warnings.warn(
-                f"{self.told_as} does not answer ({error}); it is waited for, {self._settings.wait:g} s at most "
-                "(model.server.wait)",
+            warnings.warn(  # the time: of a second outage it is said again
+                f"{time.strftime('%H:%M:%S')}, {self.told_as} does not answer ({error}); it is waited for, "
+                f"{self._settings.wait:g} s at most (model.server.wait)",
                 stacklevel=3,
             )
 
     def _once(
-        self, path: str, body: Mapping[str, Any] | None, most: int, read_value: Callable[[Any], Result]
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        most: int,
+        read_value: Callable[[Any], Result],
+        timeout: float,
     ) -> Result:
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
-        deadline = time.monotonic() + self._settings.timeout
+        deadline = time.monotonic() + timeout
         try:
             with self._client.stream(
-                method, self.address + path, content=content, headers={"Content-Type": "application/json"}
+                method,
+                self.address + path,
+                content=content,
+                headers={"Content-Type": "application/json"},
+                timeout=httpx2.Timeout(timeout, connect=min(30.0, timeout)),
             ) as response:
                 packed = response.headers.get("content-encoding", "identity")
                 if packed != "identity":
@@ -160,7 +173,7 @@ class Server:
                     if len(read) > limit:
                         break
                     if time.monotonic() > deadline:
-                        raise _Passing(f"no whole answer within {self._settings.timeout:g} s (model.server.timeout)")
+                        raise _Passing(f"no whole answer within {timeout:g} s (model.server.timeout)")
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
             raise ConfigurationError(f"{self.told_as} is no address that can be asked ({one_line(error)})") from None
         except (httpx2.TransportError, OSError) as error:
@@ -184,7 +197,7 @@ class Server:
         if 300 <= status < 400:
             said = f"answered {status}: it sends on to another address, where nothing is sent; if it is right, name it"
         elif status == 401:
-            said += "; model.server.key_env names the environment variable with its key"
+            said += f"; {self.section}.key_env names the environment variable with its key"
         return RequestRefused(f"{self.told_as} {said}", status)
 
     def _said(self, body: bytes) -> str:
@@ -200,6 +213,10 @@ class Server:
 
     def _blotted(self, text: str) -> str:
         return text if self._secret is None else self._secret.sub("***", text)
+
+    def rename(self, key: str) -> None:
+        """The setting that names it is another one."""
+        self.key, self.told_as = key, f"{key}: {self.address}"
 
     def stop(self) -> None:
         """End the pauses of all that is being asked again."""

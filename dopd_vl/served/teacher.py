@@ -36,17 +36,25 @@ class ServedTeacher:
         address: as http://HOST:PORT.
         settings: how it is asked.
         key: the setting that names it, which every error begins with.
+        section: the setting below which its name and its key are given.
     """
 
-    def __init__(self, address: str, settings: ServerSettings | None = None, key: str = "model.teacher"):
+    def __init__(
+        self,
+        address: str,
+        settings: ServerSettings | None = None,
+        key: str = "model.teacher",
+        section: str = "model.server",
+    ):
         self.settings = settings or ServerSettings()
-        self.server = Server(address, self.settings, key)
+        self.server = Server(address, self.settings, key, section)
         self.top_k, self.vocabulary = 0, 0
         """entries asked for, and of the student's vocabulary, once `check` has been told how many"""
         self.protocol: ServerProtocol | None = None
         self.model = ""
         """the name that the server gives it"""
-        self._work: queue.SimpleQueue[tuple[Future[Answer], Callable[[], Answer]]] | None = None
+        self._compared: Any = None
+        self._in_flight = threading.BoundedSemaphore(self.settings.concurrency)
 
     @property
     def address(self) -> str:
@@ -67,7 +75,9 @@ class ServedTeacher:
             raise ConfigurationError(f"{self.server.told_as} lists no models at /v1/models") from error
         wanted = self.settings.name
         if not names or (wanted is not None and wanted not in names):
-            raise ConfigurationError(f"model.server.name: {self.address} serves {', '.join(names) or 'nothing'}")
+            raise ConfigurationError(
+                f"{self.server.section}.name: {self.address} serves {', '.join(names) or 'nothing'}"
+            )
         self.model = wanted or names[0]
 
     def _kind(self) -> str:
@@ -111,11 +121,14 @@ class ServedTeacher:
         Raises:
             UserError: its tokens are others than the student's, or it cannot score; the message says what to change.
         """
-        if self.protocol is None:
-            self.find()
+        ours = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+        compared = (tuple(ours), vocabulary, top_k, tuple(chat[1]), picture is None)
+        if compared == self._compared:
+            return None
+        self._compared = None
+        self.find()
         assert self.protocol is not None
         self.top_k, self.vocabulary = top_k, vocabulary
-        ours = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         theirs = self.protocol.tokenize(self.server, self.model, PROBE)
         if theirs is not None and theirs != ours:
             raise ConfigurationError(
@@ -132,6 +145,7 @@ class ServedTeacher:
             except BadAnswer as error:
                 raise ConfigurationError(f"{self.server.told_as}, a trial: {error}") from None
         messages, ids = chat
+        self._compared = compared
         own = self.protocol.chat_ids(self.server, self.model, messages, template_options)
         if own is not None and own != ids:
             return (
@@ -185,11 +199,6 @@ class ServedTeacher:
         Args:
             questions: each with the id of its example, for errors.
         """
-        if self._work is None:
-            self._work = queue.SimpleQueue()
-            # Daemons: a process that is ended does not wait for what a server is yet to answer.
-            for _ in range(self.settings.concurrency):
-                threading.Thread(target=_answer_on_and_on, args=(self._work,), daemon=True).start()
         self.server.go_on()
 
         def one(example: str, question: Question) -> Answer:
@@ -199,26 +208,35 @@ class ServedTeacher:
                 raise BadAnswer(f"{self.server.told_as}, example {example!r}: {error}") from None
             except RequestRefused as error:
                 raise RequestRefused(f"{error} (example {example!r})", error.status) from None
-            except ValueError as error:
-                if isinstance(error, UserError):
-                    raise
-                raise BadAnswer(f"{self.server.told_as}, example {example!r}: {error}") from None
+            except UserError:
+                raise
+            except Exception as error:  # in another thread; the run has to end in one line
+                raise BadAnswer(f"{self.server.told_as}, example {example!r}: {error!r}") from error
 
-        futures: list[Future[Answer]] = []
-        for question in questions:
-            futures.append(Future())
-            self._work.put((futures[-1], partial(one, *question)))
+        work: queue.SimpleQueue[tuple[Future[Answer], Callable[[], Answer]]] = queue.SimpleQueue()
+        futures: list[Future[Answer]] = [Future() for _ in questions]
+        for future, question in zip(futures, questions, strict=True):
+            work.put((future, partial(one, *question)))
+        for _ in range(min(self.settings.concurrency, len(futures))):
+            # Daemons: a process that is ended does not wait for what a server is yet to answer.
+            threading.Thread(target=_answer_all, args=(work, self._in_flight), daemon=True).start()
         return Asked(futures, self.server.stop)
 
 
-def _answer_on_and_on(work: "queue.SimpleQueue[tuple[Future[Answer], Callable[[], Answer]]]") -> None:
+def _answer_all(
+    work: "queue.SimpleQueue[tuple[Future[Answer], Callable[[], Answer]]]", in_flight: threading.BoundedSemaphore
+) -> None:
     while True:
-        future, ask = work.get()
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(ask())
-            except BaseException as error:  # whoever waits for it has to hear of it
-                future.set_exception(error)
+        try:
+            future, ask = work.get_nowait()
+        except queue.Empty:
+            return
+        with in_flight:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(ask())
+                except BaseException as error:  # whoever waits for it has to hear of it
+                    future.set_exception(error)
 
 
 class Asked:

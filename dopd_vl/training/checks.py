@@ -142,9 +142,20 @@ def check_here(
     if served and needs_teacher(objective):
         loop, vocabulary = config.training, student.get_text_config().vocab_size
         needs = served_needs(objective, loop.num_generations, loop.logged_top_k, vocabulary)
+        teachers = Teachers.of_settings(config.model)
+        policies = dict(zip(config.model.teacher_names(), teachers.policies, strict=True))
         for teacher in served:
-            if (told := compare(teacher, views, needs)) is not None:
+            sees_images = shows_images(datasets["data.train"], teachers, policies[teacher.server.key])
+            if (told := compare(teacher, views, needs, sees_images)) is not None:
                 say(told)
+
+
+def shows_images(dataset: Any, teachers: Teachers, policy: str) -> bool:
+    """Whether any example of a data set that this teacher teaches may have an image; of a stream that is not known."""
+    if not isinstance(dataset, Dataset):
+        return True
+    place = teachers.policies.index(policy)
+    return _first_with_images(dataset, lambda example: teachers.of(example) == place) is not None
 
 
 def _check_teachers(config: TrainConfig, objective: Objective) -> None:

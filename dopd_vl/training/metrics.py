@@ -99,15 +99,18 @@ def add_rollouts(
     sums.add("rollout_accuracy", sum(judged), len(judged))
 
 
-def add_teachers(sums: TokenSums, parts: Mapping[str, Tensor], scores: Scores, correct: Sequence[bool | None]) -> None:
+def add_teachers(
+    sums: TokenSums, parts: Mapping[str, Tensor], scores: Scores, correct: Sequence[bool | None], scored: Tensor
+) -> None:
     """Add what each of several teachers makes of its rollouts: its log-probability of their tokens, and who was right.
 
     Args:
         parts: its policy -> its tokens, bool `[B, N]`.
+        scored: the tokens that scores are of, bool `[B, N]`.
     """
     logp = next(scored.logp for source, scored in scores.policies.items() if source.policy == "teacher")
     for name, tokens in parts.items():
-        sums.add(f"logp/{name}", logp.where(tokens, 0.0).sum(), tokens.sum())
+        sums.add(f"logp/{name}", logp.where(tokens & scored, 0.0).sum(), (tokens & scored).sum())
         judged = [
             right for right, own in zip(correct, tokens.any(-1).tolist(), strict=True) if own and right is not None
         ]

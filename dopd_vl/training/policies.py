@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dopd_vl.common.errors import UserError
 from dopd_vl.core import Projection, Source, TokenScores, divergence_of, score_tokens
 from dopd_vl.models import backbone_of, leave_out_router_logits, refuse_scaled_logits, to_device
 from dopd_vl.objectives.base import Pair
@@ -207,6 +208,8 @@ class Policies:
             mask: `[B, N]` bool, the tokens to score.
         """
         policy = source.policy
+        if any(view.images for view in views) and not hasattr(self.models.bare(policy).config, "vision_config"):
+            raise UserError(f"{policy} reads text only, and was shown an image")
         shared = self.shares_prompts(policy) and source.view not in ROLLOUT_VIEWS
 
         def forward(

@@ -24,7 +24,7 @@ from dopd_vl.objectives.base import Requirements
 from dopd_vl.objectives.trial import trial_plan
 from dopd_vl.served.protocols import Question
 from dopd_vl.served.teacher import ServedTeacher
-from dopd_vl.train_config import ModelSettings, Quantization
+from dopd_vl.train_config import ModelSettings, Quantization, TeacherSettings
 from dopd_vl.views import ViewProcessor
 
 TEACHER = "teacher"
@@ -94,6 +94,8 @@ class Teachers:
                 model = ServedTeacher(model, key=key)
             if isinstance(model, ServedTeacher):
                 served[policy] = model
+                if policy != DEFAULT and model.server.key == "model.teacher":
+                    model.server.rename(policy.replace(":", "s."))
         local = {policy: model for policy, model in models.items() if policy not in served}
         return cls(default is not None, dict(others), served), local
 
@@ -222,16 +224,17 @@ class TeacherLost(UserError):
     """A served teacher failed a run, on this rank or on another."""
 
 
-def compare(served: ServedTeacher, views: ViewProcessor, needs: ServedNeeds) -> str | None:
+def compare(served: ServedTeacher, views: ViewProcessor, needs: ServedNeeds, sees_images: bool = True) -> str | None:
     """Whether a served teacher reads what the student reads, see `ServedTeacher.check`.
 
     Args:
         views: of the student.
+        sees_images: whether any example that it teaches may have some.
     """
     messages = [{"role": "user", "content": "1 + 1"}]
     trial = views.view({"id": "1 + 1", "prompt": messages})
     picture = None
-    if views.reads_images:
+    if views.reads_images and sees_images:
         shown = views.picture
         image_token = views.config.image_token_id
         picture = Question(shown.prompt_ids, [views.tokenizer.eos_token_id], shown.images, image_token)
@@ -248,13 +251,18 @@ def compare(served: ServedTeacher, views: ViewProcessor, needs: ServedNeeds) -> 
 def teachers_of(settings: ModelSettings) -> tuple[str | ServedTeacher | None, dict[str, Teacher]]:
     """The default teacher and the others of a configuration, as `DopdTrainer` takes them."""
 
-    def found(name: str, key: str) -> str | ServedTeacher:
-        return ServedTeacher(name, settings.server, key) if is_address(name) else find_model(name)
+    def found(name: str, key: str, own: TeacherSettings | None = None) -> str | ServedTeacher:
+        if not is_address(name):
+            return find_model(name)
+        if own is None:
+            return ServedTeacher(name, settings.server, key)
+        server = replace(settings.server, name=own.name, key_env=own.key_env)
+        return ServedTeacher(name, server, key, key.removesuffix(".model"))
 
     default = None if settings.teacher is None else found(settings.teacher, "model.teacher")
     others = {
         name: Teacher(
-            found(teacher.model, f"model.teachers.{name}.model"),
+            found(teacher.model, f"model.teachers.{name}.model", teacher),
             teacher.sources,
             teacher.tasks,
             quantized(teacher.quantization),

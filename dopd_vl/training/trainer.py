@@ -47,7 +47,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path, repeat_iterable_dataset
 
-from dopd_vl.common.errors import UserError
+from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.common.run_layout import checkpoint_folder
 from dopd_vl.core import Source, fused_plan_loss, item_count, rows_to_keep, token_scale
 from dopd_vl.evaluation.accuracy import predict, summarise, why_unscored
@@ -73,6 +73,7 @@ from dopd_vl.training.checks import (
     check_shards,
     check_steps,
     choose_metric_to_stop_by,
+    shows_images,
     token_ids,
 )
 from dopd_vl.training.freezing import freeze, keep_adapters_out
@@ -307,11 +308,17 @@ class DopdTrainer(DistillationTrainer):
                 "what the former hold)",
                 stacklevel=2,
             )
-        for served in self.teachers.served.values():
-            if served.top_k != needs.top_k:
-                told = compare(served, self.views, needs)
-                if told is not None and self.accelerator.is_main_process:
-                    warnings.warn(told, stacklevel=2)
+        for policy, served in self.teachers.served.items():
+            longest = served.settings.timeout + served.settings.wait
+            if self.accelerator.num_processes > 1 and longest >= self.args.ddp_timeout:
+                raise ConfigurationError(
+                    f"model.server.wait: {served.settings.wait:g} s, and {served.settings.timeout:g} s that an answer "
+                    f"may take, are no less than the {self.args.ddp_timeout} s that processes wait for each other "
+                    "(trl.ddp_timeout): they would end without a checkpoint"
+                )
+            told = compare(served, self.views, needs, shows_images(self.train_dataset, self.teachers, policy))
+            if told is not None and self.accelerator.is_main_process:
+                warnings.warn(told, stacklevel=2)
 
     def teacher_names(self) -> list[str]:
         """What the teachers are called: a folder or hub id, or the name that a server gives its model."""
@@ -492,7 +499,7 @@ class DopdTrainer(DistillationTrainer):
         if not self.teachers.is_plain:
             top_k = min(policy.top_k_ids.shape[-1] for policy in scores.policies.values())
             parts = self._tokens_of_teachers(scores, owner)
-            add_teachers(self._sums, parts, scores, verdicts)
+            add_teachers(self._sums, parts, scores, verdicts, token_mask)
             plan = self.teachers.shared_out(decision.plan, owner.to(device), top_k)
             self._decision = decision = replace(decision, plan=plan, parts={**decision.parts, **parts})
 
@@ -551,7 +558,8 @@ class DopdTrainer(DistillationTrainer):
         of_ranks = self.accelerator.gather(torch.tensor([waited], device=self.accelerator.device))
         if of_ranks.isnan().any():
             told = next(text for text in gather_object([str(lost or "")]) if text)
-            raise TeacherLost(f"{told}. Whole checkpoints stay; go on with --resume true") from lost
+            stays = "whole checkpoints stay, go" if self.state.global_step else "go"
+            raise TeacherLost(f"{told}; {stays} on with --resume true") from lost
         self._metrics["train"]["teacher_wait_seconds"].append(of_ranks.mean().item())
         return scored
 

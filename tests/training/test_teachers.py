@@ -13,14 +13,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from dopd_vl.common.errors import ConfigurationError
+from dopd_vl.common.errors import ConfigurationError, UserError
 from dopd_vl.core import Plan, Source, Term
 from dopd_vl.objectives import OBJECTIVES
 from dopd_vl.objectives.common import PRIVILEGED_TEACHER
 from dopd_vl.served.teacher import ServedTeacher
-from dopd_vl.train_config import ServerSettings
+from dopd_vl.train_config import ModelSettings, ServerSettings
 from dopd_vl.training.run import load_examples
-from dopd_vl.training.teachers import Teacher, TeacherLost, Teachers, served_needs, truncated
+from dopd_vl.training.teachers import Teacher, TeacherLost, Teachers, served_needs, teachers_of, truncated
 from tests.commands import dopd_vl, start_dopd_vl
 from tests.conftest import MakeTrainer
 from tests.teacher_server import TeacherServer
@@ -347,7 +347,8 @@ def test_a_teacher_that_is_gone_leaves_a_checkpoint_that_goes_on_as_if_nothing_h
     broken = dopd_vl(*command(nano_models, text_data, tmp_path / "run", *quick, teacher=server.address))
     assert broken.returncode == 2
     [line] = [line for line in broken.stderr.splitlines() if "does not answer" in line]
-    assert f"model.teacher: {server.address} does not answer, for 1 s (model.server.wait): it answered 503" in line
+    assert f"model.teacher: {server.address} does not answer, and was waited for " in line
+    assert "(model.server.wait): it answered 503" in line
     assert "--resume true" in line
     assert "Traceback" not in broken.stderr
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
@@ -431,13 +432,14 @@ def test_teachers_by_source_through_the_command(
         ),
         (
             ("--model.teacher", "http://127.0.0.1:9", "--model.server.wait", "0.3"),
-            "model.teacher: http://127.0.0.1:9 does not answer, for 0.3 s (model.server.wait)",
+            "model.teacher: http://127.0.0.1:9 does not answer, and was waited for 0.",
         ),
         (
             ("--model.teacher", "http://127.0.0.1:9", "--training.shard_teacher", "true"),
             "training.shard_teacher: no teacher is in this process",
         ),
-        (("--model.teacher", "http://me:pw@host"), "an address with a password in it"),
+        (("--model.teacher", "http://me:pw@host"), "an address with a password or a query in it"),
+        (("--model.teacher", "http://host?key=pw"), "an address with a password or a query in it"),
     ],
 )
 def test_what_is_wrong_with_a_teacher_is_one_line_before_a_folder_is_made(
@@ -449,7 +451,56 @@ def test_what_is_wrong_with_a_teacher_is_one_line_before_a_folder_is_made(
     assert refused.returncode == 2
     assert told in refused.stderr
     assert "Traceback" not in refused.stderr
+    assert "pw" not in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_each_server_is_sent_its_own_key(
+    nano_models: Path, text_data: Path, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ModelSettings(
+        teacher="http://127.0.0.1:1",
+        teachers={
+            "a": {"model": "http://127.0.0.1:2", "tasks": ["exact"], "key_env": "KEY_OF_A", "name": "one"},
+            "b": {"model": "http://127.0.0.1:3", "tasks": ["choice"]},
+        },
+        server=ServerSettings(key_env="KEY_OF_DEFAULT", wait=7.0),
+    )
+    monkeypatch.setenv("KEY_OF_DEFAULT", "the-default-s-key")
+    monkeypatch.setenv("KEY_OF_A", "the-key-of-a")
+    default, others = teachers_of(settings)
+    sent = [one.server._client.headers.get("authorization") for one in (default, others["a"].model, others["b"].model)]
+    assert sent == ["Bearer the-default-s-key", "Bearer the-key-of-a", None]
+    assert (others["a"].model.settings.name, others["a"].model.settings.wait) == ("one", 7.0)
+    monkeypatch.delenv("KEY_OF_A")
+    with pytest.raises(ConfigurationError, match=r"model\.teachers\.a\.key_env: the environment variable KEY_OF_A"):
+        teachers_of(settings)
+
+
+def test_a_text_only_teacher_is_shown_no_image(make_trainer: MakeTrainer, nano_models: Path) -> None:
+    trainer = make_trainer("vision", OBJECTIVES["opd"](), teacher=str(nano_models / "text-teacher"))
+    with pytest.raises(UserError, match="teacher reads text only, and was shown an image"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("support", ["full", "top_k"])
+def test_the_teachers_log_probabilities_are_of_what_was_scored(
+    make_trainer: MakeTrainer, text_data: Path, other_teacher: Path, support: str
+) -> None:
+    """Plain OPD over the whole vocabulary scores no more than the rollouts that are kept."""
+    trainer = make_trainer(
+        "text",
+        OBJECTIVES["opd"](support=support),
+        dataset=mixed(text_data),
+        teachers={"odd": Teacher(str(other_teacher), sources=["odd"])},
+        per_device_train_batch_size=6,
+        rollouts_to_keep=6 if support == "top_k" else 2,
+    )
+    trainer.train()
+    row = next(row for row in trainer.state.log_history if "loss" in row)
+    found = [value for name, value in row.items() if name.startswith("logp/teacher:")]
+    assert found
+    assert all(value < -3 for value in found)  # untrained: no token of 640 is likely
 
 
 def test_a_teacher_that_fails_ends_a_python_run_too(make_trainer: MakeTrainer, serve: Serve) -> None:
