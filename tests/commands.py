@@ -4,6 +4,7 @@ What is read from the environment at import (HF_HOME, ...) cannot be changed for
 `python -m dopd_vl.cli` itself, as do those of start-up time and of what is imported.
 """
 
+import gc
 import multiprocessing
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -139,3 +141,13 @@ def _run(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # what threads of libraries are about does not keep it
+
+
+def remount(disk: Path, how: str) -> None:
+    """Make a mounted file system "ro" or "rw". A file that was written to may be open until it is collected, and it is
+    busy for so long."""
+    deadline = time.monotonic() + 20
+    while subprocess.run(["mount", "-o", f"remount,{how}", disk], capture_output=True).returncode:
+        assert time.monotonic() < deadline, f"{disk} cannot be made {how}"
+        gc.collect()
+        time.sleep(0.1)

@@ -18,7 +18,7 @@ from dopd_vl.evaluation.accuracy import Batch, Prediction, summarise
 from dopd_vl.evaluation.config import EvaluateConfig
 from dopd_vl.evaluation.run import _scored, evaluate_in_folder
 from dopd_vl.training.run import load_examples
-from tests.commands import Fork
+from tests.commands import Fork, remount
 from tests.damages import DAMAGES, files_of
 
 
@@ -143,7 +143,7 @@ def test_a_full_and_a_read_only_disk(
     filler.unlink()
     assert main(command(model, text_data, folder)) == 0
     undisturbed = files_of(folder)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    remount(small_disk, "ro")
     assert main(command(model, text_data, folder)) == 0, "what is finished is shown again"
     capsys.readouterr()
     assert main(command(model, text_data, folder, "--max_new_tokens", "5", "--overwrite", "true")) == 2

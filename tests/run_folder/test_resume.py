@@ -14,6 +14,7 @@ import yaml
 
 from dopd_vl.common.files import read_jsonl
 from dopd_vl.run_folder.checkpoints import whole_checkpoints
+from tests.commands import remount
 from tests.run_folder.interrupted import halve_and_kill, kill, train
 
 STEPS, SAVE_STEPS = 7, 2
@@ -222,7 +223,7 @@ def test_a_full_and_a_read_only_disk(config: Path, undisturbed: Path, small_disk
     assert said.splitlines()[-1].startswith(f"error: {folder}: cannot be written (No space left on device)"), said
     assert [path.name for path in whole_checkpoints(folder)] == ["checkpoint-2"]
 
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    remount(small_disk, "ro")
     code, said = train(config, folder, "--resume", "true")
     assert code == 2, said
     assert said.splitlines()[-1] == f"error: output_dir: cannot write to {folder} (Read-only file system)", said
@@ -230,7 +231,7 @@ def test_a_full_and_a_read_only_disk(config: Path, undisturbed: Path, small_disk
     assert code == 2, said
     assert said == f"error: output_dir: cannot write to {small_disk / 'another'} (Read-only file system)\n"
 
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    remount(small_disk, "rw")
     filler.unlink()
     code, said = train(config, folder, "--resume", "true")
     assert code == 0, said

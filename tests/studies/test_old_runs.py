@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 from dopd_vl.common.files import read_jsonl
-from tests.commands import dopd_vl, start_dopd_vl
+from tests.commands import dopd_vl, remount, start_dopd_vl
 from tests.conftest import prepare_nano
 from tests.run_folder.test_damage import DAMAGES, damage, files_of
 
@@ -144,13 +143,13 @@ def test_a_disk_that_cannot_be_written_is_one_line_and_the_same_command_goes_on(
     assert code in (1, 2), said
     assert "Traceback" not in said
     assert "No space left on device" in said
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    remount(small_disk, "ro")
     code, said = run(study, output, file=tmp_path / "study.yaml")
     assert code == 2, said
     assert said.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in said
     assert "Read-only file system" in said
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    remount(small_disk, "rw")
     filler.unlink()
     code, said = run(study, output, file=tmp_path / "study.yaml")
     assert code == 0, said

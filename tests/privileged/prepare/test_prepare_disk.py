@@ -12,7 +12,7 @@ import yaml
 from privileged_samples import files_of
 
 from dopd_vl.cli import main
-from tests.commands import Fork
+from tests.commands import Fork, remount
 
 
 @pytest.fixture
@@ -67,15 +67,15 @@ def test_a_full_and_a_read_only_disk(
         assert prepare(config, output) == 2, room
         assert_one_line(capsys.readouterr().err, output, "")
         assert not (output / "README.md").exists()
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    remount(small_disk, "ro")
     for folder in (output, small_disk / "other"):
         assert prepare(config, folder) == 2
         assert_one_line(capsys.readouterr().err, folder, "")
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    remount(small_disk, "rw")
     filler.unlink()
     assert prepare(config, output) == 0
     assert files_of(output) == files_of(tmp_path / "whole")
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    remount(small_disk, "ro")
     assert prepare(config, output) == 0, "what is finished is said to be so"
     capsys.readouterr()
     assert prepare(config, output, "--limit", "20", "--overwrite", "true") == 2
