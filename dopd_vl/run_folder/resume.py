@@ -177,11 +177,10 @@ def changed_settings(file: Path, config: TrainConfig) -> list[tuple[str, Any, An
 
 
 def _differ(before: Any, now: Any) -> bool:
-    """Whether two values of a key mean different runs. A key that an earlier version did not have is None, and nothing
-    is none of it; where a served teacher runs is no matter, and which model it is stands in the fingerprint."""
-    if all(isinstance(value, str) and is_address(value) for value in (before, now)):
-        return False
-    return (None if before in ([], {}) else before) != (None if now in ([], {}) else now)
+    """Whether two values of a key mean different runs. Where a served teacher runs is no matter: which model it is
+    stands in the fingerprint."""
+    moved = all(isinstance(value, str) and is_address(value) for value in (before, now))
+    return not moved and bool(before != now)
 
 
 def _saved(file: Path) -> Any:

@@ -49,13 +49,7 @@ class Question:
         Raises:
             ValueError: runs of pads and images differ in number.
         """
-        before = [None, *self.prompt_ids[:-1]]
-        kept = [
-            token for token, last in zip(self.prompt_ids, before, strict=True) if not token == last == self.image_token
-        ]
-        if kept.count(self.image_token or -1) != len(self.images):
-            raise ValueError(f"{kept.count(self.image_token or -1)} runs of pads, and {len(self.images)} images")
-        return [*kept, *self.response_ids]
+        return [*with_one_pad_an_image(self.prompt_ids, len(self.images), self.image_token), *self.response_ids]
 
     def data_urls(self) -> list[str]:
         """The images as PNG, which loses nothing."""
@@ -65,6 +59,22 @@ class Question:
             image.save(file, "PNG", compress_level=1)
             urls.append(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}")
         return urls
+
+
+def with_one_pad_an_image(prompt_ids: Sequence[int], images: int, image_token: int | None) -> list[int]:
+    """A prompt for vLLM or SGLang, which put each image's tokens in by themselves, one pad an image.
+
+    A view has as many as the image takes; an image's tokens would be put in the place of every one of them.
+
+    Raises:
+        ValueError: the runs, which others stand between, are not as many as its images.
+    """
+    before = [None, *prompt_ids[:-1]]
+    kept = [token for token, last in zip(prompt_ids, before, strict=True) if not token == last == image_token]
+    runs = 0 if image_token is None else kept.count(image_token)
+    if runs != images:
+        raise ValueError(f"{runs} runs of image tokens in a prompt with {images} images")
+    return kept
 
 
 class Answer(NamedTuple):

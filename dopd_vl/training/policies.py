@@ -112,7 +112,7 @@ class Policies:
         Raises:
             UserError: a served teacher refuses, is gone, or answers something else than what it was asked.
         """
-        if self.teachers.is_plain or not any(is_teacher(source.policy) for source in asked):
+        if self.teachers.is_plain:
             return {source: self.score(source, views, responses, mask) for source, views in asked.items()}, 0.0
         owner = torch.zeros(len(responses), dtype=torch.long) if owner is None else owner.cpu()
         named = list(examples) or [str(b) for b in range(len(responses))]

@@ -60,6 +60,7 @@ from dopd_vl.objectives.common import PLAIN_STUDENT
 from dopd_vl.objectives.task_reward import with_task_reward
 from dopd_vl.run_folder.kept_rollouts import KeptRollouts, keep_rollouts
 from dopd_vl.run_folder.model_card import write_card
+from dopd_vl.served.protocols import with_one_pad_an_image
 from dopd_vl.served.server import BadAnswer, RequestRefused, ServerGone
 from dopd_vl.served.teacher import ServedTeacher
 from dopd_vl.train_config import TrainConfig
@@ -93,7 +94,6 @@ from dopd_vl.training.teachers import (
     served_needs,
 )
 from dopd_vl.training.trackers import RolloutTables
-from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
 from dopd_vl.views import Refusal, View, ViewProcessor, bounded_views, processor_for
 from dopd_vl.views.rollouts import (
     OWN_VIEW,
@@ -297,7 +297,7 @@ class DopdTrainer(DistillationTrainer):
 
     def _check_served(self) -> None:
         """Served teachers can give what the objective needs, and have been compared with the student."""
-        if not self.teachers.served or TEACHER not in {source.policy for source in self.objective.sources()}:
+        if not self.teachers.served:
             return
         vocabulary = self.views.config.get_text_config().vocab_size
         needs = served_needs(self.objective, self.args.num_generations, self.args.logged_top_k, vocabulary)
@@ -743,7 +743,8 @@ class DopdTrainer(DistillationTrainer):
     ) -> list[list[int]]:
         if images is not None and self.use_vllm and self.vllm_mode == "colocate":
             image_token = self.models.bare("student").config.image_token_id
-            prompt_ids = with_one_pad_an_image(prompt_ids, images, image_token)
+            prompts = zip(prompt_ids, images, strict=True)
+            prompt_ids = [with_one_pad_an_image(ids, len(shown or []), image_token) for ids, shown in prompts]
         student = self.models.wrapped("student")
         was_training = student.training
         student.train(was_training and self.args.rollout_dropout)

@@ -3,38 +3,11 @@
 Where the server is slow to start it is waited for, `trl.vllm_server_timeout` seconds, as TRL does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from dopd_vl.common.errors import UserError
 from dopd_vl.training.arguments import DopdConfig
-
-
-def with_one_pad_an_image(
-    prompts: Sequence[list[int]], images: Sequence[list[Any] | None], image_token: int
-) -> list[list[int]]:
-    """Prompts for vLLM in the trainer's process, which puts each image's tokens in by itself, one pad an image.
-
-    A view has as many as the image takes; vLLM would put an image's tokens in the place of every one of them. A server
-    is sent the images on their own, and takes the prompt as it is.
-
-    Args:
-        images: of each prompt, or None.
-
-    Raises:
-        ValueError: a prompt's runs of the token, which others stand between, are not as many as its images.
-    """
-    shortened = []
-    for ids, shown in zip(prompts, images, strict=True):
-        before = [None, *ids[:-1]]
-        kept = [token for token, last in zip(ids, before, strict=True) if not token == last == image_token]
-        if kept.count(image_token) != len(shown or []):
-            raise ValueError(
-                f"{kept.count(image_token)} runs of image tokens in a prompt with {len(shown or [])} images"
-            )
-        shortened.append(kept)
-    return shortened
 
 
 def server_address(arguments: DopdConfig) -> str | None:

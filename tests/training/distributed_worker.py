@@ -26,6 +26,15 @@ from dopd_vl.training.sharding import Models
 from dopd_vl.training.teachers import Teacher, TeacherLost
 
 ROLLOUTS = 8  # of a step, over all ranks and slices
+SMALL: dict[str, Any] = {
+    "num_generations": 2,
+    "max_completion_length": 4,
+    "use_cpu": True,
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "seed": 3,
+}
 
 
 def allow_fsdp_on_a_cpu() -> None:
@@ -259,22 +268,15 @@ def learn_from_several(models: Path, data: Path, output: Path, other: Path) -> N
     world = int(os.environ.get("WORLD_SIZE", 1))
     config = DopdConfig(
         str(output / "run"),
+        **SMALL,
         max_steps=2,
         per_device_train_batch_size=ROLLOUTS // world,
-        num_generations=2,
-        max_completion_length=4,
         top_k=1,  # rollouts are greedy
         learning_rate=1e-3,
         shuffle_dataset=False,
         save_strategy="no",
-        use_cpu=True,
-        report_to="none",
-        gradient_checkpointing=False,
-        disable_tqdm=True,
         shard_teacher=world > 1,
         scoring_batch_size=2,
-        logging_steps=1,
-        seed=3,
     )
     examples = load_examples(str(data)).select(range(8))
     sources = ["own", "own", "others", "others"] * 2
@@ -302,16 +304,10 @@ def lose_a_teacher(models: Path, data: Path, output: Path, address: str) -> None
     torch.set_num_threads(1)
     config = DopdConfig(
         str(output / "run"),
+        **SMALL,
         max_steps=3,
         per_device_train_batch_size=2,
-        num_generations=2,
-        max_completion_length=4,
         save_steps=100,
-        use_cpu=True,
-        report_to="none",
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        seed=3,
     )
     folder = RunFolder(output / "run")
     trainer = DopdTrainer(

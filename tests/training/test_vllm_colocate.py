@@ -10,10 +10,10 @@ from transformers import AutoConfig
 
 from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.nano.tokenizer import MERGED
+from dopd_vl.served.protocols import with_one_pad_an_image
 from dopd_vl.train_config import DataSettings, LoopSettings, TrainConfig
 from dopd_vl.training import checks
 from dopd_vl.training.run import load_examples
-from dopd_vl.training.vllm_rollouts import with_one_pad_an_image
 from tests.conftest import MakeTrainer
 from tests.training.fake_vllm import FakeEngine, engines_of_trl
 
@@ -59,9 +59,10 @@ def test_vllm_in_this_process_reads_the_plain_view_whatever_images_it_has(
 
 
 def test_a_prompt_whose_images_stand_side_by_side_is_refused() -> None:
-    assert with_one_pad_an_image([[1, 7, 7, 2, 7, 3], [4]], [["a", "b"], None], 7) == [[1, 7, 2, 7, 3], [4]]
+    assert with_one_pad_an_image([1, 7, 7, 2, 7, 3], 2, 7) == [1, 7, 2, 7, 3]
+    assert with_one_pad_an_image([4], 0, 7) == [4]
     with pytest.raises(ValueError, match="1 runs of image tokens in a prompt with 2 images"):
-        with_one_pad_an_image([[1, 7, 7, 7, 7, 3]], [["a", "b"]], 7)
+        with_one_pad_an_image([1, 7, 7, 7, 7, 3], 2, 7)
 
 
 @pytest.mark.parametrize(("given", "length"), [(None, 406), (512, 512)])
