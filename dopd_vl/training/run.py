@@ -31,12 +31,10 @@ from dopd_vl.training.checks import (
     check,
     check_here,
     check_services,
-    check_steps,
-    length_of,
     peft_config,
-    say_what_is_not_scored,
     settings_told_of,
 )
+from dopd_vl.training.data_checks import check_steps, length_of, say_what_is_not_scored
 from dopd_vl.training.progress import ProgressBar
 from dopd_vl.training.teachers import teachers_of
 from dopd_vl.training.trackers import check_trackers

@@ -66,17 +66,14 @@ from dopd_vl.served.teacher import ServedTeacher
 from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.arguments import DopdConfig, dtype_of_teacher
 from dopd_vl.training.checks import (
-    check_columns,
     check_quantised,
     check_requirements,
-    check_rows,
     check_same_ids,
     check_shards,
-    check_steps,
     choose_metric_to_stop_by,
-    shows_images,
     token_ids,
 )
+from dopd_vl.training.data_checks import check_columns, check_rows, check_steps, shows_images
 from dopd_vl.training.freezing import freeze, keep_adapters_out
 from dopd_vl.training.metrics import TokenSums, add_rollouts, add_teachers, token_metrics, verdict_on
 from dopd_vl.training.policies import Policies, Scored

@@ -29,7 +29,8 @@ from dopd_vl.train_config import (
     in_todays_keys,
 )
 from dopd_vl.training.arguments import DopdConfig, trainer_arguments
-from dopd_vl.training.checks import check, check_requirements, say_what_is_not_scored
+from dopd_vl.training.checks import check, check_requirements
+from dopd_vl.training.data_checks import say_what_is_not_scored
 from dopd_vl.training.metrics import verdict_on
 from privileged.schema import TASKS
 
