@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ class StudyConfig:
     `--config` twice. A key of the second takes the place of the first's; `settings` add up. See docs/studies.md.
     """
 
-    DOTTED: ClassVar = {"settings": 0, "grid": 0, "cells": 1, "stages": 1}
+    DOTTED: ClassVar = {"settings": 0, "grid": 0, "tune_values": 0, "cells": 1, "stages": 1}
 
     output_dir: str = "runs/studies"
     """The folder of all studies, and of the data that they make and share."""
@@ -39,6 +39,13 @@ class StudyConfig:
     """The dotted keys of each cell by its name."""
     grid: dict[str, list[Any]] = field(default_factory=dict)
     """The values of each dotted key: every combination is run for every cell."""
+    tune: list[str] = field(default_factory=list)
+    """Dotted keys that each cell is run at the best of, e.g. [training.learning_rate]: the first seed tries every
+    combination of their `tune_values`, and the other seeds are run with the one that scores best on `tune_on`."""
+    tune_values: dict[str, list[Any]] = field(default_factory=dict)
+    """The values of each dotted key of `tune`; a world may give them for keys that no study tunes."""
+    tune_on: str | None = None
+    """The data set of `data` that the values are chosen on. It should share no record with those of `score`."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The dotted keys of each stage by its name: one run after another, each from the student that the one before
     made."""
@@ -80,11 +87,18 @@ class Cell:
     overrides: Mapping[str, Any]
     baseline: str | None = None
     """name of the cell that it is compared with; its own for a baseline"""
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    """the values of `StudyConfig.tune` among the overrides"""
+
+    @property
+    def title(self) -> str:
+        """The name, and the values that are tried."""
+        return with_values(self.name, self.tuned)
 
     @property
     def slug(self) -> str:
-        """The name as a folder's."""
-        return re.sub(r"[^a-z0-9.=+-]+", "-", self.name.casefold()).strip("-.") or "cell"
+        """The title as a folder's name."""
+        return re.sub(r"[^a-z0-9.=+-]+", "-", self.title.casefold()).strip("-.") or "cell"
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,11 @@ class Run:
         return list(dict.fromkeys(self.stages[0][1].model.in_process().values()))
 
     @property
+    def last_stage(self) -> str:
+        """The name among the scores of the student that comes of it."""
+        return self.stages[-1][0] or "student"
+
+    @property
     def steps(self) -> int:
         return sum(config.training.max_steps for _, config in self.stages)
 
@@ -115,13 +134,17 @@ class Run:
         )
 
 
+TUNING = "tuning"
+"""The name among the scores of the data set that `StudyConfig.tune_on` names."""
+
+
 def study_folder(config: StudyConfig) -> Path:
     """Where everything of a study lies."""
     return Path(config.output_dir) / config.name
 
 
 def check(config: StudyConfig) -> list[Run]:
-    """All runs of a study, once nothing is found wrong with it.
+    """All runs of a study, once nothing is found wrong with it; of one that tunes, those that the choice is made from.
 
     Raises:
         ConfigurationError: names the key.
@@ -133,15 +156,16 @@ def check(config: StudyConfig) -> list[Run]:
     for key in ("workers", "threads"):
         if getattr(config, key) < 1:
             raise ConfigurationError(f"{key}: {getattr(config, key)} is less than 1")
+    _check_tuning(config)
     cells = expand(config)
     slugs: dict[str, str] = {}
     for cell in cells:
         if cell.slug in slugs:
             raise ConfigurationError(
-                f"cells: {slugs[cell.slug]!r} and {cell.name!r} would share one folder; rename one"
+                f"cells: {slugs[cell.slug]!r} and {cell.title!r} would share one folder; rename one"
             )
-        slugs[cell.slug] = cell.name
-    names = [cell.name for cell in cells]
+        slugs[cell.slug] = cell.title
+    names = list(dict.fromkeys(cell.name for cell in cells))
     if config.baseline is not None and config.baseline not in {*names, *config.cells}:
         raise ConfigurationError(f"baseline: no cell {config.baseline!r}, {nearest(config.baseline, names)}")
     if not config.score_variants:
@@ -164,8 +188,8 @@ def check(config: StudyConfig) -> list[Run]:
                     f"cells.{run.cell.name}: training.early_stopping_patience makes budgets unequal; set equal_budget: "
                     "false if that is meant"
                 )
-    budgets = {run.cell.name: (run.steps, run.rollouts) for run in runs}
-    first = names[0]
+    budgets = {run.cell.title: (run.steps, run.rollouts) for run in runs}
+    first = cells[0].title
     for name, budget in budgets.items():
         if config.equal_budget and budget != budgets[first]:
             raise ConfigurationError(
@@ -175,29 +199,57 @@ def check(config: StudyConfig) -> list[Run]:
     return runs
 
 
+def _check_tuning(config: StudyConfig) -> None:
+    if not config.tune:
+        return
+    if config.tune_on is None:
+        raise ConfigurationError("tune_on: a study that tunes needs a data set to choose the values on")
+    if TUNING in config.score:
+        raise ConfigurationError(f"score: {TUNING!r} is what the scores on tune_on are called; name it otherwise")
+    resolve(config, f"{DATA_PREFIX}{config.tune_on}")
+    for key in config.tune:
+        if not config.tune_values.get(key):
+            raise ConfigurationError(f"tune_values: none for {key}, {nearest(key, config.tune_values)}")
+        if key in config.grid:
+            raise ConfigurationError(f"tune: {key} is in the grid, which has every value of it run anyway")
+        for name, overrides in config.cells.items():
+            within = (value for given, value in overrides.items() if key.startswith(f"{given}."))
+            if key in overrides or any(key.rsplit(".", 1)[-1] in value for value in within):
+                raise ConfigurationError(f"cells.{name}: {key} is tuned; leave it out")
+
+
 def expand(config: StudyConfig) -> list[Cell]:
-    """Every combination of cells and grid values, in the order of the file."""
+    """Every combination of cells, grid values and values to tune, in the order of the file."""
     cells = config.cells or {"": {}}
-    keys = list(config.grid)
-    short = _short_names(keys)
     found = []
     for name, overrides in cells.items():
-        for values in itertools.product(*(config.grid[key] for key in keys)):
-            at = [f"{short[key]}={_shown(value)}" for key, value in zip(keys, values, strict=True)]
-            baseline = " ".join([config.baseline, *at]) if config.baseline in cells else config.baseline
-            whole = " ".join([name, *at] if name else at)
-            found.append(Cell(whole, {**overrides, **dict(zip(keys, values, strict=True))}, baseline))
+        for values in _combinations(config.grid):
+            baseline = with_values(config.baseline, values) if config.baseline in cells else config.baseline
+            whole = with_values(name, values)
+            for tuned in _combinations({key: config.tune_values[key] for key in config.tune}):
+                found.append(Cell(whole, {**overrides, **values, **tuned}, baseline, tuned))
     return found
 
 
-def unfold(config: StudyConfig) -> list[Run]:
-    """All runs, seed by seed, so that an early look at the results compares like with like.
+def _combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def with_values(name: str, values: Mapping[str, Any]) -> str:
+    short = short_names(list(values))
+    return " ".join([*([name] if name else []), *(f"{short[key]}={shown(value)}" for key, value in values.items())])
+
+
+def unfold(config: StudyConfig, cells: Sequence[Cell] | None = None) -> list[Run]:
+    """All runs of these cells, seed by seed, so that an early look at the results compares like with like. By default
+    all runs of the study: of one that tunes, the first seed's.
 
     Raises:
         ConfigurationError: a setting that no training run has; the message names the cell.
     """
-    cells = [(cell, _stages(config, cell)) for cell in expand(config)]
-    return [_run(config, cell, stages, seed) for seed in config.seeds for cell, stages in cells]
+    seeds = config.seeds[:1] if config.tune and cells is None else config.seeds
+    staged = [(cell, _stages(config, cell)) for cell in (expand(config) if cells is None else cells)]
+    return [_run(config, cell, stages, seed) for seed in seeds for cell, stages in staged]
 
 
 def _stages(config: StudyConfig, cell: Cell) -> list[tuple[str, TrainConfig]]:
@@ -256,13 +308,13 @@ def _value(value: Any) -> str:
     return json.dumps(value)  # JSON is YAML: null, true, [..] and {..} read as what they are
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, dict | list):
         return json.dumps(value)
     return Path(value).name if isinstance(value, str) and "/" in value else str(value).removeprefix("nano:")
 
 
-def _short_names(keys: list[str]) -> dict[str, str]:
+def short_names(keys: list[str]) -> dict[str, str]:
     """The last part of each dotted key, or the whole key where two end alike."""
     last = [key.rsplit(".", 1)[-1] for key in keys]
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}

@@ -13,8 +13,8 @@ from dopd_vl.common.files import iterate_rows, read_rows
 from dopd_vl.common.resources import shipped
 from dopd_vl.common.run_layout import METRICS_FILE, ROLLOUTS_FILE
 from dopd_vl.evaluation.estimates import gap_recovered
-from dopd_vl.studies.config import Run, StudyConfig
-from dopd_vl.studies.run import Outcome, reference_folder, score_sets
+from dopd_vl.studies.config import TUNING, Run, StudyConfig
+from dopd_vl.studies.run import Outcome, reference_folder, score_sets, tuning_accuracy
 from dopd_vl.studies.statistics import Comparison, Summary, compare, holm, rank_correlation, summarise
 
 CURVES = (
@@ -49,6 +49,8 @@ class CellResult:
     """data set -> best accuracy after an earlier stage, less that after the last (studies with stages)"""
     after_stage: dict[str, dict[str, Summary]] = field(default_factory=dict)
     """stage -> data set -> accuracy"""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """the values of the keys of `StudyConfig.tune` that it was run with"""
 
 
 @dataclass
@@ -65,28 +67,30 @@ class StudyResult:
     """table, column, pairs of (cell, ours, the paper's), Spearman's rho and p"""
     by_illusion: list[dict[str, Any]] = field(default_factory=list)
     """rows (cell, nats, rollouts, accuracy, gap) where the training set has illusion scores"""
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    """rows (cell, values, accuracy, chosen) of what tuned values were chosen from: accuracy on `StudyConfig.tune_on`"""
 
 
 def gather(config: StudyConfig, outcome: Outcome) -> StudyResult:
     """Put together what is finished; unfinished cells say which seeds are missing."""
-    runs, scored = outcome.runs, outcome.scores
-    by_cell: dict[str, list[Run]] = {}
+    tried, runs, scored = outcome.tried, outcome.runs, outcome.scores
+    by_cell: dict[str, list[Run]] = {run.cell.name: [] for run in [*tried, *runs]}
     for run in runs:
-        by_cell.setdefault(run.cell.name, []).append(run)
-    data_sets = list(score_sets(config, runs[0]))
+        by_cell[run.cell.name].append(run)
+    data_sets = [name for name in score_sets(config, (tried or runs)[0]) if not (config.tune and name == TUNING)]
     main = data_sets[0]
     deployed = config.score_variants[0]
     references = {
         model: {data: found[deployed]["accuracy"] for data, found in scores["model"].items()}
-        for model in dict.fromkeys(model for run in runs for model in run.references)
+        for model in dict.fromkeys(model for run in [*tried, *runs] for model in run.references)
         if (scores := scored.get(reference_folder(config, model))) is not None
     }
     cells = []
     accuracy: dict[str, dict[int, float]] = {}
     for name, some in by_cell.items():
         found = {run.seed: (run, scores) for run in some if (scores := scored.get(run.folder)) is not None}
-        missing = [run.seed for run in some if run.seed not in found]
-        last = {seed: scores[_last_stage(run)] for seed, (run, scores) in found.items()}
+        missing = [seed for seed in config.seeds if seed not in found]
+        last = {seed: scores[run.last_stage] for seed, (run, scores) in found.items()}
         after = {seed: score[main][deployed]["accuracy"] for seed, score in last.items()}
         accuracy[name] = {seed: value for seed, value in after.items() if value is not None}
         recovered = [
@@ -101,19 +105,29 @@ def gather(config: StudyConfig, outcome: Outcome) -> StudyResult:
             {data: _summaries(last.values(), data, config.score_variants) for data in data_sets} if last else {},
             summarise(recovered) if recovered else None,
             None,
+            tuned=dict(some[0].cell.tuned) if some else {},
         )
         if config.stages and found:
             _add_stages(cell, found, data_sets, deployed, list(config.stages))
         cells.append(cell)
-    _compare_all(cells, accuracy, {name: some[0].cell.baseline for name, some in by_cell.items()})
+    _compare_all(cells, accuracy, {run.cell.name: run.cell.baseline for run in [*tried, *runs]})
     # A run that is not done may have damaged files.
     done = {name: [run for run in some if run.folder in scored] for name, some in by_cell.items()}
     curves, paper, by_illusion = _curves(done), _paper(config, cells, main), _by_illusion(done)
-    return StudyResult(data_sets, cells, references, curves, paper, by_illusion)
+    return StudyResult(data_sets, cells, references, curves, paper, by_illusion, _tried(config, outcome))
 
 
-def _last_stage(run: Run) -> str:
-    return run.stages[-1][0] or "student"
+def _tried(config: StudyConfig, outcome: Outcome) -> list[dict[str, Any]]:
+    chosen = {run.cell.title for run in outcome.runs}
+    return [
+        {
+            "cell": run.cell.name,
+            "values": dict(run.cell.tuned),
+            "accuracy": tuning_accuracy(config, run, outcome.scores),
+            "chosen": run.cell.title in chosen,
+        }
+        for run in outcome.tried
+    ]
 
 
 def _summaries(scores: Iterable[Mapping[str, Any]], data: str, variants: list[str]) -> dict[str, Summary]:

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,19 @@ from dopd_vl.common.processes import end_group
 from dopd_vl.common.progress import live_bar
 from dopd_vl.common.run_layout import METRICS_FILE, STUDENT_FOLDER
 from dopd_vl.common.terminal import tell
-from dopd_vl.studies.config import Run, StudyConfig, check, data_folder, resolve, study_folder
+from dopd_vl.studies.config import (
+    DATA_PREFIX,
+    TUNING,
+    Cell,
+    Run,
+    StudyConfig,
+    check,
+    data_folder,
+    expand,
+    resolve,
+    study_folder,
+    unfold,
+)
 from dopd_vl.studies.finished import Contents, changes, load_scores, outdated_scores, unfinished_stage
 from dopd_vl.studies.worker import IN_STUDY
 from dopd_vl.train_config import TrainConfig
@@ -78,6 +90,8 @@ class Outcome:
     failures: list[Failure]
     scores: dict[Path, dict[str, Any]]
     """of each job that is done, by its folder"""
+    tried: list[Run] = field(default_factory=list)
+    """what the values of `StudyConfig.tune` were chosen from; `runs` has those cells alone that all of them were for"""
 
 
 def run_study(config: StudyConfig, console: Console) -> Outcome:
@@ -91,23 +105,60 @@ def run_study(config: StudyConfig, console: Console) -> Outcome:
     folder = study_folder(config)
     make_folder(folder)
     with exclusive(folder, "study") as lock:
-        prepare_data(config, console)
-        contents = Contents()
-        _refuse_other_settings(config, runs, contents)
+        prepare_data(config, runs, console)
+        _refuse_other_settings(config, unfold(config, expand(config)) if config.tune else runs, Contents())
         write_atomically(folder / "study.yaml", as_yaml(config))
-        jobs = [*_reference_jobs(config, runs), *(_job(config, run) for run in runs)]
-        undone = {job: reason for job in jobs if (reason := _undone(job, contents)) is not None}
-        if len(undone) < len(jobs):
-            tell(console, f"{len(jobs) - len(undone)} of {len(jobs)} jobs are done already")
-        for job, reason in undone.items():
-            if job.output.exists():
-                tell(console, f"{job.title}: done again, {reason}")
-        if undone:
-            _check_data(config, runs)
-        failures = _run_all(list(undone), config, console, lock) if undone else []
-        contents = Contents()  # students are other ones now
-        done = [job for job in jobs if job not in undone or _undone(job, contents) is None]
-        return Outcome(runs, failures, {job.folder: load_scores(job.output) for job in done})
+        failures, scores = _do(config, runs, console, lock)
+        if not config.tune:
+            return Outcome(runs, failures, scores)
+        chosen = unfold(config, best_cells(config, runs, scores))
+        tell(console, f"tuned: {', '.join(dict.fromkeys(run.cell.title for run in chosen)) or 'nothing'}")
+        more_failures, more_scores = _do(config, chosen, console, lock)
+        return Outcome(chosen, [*failures, *more_failures], {**scores, **more_scores}, tried=runs)
+
+
+def _do(
+    config: StudyConfig, runs: list[Run], console: Console, lock: int
+) -> tuple[list[Failure], dict[Path, dict[str, Any]]]:
+    """Do what of these runs is not done yet; what failed, and the scores of what is done."""
+    contents = Contents()
+    jobs = [*_reference_jobs(config, runs), *(_job(config, run) for run in runs)]
+    undone = {job: reason for job in jobs if (reason := _undone(job, contents)) is not None}
+    if len(undone) < len(jobs):
+        tell(console, f"{len(jobs) - len(undone)} of {len(jobs)} jobs are done already")
+    for job, reason in undone.items():
+        if job.output.exists():
+            tell(console, f"{job.title}: done again, {reason}")
+    if undone:
+        _check_data(config, runs)
+    failures = _run_all(list(undone), config, console, lock) if undone else []
+    contents = Contents()  # students are other ones now
+    done = [job for job in jobs if job not in undone or _undone(job, contents) is None]
+    return failures, {job.folder: load_scores(job.output) for job in done}
+
+
+def tuning_accuracy(config: StudyConfig, run: Run, scores: Mapping[Path, dict[str, Any]]) -> float | None:
+    """A run's accuracy on `tune_on`, as a deployed student sees it; None where it is not scored."""
+    if run.folder not in scores:
+        return None
+    accuracy: float | None = scores[run.folder][run.last_stage][TUNING][config.score_variants[0]]["accuracy"]
+    return accuracy
+
+
+def best_cells(config: StudyConfig, tried: list[Run], scores: Mapping[Path, dict[str, Any]]) -> list[Cell]:
+    """Each cell with the tuned values whose student scores best on `tune_on`, the first of them where several do.
+
+    A cell is left out until all of its values are scored: a choice among some would not be that among all.
+    """
+    by_name: dict[str, list[tuple[float | None, Cell]]] = {}
+    for run in tried:
+        by_name.setdefault(run.cell.name, []).append((tuning_accuracy(config, run, scores), run.cell))
+    best = []
+    for some in by_name.values():
+        scored = [(accuracy, cell) for accuracy, cell in some if accuracy is not None]
+        if len(scored) == len(some):
+            best.append(max(scored, key=lambda pair: pair[0])[1])
+    return best
 
 
 def _refuse_other_settings(config: StudyConfig, runs: list[Run], contents: Contents) -> None:
@@ -148,14 +199,15 @@ def _undone(job: Job, contents: Contents) -> str | None:
     return outdated_scores(job.output, job.content, contents)
 
 
-def prepare_data(config: StudyConfig, console: Console) -> None:
-    """The study's own data sets, as `dopd-vl prepare` makes them."""
+def prepare_data(config: StudyConfig, runs: list[Run], console: Console) -> None:
+    """The study's own data sets, as `dopd-vl prepare` makes them, as far as these runs need them."""
     from dopd_vl.nano.source import NanoSource
     from privileged.prepare.config import PrepareConfig, SourceConfig
     from privileged.prepare.prepare import prepare
 
+    used = _used_data(config, runs)
     for name, source in config.data.items():
-        if isinstance(source, str):
+        if isinstance(source, str) or str(data_folder(config, name)) not in used:
             continue
         try:
             settings = SourceConfig(**source)
@@ -171,6 +223,15 @@ def prepare_data(config: StudyConfig, console: Console) -> None:
             raise
 
 
+def _used_data(config: StudyConfig, runs: list[Run]) -> list[str]:
+    """The folders of every data set that these runs are trained and scored on."""
+    folders: dict[str | None, None] = {}
+    for run in runs:
+        folders |= dict.fromkeys(folder for _, stage in run.stages for folder in (stage.data.train, stage.data.eval))
+        folders |= dict.fromkeys(folder for folder, _ in score_sets(config, run).values())
+    return list(filter(None, folders))
+
+
 def _check_data(config: StudyConfig, runs: list[Run]) -> None:
     """Open every data set once, before each run would stumble over one that cannot be.
 
@@ -179,22 +240,22 @@ def _check_data(config: StudyConfig, runs: list[Run]) -> None:
     """
     from privileged import load_privileged
 
-    folders: dict[str | None, None] = {}
-    for run in runs:
-        folders |= dict.fromkeys(folder for _, stage in run.stages for folder in (stage.data.train, stage.data.eval))
-        folders |= dict.fromkeys(folder for folder, _ in score_sets(config, run).values())
-    for folder in filter(None, folders):
+    for folder in _used_data(config, runs):
         load_privileged(folder)
 
 
 def score_sets(config: StudyConfig, run: Run) -> dict[str, tuple[str, int | None]]:
     """Name -> (folder, how many examples) of what a run's student is scored on."""
-    if config.score:
-        return {name: (str(resolve(config, folder)), None) for name, folder in config.score.items()}
-    data = run.stages[-1][1].data
-    if data.eval is None:
-        raise ConfigurationError("score: name a held-out data set, or give the runs a data.eval")
-    return {"held-out": (data.eval, data.eval_size)}
+    sets: dict[str, tuple[str, int | None]]
+    sets = {name: (str(resolve(config, folder)), None) for name, folder in config.score.items()}
+    if not sets:
+        data = run.stages[-1][1].data
+        if data.eval is None:
+            raise ConfigurationError("score: name a held-out data set, or give the runs a data.eval")
+        sets = {"held-out": (data.eval, data.eval_size)}
+    if config.tune:
+        sets[TUNING] = (str(resolve(config, f"{DATA_PREFIX}{config.tune_on}")), None)
+    return sets
 
 
 def _job(config: StudyConfig, run: Run) -> Job:
@@ -207,7 +268,7 @@ def _job(config: StudyConfig, run: Run) -> Job:
     models = {name or "student": str(Path(stage.output_dir) / STUDENT_FOLDER) for name, stage in run.stages}
     content = {"train": files, "models": models, **_scoring(config, run), "output": str(run.folder / SCORES_FILE)}
     stages = tuple(stage for _, stage in run.stages)
-    return Job(f"{run.cell.name}, seed {run.seed}", run.folder, run.steps, content, stages)
+    return Job(f"{run.cell.title}, seed {run.seed}", run.folder, run.steps, content, stages)
 
 
 def _scoring(config: StudyConfig, run: Run) -> dict[str, Any]:

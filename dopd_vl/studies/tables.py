@@ -11,7 +11,7 @@ from typing import Any
 
 from dopd_vl.common.files import write_atomically, write_json
 from dopd_vl.common.visible import one_visible_line
-from dopd_vl.studies.config import StudyConfig, study_folder
+from dopd_vl.studies.config import StudyConfig, short_names, shown, study_folder, with_values
 from dopd_vl.studies.results import CellResult, StudyResult
 from dopd_vl.studies.statistics import Summary
 
@@ -43,8 +43,10 @@ def write(config: StudyConfig, result: StudyResult) -> list[Path]:
 
 
 def tables_of(config: StudyConfig, result: StudyResult) -> list[Table]:
-    """The result, the rollouts by illusion score and the paper's figures, as far as there are any."""
+    """The result, what was tried for it, the rollouts by illusion score and the paper's figures, if there are any."""
     tables = [_main_table(config, result)]
+    if result.tried:
+        tables.append(_tuning_table(config, result.tried))
     if result.by_illusion:
         tables.append(_illusion_table(result.by_illusion))
     if result.paper is not None:
@@ -99,7 +101,13 @@ def _in_latex(text: str) -> str:
 def _main_table(config: StudyConfig, result: StudyResult) -> Table:
     """Per cent, mean ± standard deviation over seeds."""
     extra = [f"accuracy/{variant}" for variant in config.score_variants[1:]]
-    head = ["cell", "seeds", *result.data_sets, *(f"with {name.removeprefix('accuracy/')}" for name in extra)]
+    head = [
+        "cell",
+        *short_names(config.tune).values(),
+        "seeds",
+        *result.data_sets,
+        *(f"with {name.removeprefix('accuracy/')}" for name in extra),
+    ]
     head += ["entropy (nats)", "gap recovered"]
     if config.baseline is not None:
         head += [f"less {config.baseline} (95 %)", "p", "p (Holm)"]
@@ -108,9 +116,10 @@ def _main_table(config: StudyConfig, result: StudyResult) -> Table:
     main = result.data_sets[0]
     for cell in result.cells:
         if not cell.scores:
-            table.rows.append([cell.name, "0", *["not run yet"], *[""] * (len(head) - 3)])
+            row = [cell.name, *[""] * len(config.tune), "0", "not run yet"]
+            table.rows.append([*row, *[""] * (len(head) - len(row))])
             continue
-        row = [cell.name, str(len(cell.seeds))]
+        row = [cell.name, *map(shown, cell.tuned.values()), str(len(cell.seeds))]
         row += [_percent(cell.scores[data].get("accuracy")) for data in result.data_sets]
         row += [_percent(cell.scores[main].get(name)) for name in extra]
         row += [_number(cell.scores[main].get("entropy")), _percent(cell.gap_recovered) if cell.gap_recovered else ""]
@@ -120,9 +129,26 @@ def _main_table(config: StudyConfig, result: StudyResult) -> Table:
             row += [_percent(cell.forgetting.get(data)) for data in result.data_sets]
         table.rows.append(row)
     for model, scores in result.references.items():
-        row = [model, "", *(_share(scores[data]) if data in scores else "" for data in result.data_sets)]
+        row = [
+            model,
+            *[""] * len(config.tune),
+            "",
+            *(_share(scores[data]) if data in scores else "" for data in result.data_sets),
+        ]
         table.references.append([*row, *[""] * (len(head) - len(row))])
     return table
+
+
+def _tuning_table(config: StudyConfig, tried: Iterable[Mapping[str, Any]]) -> Table:
+    """Accuracy on the data set of tuning, by what was tried, in per cent."""
+    by_cell: dict[str, dict[str, str]] = {}
+    for row in tried:
+        accuracy = "not run yet" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+        by_cell.setdefault(row["cell"], {})[with_values("", row["values"])] = accuracy + (" *" if row["chosen"] else "")
+    names = list(next(iter(by_cell.values())))
+    rows = [[cell, *(found[name] for name in names)] for cell, found in by_cell.items()]
+    note = f"Tuned on {config.tune_on}, seed {config.seeds[0]}; * is what the other seeds were run with."
+    return Table(["cell", *names], rows, note=note)
 
 
 def _illusion_table(rows: Iterable[Mapping[str, Any]]) -> Table:

@@ -10,6 +10,7 @@ from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.studies.config import StudyConfig, check, expand, unfold
 from dopd_vl.studies.results import paper_column
+from dopd_vl.studies.run import best_cells, score_sets
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
@@ -56,9 +57,65 @@ def test_each_stage_begins_from_the_student_of_the_one_before() -> None:
     assert (first.data.train, second.data.train) == ("out/data/one", "elsewhere")
 
 
+RATES = {
+    "tune": ["training.learning_rate"],
+    "tune_values": {"training.learning_rate": [1e-4, 1e-3], "objective.settings.beta_weak": [0.1]},
+    "tune_on": "tuning",
+    "data": {"tuning": "tuning-folder"},
+    "score": {"held-out": "held-out-folder"},
+}
+
+
+def test_the_first_seed_tries_every_value_that_is_tuned_and_the_others_none_of_their_own() -> None:
+    config = study(seeds=[3, 4], baseline="b", **RATES)
+    tried = check(config)
+    assert [(run.cell.title, run.seed) for run in tried] == [
+        (f"{name} learning_rate={rate}", 3) for name in "ab" for rate in (0.0001, 0.001)
+    ]
+    assert [run.stages[0][1].training.learning_rate for run in tried] == [1e-4, 1e-3] * 2
+    assert {run.cell.name for run in tried} == {"a", "b"}
+    assert {run.cell.baseline for run in tried} == {"b"}
+    chosen = unfold(config, [tried[1].cell, tried[2].cell])
+    assert [(run.cell.title, run.seed) for run in chosen] == [
+        (title, seed) for seed in (3, 4) for title in ("a learning_rate=0.001", "b learning_rate=0.0001")
+    ]
+    assert chosen[0].folder == tried[1].folder, "what was tried counts as the first seed's run"
+    assert score_sets(config, tried[0]) == {"held-out": ("held-out-folder", None), "tuning": ("tuning-folder", None)}
+
+
+def test_the_best_on_the_tuning_set_is_chosen_and_none_before_all_are_scored() -> None:
+    config = study(**RATES)
+    tried = check(config)
+
+    def scores(*accuracies: float) -> dict[Path, dict[str, Any]]:
+        return {
+            run.folder: {
+                "student": {"held-out": {"none": {"accuracy": 1 - right}}, "tuning": {"none": {"accuracy": right}}}
+            }
+            for run, right in zip(tried, accuracies, strict=False)
+        }
+
+    assert best_cells(config, tried, scores(0.2, 0.7, 0.5, 0.5)) == [tried[1].cell, tried[2].cell]
+    assert best_cells(config, tried, scores(0.2, 0.7, 0.9)) == [tried[1].cell], "one of b's is not scored"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({**RATES, "tune_on": None}, "tune_on: a study that tunes needs a data set"),
+        ({**RATES, "tune_on": "tunin"}, "data: no data set 'tunin'.*'tuning'"),
+        ({**RATES, "tune": ["training.learnin_rate"]}, "tune_values: none for training.learnin_rate.*learning_rate"),
+        ({**RATES, "grid": {"training.learning_rate": [1]}}, "tune: training.learning_rate is in the grid"),
+        ({**RATES, "cells": {"a": {"training.learning_rate": 1}}}, "cells.a: training.learning_rate is tuned"),
+        (
+            {
+                **RATES,
+                "tune": ["objective.settings.beta_weak"],
+                "cells": {"a": {"objective.settings": {"beta_weak": 1}}},
+            },
+            "cells.a: objective.settings.beta_weak is tuned",
+        ),
+        ({**RATES, "score": {"tuning": "folder"}}, "score: 'tuning' is what the scores on tune_on are called"),
         ({"cells": {}}, "cells: a study needs"),
         ({"seeds": [1, 1]}, "seeds: must be different"),
         ({"baseline": "aa"}, r"baseline: no cell 'aa'.*'a'"),

@@ -94,6 +94,50 @@ def test_a_study_is_stopped_taken_up_again_and_tells_what_failed(study_file: Pat
     assert "beta 0.5" in (folder / "curves.csv").read_text()
 
 
+def test_each_cell_is_run_at_the_best_of_the_values_that_the_first_seed_tried(
+    study_file: Path, nano_models: Path, tmp_path: Path
+) -> None:
+    study = yaml.safe_load(study_file.read_text())
+    study["cells"].pop("beta 0.5")
+    study["tune"] = ["training.learning_rate"]
+    study["tune_values"] = {"training.learning_rate": [1e-5, 1e-4]}
+    study["tune_on"] = "tuning"
+    study["data"]["tuning"] = {
+        "kind": "nano",
+        "options": {"world": "text", "split": "heldout", "size": 5, "seed": 1},
+    }
+    study["data"]["unused"] = study["data"]["tuning"]
+    study_file.write_text(yaml.safe_dump(study, sort_keys=False))
+    result = dopd_vl("study", "--config", study_file, timeout=400)
+    assert result.returncode == 1, result.stderr
+    assert "failed: bad learning_rate=1e-05, seed 0" in result.stdout
+
+    folder = tmp_path / "study"
+    results = json.loads((folder / "results.json").read_text())
+    tried = {row["values"]["training.learning_rate"]: row for row in results["tried"] if row["cell"] == "vanilla"}
+    assert list(tried) == [1e-5, 1e-4]
+    best = max(tried, key=lambda rate: tried[rate]["accuracy"])
+    assert [rate for rate, row in tried.items() if row["chosen"]] == [best]
+    for rate, row in tried.items():
+        run = folder / "runs" / f"vanilla-learning-rate={rate}" / "seed-0"
+        scores = json.loads((run / "scores.json").read_text())["scores"]["student"]
+        assert row["accuracy"] == scores["tuning"]["none"]["accuracy"]
+        assert (run.parent / "seed-1").exists() == (rate == best), "the other seed has the best value alone"
+    vanilla, bad = results["cells"]
+    assert (vanilla["name"], vanilla["tuned"], vanilla["seeds"]) == (
+        "vanilla",
+        {"training.learning_rate": best},
+        [0, 1],
+    )
+    assert results["data_sets"] == ["held-out"]
+    assert (bad["seeds"], bad["missing"]) == ([], [0, 1])
+    assert not any(row["chosen"] for row in results["tried"] if row["cell"] == "bad")
+    table = (folder / "results.md").read_text()
+    assert f"| vanilla | {best} | 2 |" in table
+    assert "| cell | learning_rate=1e-05 | learning_rate=0.0001 |" in table
+    assert not (tmp_path / "data" / "unused").exists(), "no run needs it"
+
+
 def test_a_data_set_that_cannot_be_opened_is_told_once_and_before_any_run(study_file: Path, tmp_path: Path) -> None:
     study = yaml.safe_load(study_file.read_text())
     study["score"] = {"elsewhere": str(tmp_path / "nowhere")}
