@@ -16,12 +16,16 @@ ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
 WORLDS = sorted((ROOT / "configs" / "study" / "worlds").glob("*.yaml"))
 MAP = ROOT / "configs" / "study" / "map"
+THREE_KINDS = {"nano-text", "nano-vision", "qwen3", "qwen3-vl"}
+"""Worlds whose data is of three kinds of task."""
 ONLY_FOR = {
     "text-variants": {"nano-text", "qwen3"},
     "text-variants-anchored": {"nano-text", "qwen3"},
     "vision-variants": {"nano-vision", "qwen3-vl"},
     "vision-methods": {"nano-vision", "qwen3-vl"},
     "pairs": {"qwen3"},
+    "continual": THREE_KINDS,
+    "out-of-distribution": THREE_KINDS,
 }
 MAP_ONLY_FOR = {"text-variants": {"text"}, "vision-variants": {"vision"}}
 MAP_QUESTIONS = [file for file in sorted(MAP.glob("*.yaml")) if not file.stem.endswith("-world")]

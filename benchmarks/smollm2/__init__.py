@@ -1,0 +1,1 @@
+"""The pretrained world: SmolLM2-135M-Instruct taught two sources' questions, and a smaller model made from it."""
