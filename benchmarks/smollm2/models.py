@@ -71,7 +71,7 @@ MAKING = {
         BASE, Recipe((Phase(150, 1200, {}),), batch=8, learning_rate=4e-4, warmup=10), hinted=0.4, frozen=10
     ),
     "smollm2-learner": Making(
-        "smollm2-guide", Recipe((Phase(45, 360, {}),), batch=8, learning_rate=4e-4, warmup=10), hinted=0.6, layers=16
+        "smollm2-guide", Recipe((Phase(60, 480, {}),), batch=8, learning_rate=5e-4, warmup=8), hinted=0.6, layers=20
     ),
 }
 
