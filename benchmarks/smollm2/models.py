@@ -1,7 +1,7 @@
 """Make the pair of the pretrained world from SmolLM2-135M-Instruct, and score it.
 
-The guide is that model, taught to work the two sources' questions out, half of them with their hints. The learner is
-the guide less its least influential layers, healed on the same text for a shorter time, most of it with hints: the
+The guide is that model, taught to work the two sources' questions out, a part of them with their hints. The learner is
+the guide less its least influential layers, healed on the same text for a shorter time, more of it with hints: the
 smaller model of one pretraining, that leans on hints more than it knows.
 """
 
@@ -63,7 +63,7 @@ class Making:
     layers: int | None = None
     """so many layers are kept; None: all"""
     frozen: int = 0
-    """so many layers, from below, learn nothing, as the embeddings always do: half of the work is saved there"""
+    """so many layers, from below, learn nothing, as the embeddings never do: their backward pass is saved"""
 
 
 MAKING = {
