@@ -1,17 +1,19 @@
 """Where each regime of DOPD pulls the student: its gradient beside the one that right answers would give.
 
-    python benchmarks/regime_gradients.py --config runs/x/config.yaml --students runs/x/checkpoint-25 ...
+    python benchmarks/regime_gradients.py --config runs/x/config.yaml --world text --students runs/x/checkpoint-25 ...
+    python benchmarks/regime_gradients.py --config runs/y/config.yaml --references runs/real/smollm2/sft.jsonl ...
 
 For every student given, one batch of rollouts is made, scored and routed as in training. Then, without any update, the
-gradient of each regime's share of the loss is compared with two supervised gradients of the nano world, whose records
-have a reference response: that of the reference after the plain prompt, and after the privileged one. A cosine above
-zero means that a step along the regime's gradient makes the right answer likelier there, below zero less likely.
+gradient of each regime's share of the loss is compared with two supervised gradients: that of reference responses after
+the plain prompt, and after the privileged one. The records of the nano worlds have reference responses, and so have
+those of `python -m benchmarks.smollm2 data`. A cosine above zero means that a step along the regime's gradient makes
+the right answer likelier there, below zero less likely.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.nano.sft import Phase, make_rows, response_loss
+from benchmarks.nano.sft import Phase, Row, make_rows, response_loss
+from benchmarks.smollm2.models import make_rows as rows_of_records
 from dopd_vl.common.configuration import read_config
+from dopd_vl.common.files import read_jsonl
 from dopd_vl.common.resources import find_model
 from dopd_vl.core import REGIMES
 from dopd_vl.nano.source import WORLDS
@@ -29,8 +33,11 @@ from dopd_vl.objectives.build import build_objective
 from dopd_vl.train_config import TrainConfig
 from dopd_vl.training.run import load_examples, trainer_arguments
 from dopd_vl.training.trainer import DopdTrainer
+from dopd_vl.views import ViewProcessor
 
 NAMES = [regime.name for regime in REGIMES]
+MakeRows = Callable[[ViewProcessor, bool], list[Row]]
+"""Reference responses, each after its prompt: plain, or privileged where the second argument is true"""
 
 
 class RegimeGradients(DopdTrainer):
@@ -62,9 +69,23 @@ def flat_gradient(loss: Tensor, model: torch.nn.Module) -> Tensor:
     return torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten() for g, w in pairs])
 
 
-def measure(
-    config: TrainConfig, student: str, world: str, tasks: Sequence[str] | None, rollouts: int
-) -> dict[str, Any]:
+def of_world(world: str, tasks: Sequence[str] | None, size: int) -> MakeRows:
+    """The references of so many records of a nano world."""
+
+    def rows(views: ViewProcessor, privileged: bool) -> list[Row]:
+        variant = WORLDS[world].default_variant if privileged else "none"
+        return make_rows(Phase(1, size, {variant: 1.0}, None if tasks is None else tuple(tasks)), world, views, seed=1)
+
+    return rows
+
+
+def of_file(file: Path, size: int) -> MakeRows:
+    """The references of the first records of a JSONL file, which have a `response`; privileged prompts show hints."""
+    records = read_jsonl(file)[:size]
+    return lambda views, privileged: rows_of_records(records, views, float(privileged), seed=1)
+
+
+def measure(config: TrainConfig, student: str, references: MakeRows, rollouts: int) -> dict[str, Any]:
     """Shares, norms and cosines of the regimes' gradients for one student, on `rollouts` rollouts."""
     objective = build_objective(config.objective.name, config.objective.settings)
     if not isinstance(objective, Dopd) or objective.student_policy != "student":
@@ -90,9 +111,8 @@ def measure(
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()
     supervised = {}
-    for name, variant in (("plain", "none"), ("privileged", WORLDS[world].default_variant)):
-        phase = Phase(1, rollouts, {variant: 1.0}, None if tasks is None else tuple(tasks))
-        rows = make_rows(phase, world, trainer.views, seed=1)
+    for name in ("plain", "privileged"):
+        rows = references(trainer.views, name == "privileged")
         losses = [response_loss(model, rows[at : at + 64], trainer.views) for at in range(0, len(rows), 64)]
         tokens = sum(len(ids) for _, ids in rows)
         supervised[name] = torch.stack([flat_gradient(loss / tokens, model) for loss in losses]).sum(0)
@@ -119,15 +139,21 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="config.yaml of a DOPD run on the nano world")
+    parser.add_argument("--config", required=True, help="config.yaml of a DOPD run")
     parser.add_argument("--students", nargs="+", required=True, help="model folders: its student and checkpoints")
-    parser.add_argument("--world", choices=("text", "vision"), required=True)
-    parser.add_argument("--tasks", nargs="+")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--world", choices=("text", "vision"), help="the nano world whose references are taken")
+    source.add_argument("--references", type=Path, metavar="FILE", help="records with a `response`, in JSONL")
+    parser.add_argument("--tasks", nargs="+", help="of the nano world")
     parser.add_argument("--rollouts", type=int, default=256)
     parser.add_argument("--output", type=Path, required=True, help="a JSON file")
     args = parser.parse_args()
     config = read_config(TrainConfig, ["--config", args.config], "regime_gradients")
-    found = [measure(config, student, args.world, args.tasks, args.rollouts) for student in args.students]
+    by_world = args.world is not None
+    references = (
+        of_world(args.world, args.tasks, args.rollouts) if by_world else of_file(args.references, args.rollouts)
+    )
+    found = [measure(config, student, references, args.rollouts) for student in args.students]
     args.output.write_text(json.dumps(found, indent=1) + "\n")
     for row in found:
         print(row["student"], {k: round(v, 3) for k, v in row["supervised_loss"].items()})

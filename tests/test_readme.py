@@ -27,7 +27,8 @@ SMALL = {
         "--seeds", "[0]", "--cells", "{vanilla OPD: {objective.name: opd}}", "--settings",
         "{data.train: study:train, data.eval: study:train, training.max_steps: 2, training.eval_steps: 2, "
         "training.save_steps: 2, training.per_device_train_batch_size: 2, training.max_completion_length: 6}",
-        "--data", "{train: {kind: nano, options: {size: 4}}}", "--score", "{}",
+        "--data", "{train: {kind: nano, options: {size: 4}}, tuning: {kind: nano, options: {size: 4, seed: 1}}}",
+        "--score", "{}", "--tune_values.training.learning_rate", "[0.001]",
     ],
 }  # fmt: skip
 

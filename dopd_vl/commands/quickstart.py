@@ -125,6 +125,7 @@ def as_study(config: QuickstartConfig) -> "StudyConfig":
         workers=config.workers,
         settings={**study.settings, **settings},
         data=data,
+        tune=[],  # each cell at its own rate, in minutes
     )
 
 

@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,8 @@ class StudyConfig:
     """Train a grid of runs with equal budgets and compare what they come to.
 
     A study may stand in two files, the world (models, data, steps) and the question (cells, grid, stages): give
-    `--config` twice. A key of the second takes the place of the first's; `settings` add up. See docs/studies.md.
+    `--config` twice. A key of the second takes the place of the first's; `settings`, `grid` and `tune_values` add up,
+    key by key. See docs/studies.md.
     """
 
     DOTTED: ClassVar = {"settings": 0, "grid": 0, "tune_values": 0, "cells": 1, "stages": 1}
@@ -144,7 +145,7 @@ def study_folder(config: StudyConfig) -> Path:
 
 
 def check(config: StudyConfig) -> list[Run]:
-    """All runs of a study, once nothing is found wrong with it; of one that tunes, those that the choice is made from.
+    """All runs of a study, once nothing is found wrong with it: of one that tunes, those of every value.
 
     Raises:
         ConfigurationError: names the key.
@@ -206,16 +207,21 @@ def _check_tuning(config: StudyConfig) -> None:
         raise ConfigurationError("tune_on: a study that tunes needs a data set to choose the values on")
     if TUNING in config.score:
         raise ConfigurationError(f"score: {TUNING!r} is what the scores on tune_on are called; name it otherwise")
-    resolve(config, f"{DATA_PREFIX}{config.tune_on}")
+    tuned_on = resolve(config, f"{DATA_PREFIX}{config.tune_on}")
+    for name, folder in config.score.items():
+        if resolve(config, folder) == tuned_on:
+            raise ConfigurationError(f"tune_on: {config.tune_on} is scored, as {name!r}; choose on another data set")
+    if len(set(config.tune)) != len(config.tune):
+        raise ConfigurationError(f"tune: names a key twice, {config.tune}")
+    given = {"grid": config.grid}
+    given |= {f"cells.{name}": overrides for name, overrides in config.cells.items()}
+    given |= {f"stages.{name}": overrides for name, overrides in config.stages.items()}
     for key in config.tune:
         if not config.tune_values.get(key):
             raise ConfigurationError(f"tune_values: none for {key}, {nearest(key, config.tune_values)}")
-        if key in config.grid:
-            raise ConfigurationError(f"tune: {key} is in the grid, which has every value of it run anyway")
-        for name, overrides in config.cells.items():
-            within = (value for given, value in overrides.items() if key.startswith(f"{given}."))
-            if key in overrides or any(key.rsplit(".", 1)[-1] in value for value in within):
-                raise ConfigurationError(f"cells.{name}: {key} is tuned; leave it out")
+        for place, overrides in given.items():
+            if key in _dotted(overrides):
+                raise ConfigurationError(f"{place}: {key} is tuned; leave it out")
 
 
 def expand(config: StudyConfig) -> list[Cell]:
@@ -231,6 +237,14 @@ def expand(config: StudyConfig) -> list[Cell]:
     return found
 
 
+def _dotted(overrides: Mapping[str, Any]) -> Iterator[str]:
+    """Every dotted key that is given, those of mappings within as well."""
+    for key, value in overrides.items():
+        yield key
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{name}" for name in _dotted(value))
+
+
 def _combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
@@ -240,16 +254,14 @@ def with_values(name: str, values: Mapping[str, Any]) -> str:
     return " ".join([*([name] if name else []), *(f"{short[key]}={shown(value)}" for key, value in values.items())])
 
 
-def unfold(config: StudyConfig, cells: Sequence[Cell] | None = None) -> list[Run]:
-    """All runs of these cells, seed by seed, so that an early look at the results compares like with like. By default
-    all runs of the study: of one that tunes, the first seed's.
+def unfold(config: StudyConfig) -> list[Run]:
+    """All runs, seed by seed, so that an early look at the results compares like with like.
 
     Raises:
         ConfigurationError: a setting that no training run has; the message names the cell.
     """
-    seeds = config.seeds[:1] if config.tune and cells is None else config.seeds
-    staged = [(cell, _stages(config, cell)) for cell in (expand(config) if cells is None else cells)]
-    return [_run(config, cell, stages, seed) for seed in seeds for cell, stages in staged]
+    cells = [(cell, _stages(config, cell)) for cell in expand(config)]
+    return [_run(config, cell, stages, seed) for seed in config.seeds for cell, stages in cells]
 
 
 def _stages(config: StudyConfig, cell: Cell) -> list[tuple[str, TrainConfig]]:

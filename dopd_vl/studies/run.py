@@ -25,15 +25,12 @@ from dopd_vl.common.terminal import tell
 from dopd_vl.studies.config import (
     DATA_PREFIX,
     TUNING,
-    Cell,
     Run,
     StudyConfig,
     check,
     data_folder,
-    expand,
     resolve,
     study_folder,
-    unfold,
 )
 from dopd_vl.studies.finished import Contents, changes, load_scores, outdated_scores, unfinished_stage
 from dopd_vl.studies.worker import IN_STUDY
@@ -91,38 +88,45 @@ class Outcome:
     scores: dict[Path, dict[str, Any]]
     """of each job that is done, by its folder"""
     tried: list[Run] = field(default_factory=list)
-    """what the values of `StudyConfig.tune` were chosen from; `runs` has those cells alone that all of them were for"""
+    """what the values of `StudyConfig.tune` were chosen from; `runs` holds those that were chosen, with all seeds"""
 
 
 def run_study(config: StudyConfig, console: Console) -> Outcome:
     """Do what is not done yet.
 
     Raises:
-        ConfigurationError: something is wrong with the study, or runs of it were made with other settings; nothing was
-            run.
+        ConfigurationError: something is wrong with the study, or runs of it were made with other settings: nothing was
+            run. Or no response to `tune_on` can be verified, so that nothing can be chosen.
     """
-    runs = check(config)
+    every = check(config)
     folder = study_folder(config)
     make_folder(folder)
     with exclusive(folder, "study") as lock:
-        prepare_data(config, runs, console)
-        _refuse_other_settings(config, unfold(config, expand(config)) if config.tune else runs, Contents())
+        prepare_data(config, every, console)
+        contents = Contents()
+        _refuse_other_settings(config, every, contents)
         write_atomically(folder / "study.yaml", as_yaml(config))
-        failures, scores = _do(config, runs, console, lock)
-        if not config.tune:
-            return Outcome(runs, failures, scores)
-        chosen = unfold(config, best_cells(config, runs, scores))
-        tell(console, f"tuned: {', '.join(dict.fromkeys(run.cell.title for run in chosen)) or 'nothing'}")
-        more_failures, more_scores = _do(config, chosen, console, lock)
-        return Outcome(chosen, [*failures, *more_failures], {**scores, **more_scores}, tried=runs)
+        tried = [run for run in every if run.seed == config.seeds[0]] if config.tune else []
+        first = tried or every
+        jobs = [*_reference_jobs(config, first), *(_job(config, run) for run in first)]
+        failures, scores = _do(config, first, jobs, contents, console, lock)
+        if not tried:
+            return Outcome(every, failures, scores)
+        best = best_titles(config, tried, scores)
+        for name in dict.fromkeys(run.cell.name for run in tried):
+            told = f"tuned, {best[name]}" if name in best else f"not tuned, {name}: not all of its values are scored"
+            tell(console, told)
+        chosen = [run for run in every if best.get(run.cell.name) == run.cell.title]
+        more = [run for run in chosen if run not in tried]
+        more_jobs = [_job(config, run) for run in more]
+        more_failures, more_scores = _do(config, more, more_jobs, contents, console, lock)
+        return Outcome(chosen, [*failures, *more_failures], {**scores, **more_scores}, tried)
 
 
 def _do(
-    config: StudyConfig, runs: list[Run], console: Console, lock: int
+    config: StudyConfig, runs: list[Run], jobs: list[Job], contents: Contents, console: Console, lock: int
 ) -> tuple[list[Failure], dict[Path, dict[str, Any]]]:
-    """Do what of these runs is not done yet; what failed, and the scores of what is done."""
-    contents = Contents()
-    jobs = [*_reference_jobs(config, runs), *(_job(config, run) for run in runs)]
+    """Do what is not done yet of these jobs, which are for these runs; what failed, and the scores of what is done."""
     undone = {job: reason for job in jobs if (reason := _undone(job, contents)) is not None}
     if len(undone) < len(jobs):
         tell(console, f"{len(jobs) - len(undone)} of {len(jobs)} jobs are done already")
@@ -138,26 +142,32 @@ def _do(
 
 
 def tuning_accuracy(config: StudyConfig, run: Run, scores: Mapping[Path, dict[str, Any]]) -> float | None:
-    """A run's accuracy on `tune_on`, as a deployed student sees it; None where it is not scored."""
+    """A run's accuracy on `tune_on`, as a deployed student sees it; None where it is not scored yet.
+
+    Raises:
+        ConfigurationError: no response to `tune_on` has a verdict.
+    """
     if run.folder not in scores:
         return None
     accuracy: float | None = scores[run.folder][run.last_stage][TUNING][config.score_variants[0]]["accuracy"]
+    if accuracy is None:
+        raise ConfigurationError(f"tune_on: {config.tune_on} has no task whose responses are scored")
     return accuracy
 
 
-def best_cells(config: StudyConfig, tried: list[Run], scores: Mapping[Path, dict[str, Any]]) -> list[Cell]:
-    """Each cell with the tuned values whose student scores best on `tune_on`, the first of them where several do.
+def best_titles(config: StudyConfig, tried: list[Run], scores: Mapping[Path, dict[str, Any]]) -> dict[str, str]:
+    """The title of each cell, by its name, whose student scores best on `tune_on`; the first of those that do.
 
     A cell is left out until all of its values are scored: a choice among some would not be that among all.
     """
-    by_name: dict[str, list[tuple[float | None, Cell]]] = {}
+    by_name: dict[str, dict[str, float | None]] = {}
     for run in tried:
-        by_name.setdefault(run.cell.name, []).append((tuning_accuracy(config, run, scores), run.cell))
-    best = []
-    for some in by_name.values():
-        scored = [(accuracy, cell) for accuracy, cell in some if accuracy is not None]
-        if len(scored) == len(some):
-            best.append(max(scored, key=lambda pair: pair[0])[1])
+        by_name.setdefault(run.cell.name, {})[run.cell.title] = tuning_accuracy(config, run, scores)
+    best = {}
+    for name, values in by_name.items():
+        scored = {title: accuracy for title, accuracy in values.items() if accuracy is not None}
+        if len(scored) == len(values):
+            best[name] = max(scored, key=lambda title: scored[title])
     return best
 
 
@@ -253,7 +263,7 @@ def score_sets(config: StudyConfig, run: Run) -> dict[str, tuple[str, int | None
         if data.eval is None:
             raise ConfigurationError("score: name a held-out data set, or give the runs a data.eval")
         sets = {"held-out": (data.eval, data.eval_size)}
-    if config.tune:
+    if config.tune and run.seed == config.seeds[0]:
         sets[TUNING] = (str(resolve(config, f"{DATA_PREFIX}{config.tune_on}")), None)
     return sets
 

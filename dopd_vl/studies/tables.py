@@ -147,7 +147,7 @@ def _tuning_table(config: StudyConfig, tried: Iterable[Mapping[str, Any]]) -> Ta
         by_cell.setdefault(row["cell"], {})[with_values("", row["values"])] = accuracy + (" *" if row["chosen"] else "")
     names = list(next(iter(by_cell.values())))
     rows = [[cell, *(found[name] for name in names)] for cell, found in by_cell.items()]
-    note = f"Tuned on {config.tune_on}, seed {config.seeds[0]}; * is what the other seeds were run with."
+    note = f"Tuned on {config.tune_on} with seed {config.seeds[0]}; * is what was chosen."
     return Table(["cell", *names], rows, note=note)
 
 

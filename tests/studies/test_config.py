@@ -10,7 +10,7 @@ from dopd_vl.common.errors import ConfigurationError
 from dopd_vl.nano.source import NanoSource
 from dopd_vl.studies.config import StudyConfig, check, expand, unfold
 from dopd_vl.studies.results import paper_column
-from dopd_vl.studies.run import best_cells, score_sets
+from dopd_vl.studies.run import best_titles, score_sets
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
@@ -70,37 +70,52 @@ RATES = {
 }
 
 
-def test_the_first_seed_tries_every_value_that_is_tuned_and_the_others_none_of_their_own() -> None:
-    config = study(seeds=[3, 4], baseline="b", **RATES)
-    tried = check(config)
-    assert [(run.cell.title, run.seed) for run in tried] == [
-        (f"{name} learning_rate={rate}", 3) for name in "ab" for rate in (0.0001, 0.001)
+def test_every_value_that_is_tuned_is_a_run_of_its_own_compared_with_the_baseline_whatever_its_value() -> None:
+    runs = check(study(seeds=[3, 4], baseline="b", **RATES))
+    assert [(run.cell.title, run.seed) for run in runs] == [
+        (f"{name} learning_rate={rate}", seed) for seed in (3, 4) for name in "ab" for rate in (0.0001, 0.001)
     ]
-    assert [run.stages[0][1].training.learning_rate for run in tried] == [1e-4, 1e-3] * 2
-    assert {run.cell.name for run in tried} == {"a", "b"}
-    assert {run.cell.baseline for run in tried} == {"b"}
-    chosen = unfold(config, [tried[1].cell, tried[2].cell])
-    assert [(run.cell.title, run.seed) for run in chosen] == [
-        (title, seed) for seed in (3, 4) for title in ("a learning_rate=0.001", "b learning_rate=0.0001")
+    assert [run.stages[0][1].training.learning_rate for run in runs] == [1e-4, 1e-3] * 4
+    assert {(run.cell.name, run.cell.baseline) for run in runs} == {("a", "b"), ("b", "b")}
+    assert len({run.folder for run in runs}) == 8
+
+
+def test_a_grid_and_tuned_values_are_told_apart() -> None:
+    config = study(grid={"objective.settings.beta_weak": [0.1, 0.3]}, cells={"a": {}}, baseline="a", **RATES)
+    cells = expand(config)
+    assert [cell.title for cell in cells] == [
+        f"a beta_weak={weak} learning_rate={rate}" for weak in (0.1, 0.3) for rate in (0.0001, 0.001)
     ]
-    assert chosen[0].folder == tried[1].folder, "what was tried counts as the first seed's run"
-    assert score_sets(config, tried[0]) == {"held-out": ("held-out-folder", None), "tuning": ("tuning-folder", None)}
+    assert {(cell.name, cell.baseline) for cell in cells} == {
+        (f"a beta_weak={w}", f"a beta_weak={w}") for w in (0.1, 0.3)
+    }
+
+
+def test_only_the_first_seed_is_scored_on_what_is_tuned_on() -> None:
+    config = study(seeds=[3, 4], **RATES)
+    first, *_, last = check(config)
+    assert score_sets(config, first) == {"held-out": ("held-out-folder", None), "tuning": ("tuning-folder", None)}
+    assert score_sets(config, last) == {"held-out": ("held-out-folder", None)}
 
 
 def test_the_best_on_the_tuning_set_is_chosen_and_none_before_all_are_scored() -> None:
-    config = study(**RATES)
+    config = study(seeds=[0], **RATES)
     tried = check(config)
 
-    def scores(*accuracies: float) -> dict[Path, dict[str, Any]]:
-        return {
-            run.folder: {
-                "student": {"held-out": {"none": {"accuracy": 1 - right}}, "tuning": {"none": {"accuracy": right}}}
+    def scores(*accuracies: float | None) -> dict[Path, dict[str, Any]]:
+        found = {}
+        for run, right in zip(tried, accuracies, strict=False):
+            held_out = None if right is None else 1 - right
+            found[run.folder] = {
+                "student": {"held-out": {"none": {"accuracy": held_out}}, "tuning": {"none": {"accuracy": right}}}
             }
-            for run, right in zip(tried, accuracies, strict=False)
-        }
+        return found
 
-    assert best_cells(config, tried, scores(0.2, 0.7, 0.5, 0.5)) == [tried[1].cell, tried[2].cell]
-    assert best_cells(config, tried, scores(0.2, 0.7, 0.9)) == [tried[1].cell], "one of b's is not scored"
+    best = best_titles(config, tried, scores(0.2, 0.7, 0.5, 0.5))
+    assert best == {"a": "a learning_rate=0.001", "b": "b learning_rate=0.0001"}
+    assert best_titles(config, tried, scores(0.2, 0.7, 0.9)) == {"a": "a learning_rate=0.001"}, "one of b's is missing"
+    with pytest.raises(ConfigurationError, match="tune_on: tuning has no task whose responses are scored"):
+        best_titles(config, tried, scores(None, None, None, None))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +124,10 @@ def test_the_best_on_the_tuning_set_is_chosen_and_none_before_all_are_scored() -
         ({**RATES, "tune_on": None}, "tune_on: a study that tunes needs a data set"),
         ({**RATES, "tune_on": "tunin"}, "data: no data set 'tunin'.*'tuning'"),
         ({**RATES, "tune": ["training.learnin_rate"]}, "tune_values: none for training.learnin_rate.*learning_rate"),
-        ({**RATES, "grid": {"training.learning_rate": [1]}}, "tune: training.learning_rate is in the grid"),
+        ({**RATES, "grid": {"training.learning_rate": [1]}}, "grid: training.learning_rate is tuned"),
+        ({**RATES, "stages": {"one": {"training.learning_rate": 1}}}, "stages.one: training.learning_rate is tuned"),
+        ({**RATES, "tune": ["training.learning_rate"] * 2}, "tune: names a key twice"),
+        ({**RATES, "score": {"x": "study:tuning"}}, "tune_on: tuning is scored, as 'x'"),
         ({**RATES, "cells": {"a": {"training.learning_rate": 1}}}, "cells.a: training.learning_rate is tuned"),
         (
             {

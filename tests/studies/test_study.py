@@ -137,6 +137,15 @@ def test_each_cell_is_run_at_the_best_of_the_values_that_the_first_seed_tried(
     assert "| cell | learning_rate=1e-05 | learning_rate=0.0001 |" in table
     assert not (tmp_path / "data" / "unused").exists(), "no run needs it"
 
+    # Once the cell that failed is left out, the same command has nothing to do, and comes to the same choice.
+    study["cells"].pop("bad")
+    study_file.write_text(yaml.safe_dump(study, sort_keys=False))
+    students = {file: file.stat().st_mtime_ns for file in folder.glob("runs/vanilla*/*/student/*.safetensors")}
+    again = dopd_vl("study", "--config", study_file, timeout=400)
+    assert again.returncode == 0, again.stderr
+    assert {file: file.stat().st_mtime_ns for file in students} == students
+    assert json.loads((folder / "results.json").read_text())["cells"] == [vanilla]
+
 
 def test_a_data_set_that_cannot_be_opened_is_told_once_and_before_any_run(study_file: Path, tmp_path: Path) -> None:
     study = yaml.safe_load(study_file.read_text())
