@@ -1,7 +1,7 @@
 """Make the pair of the pretrained world from SmolLM2-135M-Instruct, and score it.
 
-The guide is that model, taught to work the two sources' questions out, half of them with their hints. The learner is
-the guide less its least influential layers, healed on the same text for a shorter time, most of it with hints: the
+The guide is that model, taught to work the two sources' questions out, a part of them with their hints. The learner is
+the guide less its least influential layers, healed on the same text for a shorter time, more of it with hints: the
 smaller model of one pretraining, that leans on hints more than it knows.
 """
 
@@ -63,7 +63,7 @@ class Making:
     layers: int | None = None
     """so many layers are kept; None: all"""
     frozen: int = 0
-    """so many layers, from below, learn nothing, as the embeddings always do: half of the work is saved there"""
+    """so many layers, from below, learn nothing, as the embeddings never do: their backward pass is saved"""
 
 
 MAKING = {
@@ -71,7 +71,7 @@ MAKING = {
         BASE, Recipe((Phase(150, 1200, {}),), batch=8, learning_rate=4e-4, warmup=10), hinted=0.4, frozen=10
     ),
     "smollm2-learner": Making(
-        "smollm2-guide", Recipe((Phase(45, 360, {}),), batch=8, learning_rate=4e-4, warmup=10), hinted=0.6, layers=16
+        "smollm2-guide", Recipe((Phase(60, 480, {}),), batch=8, learning_rate=5e-4, warmup=8), hinted=0.6, layers=20
     ),
 }
 

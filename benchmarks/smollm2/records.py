@@ -1,8 +1,8 @@
 """Records of the pretrained world: two sources to learn from, and a third that nothing is trained on.
 
-- BIG-bench's `elementary_math_qa`, with the hints in words that its authors wrote. Asked without options, since a
-  model this small reads letters off a list at random; kept are questions whose program of at most two operations comes
-  exactly to the right option's number.
+- BIG-bench's `elementary_math_qa`, with the hints in words that its authors wrote. Asked without options, so
+  that none is answered by chance; kept are questions whose program of at most two operations comes exactly to the right
+  option's number.
 - reasoning-gym's `number_sequence`: the hint is the rule, step by step and not executed.
 - BIG-bench's `arithmetic` of one digit, "What is 3 times 4?": never trained on, and without hints.
 
