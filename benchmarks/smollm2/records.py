@@ -1,8 +1,8 @@
 """Records of the pretrained world: two sources to learn from, and a third that nothing is trained on.
 
-- BIG-bench's `elementary_math_qa`, with the hints in words that its authors wrote. Asked without options, so
-  that none is answered by chance; kept are questions whose program of at most two operations comes exactly to the right
-  option's number.
+- BIG-bench's `elementary_math_qa`, with the hints in words that its authors wrote, and these executed. Asked without
+  options, so that none is answered by chance; kept are questions whose program of at most two operations comes exactly
+  to the right option's number.
 - reasoning-gym's `number_sequence`: the hint is the rule, step by step and not executed.
 - BIG-bench's `arithmetic` of one digit, "What is 3 times 4?": never trained on, and without hints.
 
@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.smollm2.sums import Unworkable, equation, response, shown, work_out
+from benchmarks.smollm2.sums import Unworkable, equation, executed, shown, work_out
 from dopd_vl.common.errors import UserError
 
 Record = dict[str, Any]
@@ -40,17 +40,9 @@ def math_question(row: Mapping[str, Any]) -> Record | None:
         equations, value = work_out(row["privileged"]["hint_summary"], MOST_STEPS)
         if shown(value) != shown(float(numbers[0])) or len(steps) != len(equations):
             return None
-        reference = response(steps, equations, value)
     except Unworkable:
         return None
-    return {
-        "id": row["id"],
-        "prompt": question,
-        "answer": shown(value),
-        "task": "number",
-        "privileged": {"hints": steps},
-        "response": reference,
-    }
+    return _worked(row["id"], question, shown(value), steps, equations)
 
 
 def sequence_question(entry: Mapping[str, Any]) -> Record | None:
@@ -68,7 +60,6 @@ def sequence_question(entry: Mapping[str, Any]) -> Record | None:
             done, value = equation(value, sign, operand)
             steps.append(step)
             equations.append(done)
-        reference = response(steps, equations, value)
     except Unworkable:
         return None
     if shown(value) != entry["answer"] or max(map(abs, terms)) > LARGEST_TERM or len(steps) > MOST_STEPS:
@@ -76,13 +67,20 @@ def sequence_question(entry: Mapping[str, Any]) -> Record | None:
     number = entry["metadata"]["source_index"]
     if len(steps) > 1 and number % EVERY_LONG:
         return None
+    return _worked(
+        f"number-sequence-{number}", f"What comes next? {entry['question']}", entry["answer"], steps, equations
+    )
+
+
+def _worked(name: str, question: str, answer: str, steps: list[str], equations: list[str]) -> Record:
+    worked = executed(steps, equations)
     return {
-        "id": f"number-sequence-{number}",
-        "prompt": f"What comes next? {entry['question']}",
-        "answer": entry["answer"],
+        "id": name,
+        "prompt": question,
+        "answer": answer,
         "task": "number",
-        "privileged": {"hints": steps},
-        "response": reference,
+        "privileged": {"hints": steps, "hints_executed": worked},
+        "response": " ".join([*worked, f"Answer: {answer}"]),
     }
 
 

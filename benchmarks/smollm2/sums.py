@@ -76,11 +76,10 @@ def _evaluate(node: ast.expr, equations: list[str]) -> float:
     raise Unworkable(f"{ast.unparse(node)} is no operation of two numbers")
 
 
-def response(steps: Sequence[str], equations: Sequence[str], value: float) -> str:
-    """A reference response: each step in words with its equation, and the answer.
+def executed(steps: Sequence[str], equations: Sequence[str]) -> list[str]:
+    """Each step in words with its equation.
 
-    >>> response(["Divide 120 by 50.", "Multiply result by 100."], ["120 / 50 = 2.4", "2.4 * 100 = 240"], 240)
-    'Divide 120 by 50: 120 / 50 = 2.4. Multiply result by 100: 2.4 * 100 = 240. Answer: 240'
+    >>> executed(["Divide 120 by 50.", "Multiply result by 100."], ["120 / 50 = 2.4", "2.4 * 100 = 240"])
+    ['Divide 120 by 50: 120 / 50 = 2.4.', 'Multiply result by 100: 2.4 * 100 = 240.']
     """
-    worked = [f"{step.rstrip('.')}: {done}." for step, done in zip(steps, equations, strict=True)]
-    return " ".join([*worked, f"Answer: {shown(value)}"])
+    return [f"{step.rstrip('.')}: {done}." for step, done in zip(steps, equations, strict=True)]

@@ -69,6 +69,12 @@ def keep_newest(folder: Path, count: int) -> None:
         _remove(path)
 
 
+def remove_all(folder: Path) -> None:
+    """Remove every checkpoint of a run that is finished and will not go on."""
+    for path in _checkpoints(folder):
+        _remove(path)
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """Whole or not, oldest first."""
     return sorted((p for p in folder.glob("*") if checkpoint_step(p) >= 0 and p.is_dir()), key=checkpoint_step)

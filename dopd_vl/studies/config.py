@@ -68,6 +68,9 @@ class StudyConfig:
     paper: dict[str, str] = field(default_factory=dict)
     """The table and column of data/paper_analyses.yaml to show beside ours, as {table: .., column: ..}; its rows are
     named as the cells."""
+    keep_checkpoints: bool = True
+    """Keep a run's checkpoints once it is finished and scored. They take several times the space of its student, and
+    without them it cannot be given more steps."""
     workers: int = 1
     """So many runs are made at a time."""
     threads: int = 1

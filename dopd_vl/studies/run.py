@@ -277,6 +277,7 @@ def _job(config: StudyConfig, run: Run) -> Job:
         files.append(str(file))
     models = {name or "student": str(Path(stage.output_dir) / STUDENT_FOLDER) for name, stage in run.stages}
     content = {"train": files, "models": models, **_scoring(config, run), "output": str(run.folder / SCORES_FILE)}
+    content["keep_checkpoints"] = config.keep_checkpoints
     stages = tuple(stage for _, stage in run.stages)
     return Job(f"{run.cell.title}, seed {run.seed}", run.folder, run.steps, content, stages)
 

@@ -4,9 +4,9 @@
     python -m dopd_vl.studies.worker -             jobs by standard input, a file a line: libraries are loaded once
 
 A job file holds `train` (configuration files, in order), `models` (name -> model), `score` (name -> data set and size),
-`variants`, `output`, the file for the scores, `log`, and `status`, the file that says how the job ended. Stopped at any
-point, the same job goes on from there. The study holds the other end of standard input: once that is closed, the study
-is no more, however it ended, and its worker ends as well.
+`variants`, `output`, the file for the scores, `keep_checkpoints`, `log`, and `status`, the file that says how the job
+ended. Stopped at any point, the same job goes on from there. The study holds the other end of standard input: once that
+is closed, the study is no more, however it ended, and its worker ends as well.
 """
 
 import json
@@ -86,6 +86,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
 
     from dopd_vl.common.configuration import read_config
     from dopd_vl.common.quiet import quiet_libraries
+    from dopd_vl.run_folder.checkpoints import remove_all
     from dopd_vl.studies.finished import unfinished_stage
     from dopd_vl.train_config import TrainConfig
     from dopd_vl.training.run import run_training
@@ -98,6 +99,9 @@ def _train_and_score(job: dict[str, Any]) -> None:
             run_training(config, console=console)
     if is_first_process():
         _score(job, console)
+        if not job.get("keep_checkpoints", True):
+            for file in job["train"]:
+                remove_all(Path(read_config(TrainConfig, ["--config", file], "dopd-vl study").output_dir))
 
 
 def _score(job: dict[str, Any], console: Any) -> None:

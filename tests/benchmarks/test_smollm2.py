@@ -53,7 +53,8 @@ def test_a_math_question_is_open_and_is_worked_out_step_by_step() -> None:
     assert record is not None
     assert record["prompt"] == "how much is it ?"
     assert record["response"] == "Divide 90 by 4: 90 / 4 = 22.5. Subtract 2 from result: 22.5 - 2 = 20.5. Answer: 20.5"
-    assert record["privileged"] == {"hints": hints}
+    executed = ["Divide 90 by 4: 90 / 4 = 22.5.", "Subtract 2 from result: 22.5 - 2 = 20.5."]
+    assert record["privileged"] == {"hints": hints, "hints_executed": executed}
     assert verify_number(record["response"], record["answer"])
 
 

@@ -107,6 +107,7 @@ def test_each_cell_is_run_at_the_best_of_the_values_that_the_first_seed_tried(
         "options": {"world": "text", "split": "heldout", "size": 5, "seed": 1},
     }
     study["data"]["unused"] = study["data"]["tuning"]
+    study["keep_checkpoints"] = False
     study_file.write_text(yaml.safe_dump(study, sort_keys=False))
     result = dopd_vl("study", "--config", study_file, timeout=400)
     assert result.returncode == 1, result.stderr
@@ -136,6 +137,7 @@ def test_each_cell_is_run_at_the_best_of_the_values_that_the_first_seed_tried(
     assert f"| vanilla | {best} | 2 |" in table
     assert "| cell | learning_rate=1e-05 | learning_rate=0.0001 |" in table
     assert not (tmp_path / "data" / "unused").exists(), "no run needs it"
+    assert not list(folder.glob("runs/vanilla*/*/checkpoint-*")), "none is kept of what is done"
 
     # Once the cell that failed is left out, the same command has nothing to do, and comes to the same choice.
     study["cells"].pop("bad")
