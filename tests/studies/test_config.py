@@ -14,18 +14,16 @@ from dopd_vl.studies.run import best_titles, score_sets
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
-WORLDS = sorted((ROOT / "configs" / "study" / "worlds").glob("*.yaml"))
+PRETRAINED = ROOT / "configs" / "study" / "worlds" / "smollm2.yaml"
+"""A world with a question of its own."""
+WORLDS = sorted(set((ROOT / "configs" / "study" / "worlds").glob("*.yaml")) - {PRETRAINED})
 MAP = ROOT / "configs" / "study" / "map"
-THREE_KINDS = {"nano-text", "nano-vision", "qwen3", "qwen3-vl"}
-"""Worlds whose data is of three kinds of task."""
 ONLY_FOR = {
     "text-variants": {"nano-text", "qwen3"},
     "text-variants-anchored": {"nano-text", "qwen3"},
     "vision-variants": {"nano-vision", "qwen3-vl"},
     "vision-methods": {"nano-vision", "qwen3-vl"},
     "pairs": {"qwen3"},
-    "continual": THREE_KINDS,
-    "out-of-distribution": THREE_KINDS,
 }
 MAP_ONLY_FOR = {"text-variants": {"text"}, "vision-variants": {"vision"}}
 MAP_QUESTIONS = [file for file in sorted(MAP.glob("*.yaml")) if not file.stem.endswith("-world")]
@@ -179,6 +177,14 @@ def test_every_shipped_study_unfolds_in_every_world_that_it_is_for(world: Path, 
     if config.paper:
         column = paper_column(config.paper["table"], config.paper["column"])
         assert len(column.keys() & {cell.name for cell in expand(config)}) >= 3
+
+
+def test_the_pretrained_world_holds_its_own_comparison() -> None:
+    config = read_config(StudyConfig, ["--config", str(PRETRAINED)], "test")
+    runs = check(config)
+    rates = config.tune_values["training.learning_rate"]
+    assert len(runs) == len(config.cells) * len(rates) * len(config.seeds)
+    assert {name for name in config.cells if "DOPD" in name} == {"DOPD", "DOPD, copy fixed", "DOPD-anchored"}
 
 
 @pytest.mark.parametrize("file", MAP_QUESTIONS, ids=lambda p: p.stem)
