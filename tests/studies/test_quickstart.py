@@ -6,8 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from dopd_vl.commands.quickstart import QuickstartConfig, Row, show_rows
+from dopd_vl.commands.quickstart import QuickstartConfig, Row, as_study, show_rows
+from dopd_vl.common.configuration import read_config
 from dopd_vl.common.terminal import Terminal
+from dopd_vl.studies.config import StudyConfig, check
 from tests.commands import dopd_vl
 
 
@@ -57,6 +59,12 @@ def test_it_ends_with_a_table_of_what_it_measured_a_report_and_alarms(nano_model
     refused = dopd_vl("quickstart", *options, *sizes, "--steps", 4)
     assert refused.returncode == 2
     assert "other settings" in refused.stderr
+
+
+def test_a_question_that_tunes_is_run_at_the_rate_of_its_training_run() -> None:
+    study = as_study(QuickstartConfig(study=["study/worlds/nano-text", "study/methods"]))
+    assert read_config(StudyConfig, ["--config", "study/methods"], "test").tune, "it tunes, as a study"
+    assert len(check(study)) == len(study.cells)
 
 
 def test_the_table_is_whole_in_80_columns() -> None:
