@@ -5,11 +5,10 @@ python -m benchmarks.nano ladder --output runs/ladder --family text
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
-from dopd_vl.common.errors import UserError, one_line
+from benchmarks.command_line import run
 
 HOMES = {
     "build": ("benchmarks.nano.build", "build"),
@@ -17,7 +16,6 @@ HOMES = {
     "shortcut": ("benchmarks.nano.shortcut", "build_shortcut_teacher"),
     "soften": ("benchmarks.nano.soften", "soften"),
 }
-"""command -> its function, by module and name; torch takes seconds to import. Options are its arguments by name."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,16 +50,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 2 for what the user can mend, said in one line."""
-    options = vars(parser().parse_args(argv))
-    module, function = HOMES[options.pop("command")]
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        getattr(importlib.import_module(module), function)(**given)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    """The exit status."""
+    return run(parser(), HOMES, argv)
 
 
 def _positive(text: str) -> int:

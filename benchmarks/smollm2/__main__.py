@@ -5,17 +5,15 @@ python -m benchmarks.smollm2 models
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
-from dopd_vl.common.errors import UserError, one_line
+from benchmarks.command_line import run
 
 HOMES = {
     "data": ("benchmarks.smollm2.data", "make_data"),
     "models": ("benchmarks.smollm2.models", "make_models"),
 }
-"""command -> its function, by module and name; torch takes seconds to import. Options are its arguments by name."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,16 +28,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 2 for what the user can mend, said in one line."""
-    options = vars(parser().parse_args(argv))
-    module, function = HOMES[options.pop("command")]
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        getattr(importlib.import_module(module), function)(**given)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    """The exit status."""
+    return run(parser(), HOMES, argv)
 
 
 def _natural(text: str) -> int:

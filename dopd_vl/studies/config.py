@@ -253,6 +253,7 @@ def _combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def with_values(name: str, values: Mapping[str, Any]) -> str:
+    """A name followed by values, each by the short name of its key."""
     short = short_names(list(values))
     return " ".join([*([name] if name else []), *(f"{short[key]}={shown(value)}" for key, value in values.items())])
 
@@ -324,6 +325,7 @@ def _value(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
+    """A value as it stands in a cell's name and in tables."""
     if isinstance(value, dict | list):
         return json.dumps(value)
     return Path(value).name if isinstance(value, str) and "/" in value else str(value).removeprefix("nano:")
