@@ -107,6 +107,7 @@ def _train_and_score(job: dict[str, Any]) -> None:
 def _score(job: dict[str, Any], console: Any) -> None:
     """Scores of each model on each data set in each variant, each prediction's verdict, and what they are made from."""
     from dopd_vl.evaluation.run import evaluate_model
+    from dopd_vl.studies.config import TUNING
     from dopd_vl.studies.finished import Contents
     from dopd_vl.training.run import load_examples
 
@@ -115,7 +116,8 @@ def _score(job: dict[str, Any], console: Any) -> None:
     for model_name, model in job["models"].items():
         for data_name, (folder, size) in job["score"].items():
             examples = load_examples(folder, size)
-            for variant in job["variants"]:
+            # Settings are chosen by what a deployed student sees.
+            for variant in job["variants"][:1] if data_name == TUNING else job["variants"]:
                 title = f"score {model_name} {data_name} {variant}"
                 accuracy, predictions, _ = evaluate_model(
                     model, examples, variant, job["max_new_tokens"], job["batch_size"], title=title, console=console

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.nano.sft import Phase, Recipe
 from benchmarks.smollm2 import __main__ as cli
-from benchmarks.smollm2 import data, models
+from benchmarks.smollm2 import data, dose, models
 from benchmarks.smollm2.layers import influences, keep_layers, most_influential
 from benchmarks.smollm2.models import Making
 from benchmarks.smollm2.records import arithmetic_question, distinct, divide, math_question, pattern, sequence_question
@@ -204,7 +204,8 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(data, "arithmetic", lambda: told)
     monkeypatch.setattr(data, "SIZES", {"held-out": 4, "tuning": 4, "train": 6, "sft": 8})
     monkeypatch.setattr(data, "ARITHMETIC", 4)
-    monkeypatch.setattr(models, "SCORED", 4)
+    monkeypatch.setattr(data, "HELD_OUT_MATH", 3)
+    monkeypatch.setattr(models, "SCORED", 3)
     monkeypatch.setattr(models, "MEASURED", 8)
     monkeypatch.setattr(models, "LONGEST_RESPONSE", 4)
     recipe = Recipe((Phase(2, 8, {}),), batch=4, learning_rate=1e-3, warmup=1)
@@ -225,7 +226,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_both_commands_make_the_world_and_go_on_from_what_stands(small_world: Path) -> None:
     assert cli.main(["data"]) == 0
     lines = {file.stem: file.read_text().splitlines() for file in (small_world / "runs/real/smollm2").iterdir()}
-    sizes = {"held-out-math": 4, "held-out-sequence": 4, "arithmetic": 4, "tuning": 8, "train": 12, "sft": 16}
+    sizes = {"held-out-math": 3, "held-out-sequence": 4, "arithmetic": 4, "tuning": 4, "train": 12, "sft": 16}
     assert {name: len(some) for name, some in lines.items()} == sizes
     assert cli.main(["data"]) == 0  # again, and the same
     assert lines == {f.stem: f.read_text().splitlines() for f in (small_world / "runs/real/smollm2").iterdir()}
@@ -237,7 +238,7 @@ def test_both_commands_make_the_world_and_go_on_from_what_stands(small_world: Pa
     for said in scores.values():
         assert said["scores"]["held-out-math"].keys() == {"none", "hints"}
         assert said["scores"]["arithmetic"].keys() == {"none"}
-        assert said["scores"]["arithmetic"]["none"]["n"] == 4
+        assert said["scores"]["arithmetic"]["none"]["n"] == 3
     learner = scores["smollm2-learner"]
     assert len(learner["influences"]) == 3
     assert len(learner["layers"]) == 2
@@ -255,6 +256,27 @@ def test_both_commands_make_the_world_and_go_on_from_what_stands(small_world: Pa
     again = json.loads((made / "smollm2-learner" / "scores.json").read_text())
     assert again["losses"] == learner["losses"]
     assert again["scores"] == learner["scores"]
+
+
+def test_doses_are_measured_from_nothing_to_the_answer(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["dose"]) == 2
+    assert "python -m benchmarks.smollm2 models" in capsys.readouterr().err
+    assert cli.main(["data"]) == 0
+    assert cli.main(["models"]) == 0
+    capsys.readouterr()
+    assert cli.main(["dose", "--output", "dose.json"]) == 0
+    found = json.loads((small_world / "dose.json").read_text())
+    for name, count in (("held-out-sequence", 4), ("held-out-math", 3)):
+        scores = found["scores"][name]
+        assert list(scores) == list(dose.DOSES)
+        assert scores["none"]["records"] == [0.0] * count
+        assert all(len(scores[shown]["records"]) == count for shown in dose.DOSES)
+        assert any(scores["final_answer"]["records"]), "the answer is read"
+        assert scores["hints"]["records"] != scores["other_hints"]["records"]
+        for reader in dose.READERS:
+            assert {row["n"] for row in found["accuracy"][reader][name].values()} == {count}
+    rows = capsys.readouterr().out.split("| shown ")[1].splitlines()[2:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == list(dose.DOSES)
 
 
 def test_what_the_user_can_mend_is_one_line(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:

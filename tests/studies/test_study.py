@@ -123,6 +123,7 @@ def test_each_cell_is_run_at_the_best_of_the_values_that_the_first_seed_tried(
         run = folder / "runs" / f"vanilla-learning-rate={rate}" / "seed-0"
         scores = json.loads((run / "scores.json").read_text())["scores"]["student"]
         assert row["accuracy"] == scores["tuning"]["none"]["accuracy"]
+        assert (list(scores["tuning"]), list(scores["held-out"])) == (["none"], ["none", "hints"])
         assert (run.parent / "seed-1").exists() == (rate == best), "the other seed has the best value alone"
     vanilla, bad = results["cells"]
     assert (vanilla["name"], vanilla["tuned"], vanilla["seeds"]) == (
