@@ -1,9 +1,10 @@
-"""The tables of docs/experiments.md, from the finished studies of the nano worlds.
+"""The tables of docs/experiments.md, from the finished studies of the small worlds.
 
     python benchmarks/experiments.py --studies runs/studies
 
 Each `<!-- WORLD/STUDY: begin -->` of the page is followed by what `dopd-vl study --config study/worlds/WORLD --config
-study/STUDY` wrote into results.md. The study of stability's own figures become docs/experiments-*.svg.
+study/STUDY` wrote into results.md; the world smollm2 has a study of its own, `comparison`. The study of stability's own
+figures become docs/experiments-*.svg.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from stability import put_between_markers
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "experiments.md"
-WORLDS = ("nano-text", "nano-vision")
+WORLDS = ("nano-text", "nano-vision", "smollm2")
 FIGURES = ("eval_accuracy", "eval_hints_accuracy", "eval_entropy")
 
 
