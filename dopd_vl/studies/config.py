@@ -42,7 +42,8 @@ class StudyConfig:
     """The values of each dotted key: every combination is run for every cell."""
     tune: list[str] = field(default_factory=list)
     """Dotted keys that each cell is run at the best of, e.g. [training.learning_rate]: the first seed tries every
-    combination of their `tune_values`, and the other seeds are run with the one that scores best on `tune_on`."""
+    combination of their `tune_values`, and the other seeds are run with the one that scores best on `tune_on`. A cell
+    that gives such a key itself is run with what it gives."""
     tune_values: dict[str, list[Any]] = field(default_factory=dict)
     """The values of each dotted key of `tune`; a world may give them for keys that no study tunes."""
     tune_on: str | None = None
@@ -217,7 +218,11 @@ def _check_tuning(config: StudyConfig) -> None:
     if len(set(config.tune)) != len(config.tune):
         raise ConfigurationError(f"tune: names a key twice, {config.tune}")
     given = {"grid": config.grid}
-    given |= {f"cells.{name}": overrides for name, overrides in config.cells.items()}
+    # A cell may give the key's own value, but not within a mapping of several.
+    given |= {
+        f"cells.{name}": {key: value for key, value in overrides.items() if key not in config.tune}
+        for name, overrides in config.cells.items()
+    }
     given |= {f"stages.{name}": overrides for name, overrides in config.stages.items()}
     for key in config.tune:
         if not config.tune_values.get(key):
@@ -235,7 +240,8 @@ def expand(config: StudyConfig) -> list[Cell]:
         for values in _combinations(config.grid):
             baseline = with_values(config.baseline, values) if config.baseline in cells else config.baseline
             whole = with_values(name, values)
-            for tuned in _combinations({key: config.tune_values[key] for key in config.tune}):
+            tried = {key: [overrides[key]] if key in overrides else config.tune_values[key] for key in config.tune}
+            for tuned in _combinations(tried):
                 found.append(Cell(whole, {**overrides, **values, **tuned}, baseline, tuned))
     return found
 

@@ -46,7 +46,7 @@ def tables_of(config: StudyConfig, result: StudyResult) -> list[Table]:
     """The result, what was tried for it, the rollouts by illusion score and the paper's figures, if there are any."""
     tables = [_main_table(config, result)]
     if result.tried:
-        tables.append(_tuning_table(config, result.tried))
+        tables.append(tuning_table(config, result.tried))
     if result.by_illusion:
         tables.append(_illusion_table(result.by_illusion))
     if result.paper is not None:
@@ -139,14 +139,14 @@ def _main_table(config: StudyConfig, result: StudyResult) -> Table:
     return table
 
 
-def _tuning_table(config: StudyConfig, tried: Iterable[Mapping[str, Any]]) -> Table:
+def tuning_table(config: StudyConfig, tried: Iterable[Mapping[str, Any]]) -> Table:
     """Accuracy on the data set of tuning, by what was tried, in per cent."""
     by_cell: dict[str, dict[str, str]] = {}
     for row in tried:
         accuracy = "not run yet" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
         by_cell.setdefault(row["cell"], {})[with_values("", row["values"])] = accuracy + (" *" if row["chosen"] else "")
-    names = list(next(iter(by_cell.values())))
-    rows = [[cell, *(found[name] for name in names)] for cell, found in by_cell.items()]
+    names = list(dict.fromkeys(name for found in by_cell.values() for name in found))
+    rows = [[cell, *(found.get(name, "") for name in names)] for cell, found in by_cell.items()]
     note = f"Tuned on {config.tune_on} with seed {config.seeds[0]}; * is what was chosen."
     return Table(["cell", *names], rows, note=note)
 

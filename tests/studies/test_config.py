@@ -78,6 +78,18 @@ def test_every_value_that_is_tuned_is_a_run_of_its_own_compared_with_the_baselin
     assert len({run.folder for run in runs}) == 8
 
 
+def test_a_cell_that_gives_a_tuned_key_is_run_with_its_own_value_alone() -> None:
+    cells = expand(study(cells={"a": {}, "b": {"training.learning_rate": 1e-2}}, **RATES))
+    assert [cell.title for cell in cells] == [
+        *(f"a learning_rate={rate}" for rate in (0.0001, 0.001)),
+        "b learning_rate=0.01",
+    ]
+    runs = check(study(seeds=[0], cells={"b": {"training.learning_rate": 1e-2}}, **RATES))
+    assert [(run.stages[0][1].training.learning_rate, run.cell.tuned) for run in runs] == [
+        (1e-2, {"training.learning_rate": 1e-2})
+    ]
+
+
 def test_a_grid_and_tuned_values_are_told_apart() -> None:
     config = study(grid={"objective.settings.beta_weak": [0.1, 0.3]}, cells={"a": {}}, baseline="a", **RATES)
     cells = expand(config)
@@ -126,7 +138,6 @@ def test_the_best_on_the_tuning_set_is_chosen_and_none_before_all_are_scored() -
         ({**RATES, "stages": {"one": {"training.learning_rate": 1}}}, "stages.one: training.learning_rate is tuned"),
         ({**RATES, "tune": ["training.learning_rate"] * 2}, "tune: names a key twice"),
         ({**RATES, "score": {"x": "study:tuning"}}, "tune_on: tuning is scored, as 'x'"),
-        ({**RATES, "cells": {"a": {"training.learning_rate": 1}}}, "cells.a: training.learning_rate is tuned"),
         (
             {
                 **RATES,

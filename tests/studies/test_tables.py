@@ -2,7 +2,8 @@
 
 import re
 
-from dopd_vl.studies.tables import Table, as_latex, as_markdown
+from dopd_vl.studies.config import StudyConfig
+from dopd_vl.studies.tables import Table, as_latex, as_markdown, tuning_table
 
 NAME = r"a_b & 50% #1 {x} ~^ $y$ \end{tabular} <|z|>"
 TABLE = Table(
@@ -32,3 +33,14 @@ def test_markdown_has_the_same_rows() -> None:
     rows = [line for line in as_markdown(TABLE).splitlines() if line.startswith("|")]
     assert [len(re.split(r"(?<!\\)\|", row)) for row in rows] == [5] * 5
     assert rows[-1] == "| *nano:text_teacher* | 80.1 |  |"
+
+
+def test_a_cell_that_tried_one_value_alone_has_the_others_empty() -> None:
+    rates = (("a", 1e-4, 0.25, False), ("a", 1e-3, None, False), ("b", 1e-2, 0.5, True))
+    tried = [
+        {"cell": cell, "values": {"training.learning_rate": rate}, "accuracy": accuracy, "chosen": chosen}
+        for cell, rate, accuracy, chosen in rates
+    ]
+    table = tuning_table(StudyConfig(tune_on="tuning"), tried)
+    assert table.head == ["cell", "learning_rate=0.0001", "learning_rate=0.001", "learning_rate=0.01"]
+    assert table.rows == [["a", "25.0", "not run yet", ""], ["b", "", "", "50.0 *"]]
