@@ -198,11 +198,8 @@ def test_the_pretrained_world_holds_its_own_comparison() -> None:
     tried = Counter(run.cell.name for run in runs)
     assert dict(tried.most_common(4)) == dict.fromkeys(("vanilla OPD", "privileged OPD", "DOPD", "DOPD-anchored"), 3)
     assert [tried[name] for name in ("DOPD, copy fixed", "OPSD", "DAPD")] == [1, 1, 1]
-    doses = read_config(
-        StudyConfig,
-        ["--config", str(PRETRAINED), "--config", str(PRETRAINED.parents[1] / "illusion-dose.yaml")],
-        "test",
-    )
+    question = PRETRAINED.parents[1] / "illusion-dose.yaml"
+    doses = read_config(StudyConfig, ["--config", str(PRETRAINED), "--config", str(question)], "test")
     assert len(check(doses)) == 15
     assert {name for name in config.cells if "DOPD" in name} == {"DOPD", "DOPD, copy fixed", "DOPD-anchored"}
 
