@@ -3,8 +3,8 @@
     python benchmarks/stability.py --studies runs/studies --causes runs/causes --write
 
 Reads what `dopd-vl study --config study/map/WORLD-world --config study/map/QUESTION` left, and the gradients that
-`python benchmarks/regime_gradients.py` measured. Draws docs/stability-*.svg, and with `--write` puts the tables between
-the page's markers.
+`python benchmarks/regime_gradients.py` measured, of the nano worlds and of the pretrained one. Draws
+docs/stability-*.svg, and with `--write` puts the tables between the page's markers.
 """
 
 import argparse
@@ -165,11 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=Path, default=Path("runs/studies"))
     parser.add_argument("--causes", type=Path, default=Path("runs/causes"))
+    parser.add_argument("--pretrained-causes", type=Path, default=Path("runs/causes-smollm2"))
     parser.add_argument("--write", action="store_true", help="put the tables into docs/stability.md")
     args = parser.parse_args()
     studies, means = collect(args.studies), gradients(args.causes)
     draw(studies, means, ROOT / "docs")
     tables = {name: as_table(study) for name, study in studies.items()} | {"gradients": gradient_table(means)}
+    if pretrained := gradients(args.pretrained_causes):
+        tables["smollm2/gradients"] = gradient_table(pretrained)
     for name, table in tables.items():
         print(f"## {name}\n\n{table}")
     if args.write:
