@@ -5,7 +5,7 @@
 A rollout is laid beside the reference response of its record. Its tokens agree with it up to the first departure; where
 the response is wrong, that token is called wrong, and what comes after it is judged no more. A right response may
 depart as well, in other words. At a departure the reference's own next token is known, and so is whether it is the
-likeliest of the privileged teacher and of the privileged copy, as far as a run keeps them.
+likeliest of the privileged teacher and of the privileged copy.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def count(rollouts: Iterable[Mapping[str, Any]], references: Mapping[str, str]) 
                 setattr(tokens, kind, getattr(tokens, kind) + 1)
                 if kind == "wrong":
                     for policy, source in POLICIES.items():
-                        likeliest = row["alternatives"].get(source, [])[place][0][0]
+                        likeliest = row["alternatives"][source][place][0][0]
                         tokens.knows[policy] += bool(rest) and rest.startswith(likeliest)
             departed = departed or not agrees
             said += token

@@ -15,17 +15,18 @@ import torch
 from rich.console import Console
 
 from benchmarks.smollm2.data import PREPARED
-from benchmarks.smollm2.models import MODELS, SCORE_BATCH, answer, estimate, load
+from benchmarks.smollm2.models import MODELS, load, score
 from dopd_vl.common.errors import UserError
 from dopd_vl.common.files import write_json
 from dopd_vl.common.progress import Progress
 from dopd_vl.common.quiet import quiet_libraries
 from dopd_vl.common.terminal import Terminal, tell
+from dopd_vl.views.rollouts import ViewRenderer
 from privileged.annotators.judging import AnswerRequest, LocalScorer
 from privileged.annotators.parts import replied_text
 from privileged.audit.audit import JudgeConfig
 from privileged.dataset import load_privileged
-from privileged.rendering.variants import OTHER, VARIANTS
+from privileged.rendering.variants import VARIANTS
 
 DOSES = ("none", "other_hints", "hints", "hints_executed", "final_answer")
 SETS = ("held-out-sequence", "held-out-math")
@@ -46,14 +47,19 @@ def measure_doses(output: Path = RESULTS, console: Console | None = None) -> dic
     for name in READERS:
         if not (MODELS / name / "config.json").is_file():
             raise UserError(f"{MODELS / name}: not there; make it by python -m benchmarks.smollm2 models")
-    sets = {data: with_others(list(load_privileged(PREPARED / data))) for data in SETS}
+    sets = {data: list(load_privileged(PREPARED / data)) for data in SETS}
+    _, judges_views = load(MODELS / JUDGE)
+    # As in training, another example is drawn by the example's id.
+    show = {data: ViewRenderer(judges_views, {}, others=examples) for data, examples in sets.items()}
+    scorer = LocalScorer(JudgeConfig(kind="local", model=str(MODELS / JUDGE), device="cpu", dtype="float32"))
     found: dict[str, Any] = {"scores": {}, "accuracy": {}}
     total = sum(map(len, sets.values()))
     with Progress(console, "illusion scores", total * len(DOSES), "answers") as progress:
         for data, examples in sets.items():
             said = {}
             for dose in DOSES:
-                said[dose] = log_probabilities(examples, dose)
+                shown = [show[data].with_another(example, dose) for example in examples]
+                said[dose] = log_probabilities(scorer, shown, dose)
                 progress.advance(len(examples))
             found["scores"][data] = {dose: summary(gains(said[dose], said["none"])) for dose in DOSES}
     with Progress(console, "accuracy", total * len(DOSES) * len(READERS), "responses") as progress:
@@ -61,35 +67,25 @@ def measure_doses(output: Path = RESULTS, console: Console | None = None) -> dic
             model, views = load(MODELS / reader)
             for data, examples in sets.items():
                 for dose in DOSES:
-                    verdicts = []
-                    for start in range(0, len(examples), SCORE_BATCH):
-                        some = examples[start : start + SCORE_BATCH]
-                        verdicts += answer(model, views, some, dose)
-                        progress.advance(len(some))
-                    right, ended = zip(*verdicts, strict=True)
-                    found["accuracy"].setdefault(reader, {}).setdefault(data, {})[dose] = estimate(right, ended)
+                    shown = [show[data].with_another(example, dose) for example in examples]
+                    estimate = score(model, views, shown, dose, progress)
+                    found["accuracy"].setdefault(reader, {}).setdefault(data, {})[dose] = estimate
     write_json(output, found)
     tell(console, table(found))
     return found
 
 
-def with_others(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each with the next one beside it, whose hints `other_hints` shows."""
-    return [{**example, OTHER: examples[(n + 1) % len(examples)]} for n, example in enumerate(examples)]
-
-
-def log_probabilities(examples: Sequence[Mapping[str, Any]], variant: str) -> list[float]:
+def log_probabilities(scorer: LocalScorer, examples: Sequence[Mapping[str, Any]], variant: str) -> list[float]:
     """Of each gold answer in nats, said at once by the judge, who is shown the variant."""
-    scorer = LocalScorer(JudgeConfig(kind="local", model=str(MODELS / JUDGE), device="cpu", dtype="float32"))
 
-    async def score() -> list[float]:
+    async def say() -> list[float]:
         replies = []
         for example in examples:
             messages = VARIANTS[variant].draw_up(example).messages
             replies.append(await scorer.generate(AnswerRequest(tuple(messages), (), example["answer"])))
         return [float(json.loads(replied_text(reply))["log_probability"]) for reply in replies]
 
-    return asyncio.run(score())
+    return asyncio.run(say())
 
 
 def gains(shown: Sequence[float], plain: Sequence[float]) -> list[float]:

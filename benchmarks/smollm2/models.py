@@ -200,20 +200,30 @@ def score_model(name: str, facts: Mapping[str, Any], console: Console) -> dict[s
     }
     with Progress(console, f"{name}: scores", SCORED * len(questions), "responses") as progress:
         for (data, variant), examples in questions.items():
-            right, ended = [], []
-            for start in range(0, SCORED, SCORE_BATCH):
-                some = examples[start : start + SCORE_BATCH]
-                for verdict, whole in answer(model, views, some, variant):
-                    right.append(verdict)
-                    ended.append(whole)
-                progress.advance(len(some))
-            scores.setdefault(data, {})[variant] = estimate(right, ended)
+            scores.setdefault(data, {})[variant] = score(model, views, examples, variant, progress)
     said = {"model": name, "parameters": model.num_parameters(), "scores": scores, **facts}
     write_json(folder / SCORES_FILE, said)
     for data, shares in scores.items():
         told = ", ".join(f"{variant} {share['accuracy']:.0%}" for variant, share in shares.items())
         tell(console, f"{name}: {data}: {told}")
     return said
+
+
+def score(
+    model: PreTrainedModel,
+    views: ViewProcessor,
+    examples: Sequence[Mapping[str, Any]],
+    variant: str,
+    progress: Progress,
+) -> dict[str, float]:
+    """The estimate of a model's accuracy on these examples, which are shown in this variant."""
+    verdicts = []
+    for start in range(0, len(examples), SCORE_BATCH):
+        some = examples[start : start + SCORE_BATCH]
+        verdicts += answer(model, views, some, variant)
+        progress.advance(len(some))
+    right, ended = zip(*verdicts, strict=True)
+    return estimate(right, ended)
 
 
 def answer(
