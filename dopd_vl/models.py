@@ -191,6 +191,30 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
+@contextmanager
+def cast_once(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """While it lasts, linear layers have their fp32 weights in the autocast's `dtype`; None leaves them as they are.
+
+    Autocast casts every weight anew in each outermost `autocast`, of which accelerate makes one a forward pass, and one
+    that does not learn in every pass: for each token of a rollout. The values are the same either way. It takes the
+    memory of one copy in `dtype`. Embeddings and norms stay in fp32, as autocast has them, and a head that shares its
+    embedding's weight has a copy of its own. Meant for models whose weights are whole.
+    """
+    kept: list[tuple[torch.nn.Linear, str, torch.nn.Parameter]] = []
+    try:
+        for layer in model.modules() if dtype is not None else ():
+            if type(layer) is not torch.nn.Linear:  # quantised ones cast by themselves
+                continue
+            for name, own in list(layer.named_parameters(recurse=False)):
+                if type(own) is torch.nn.Parameter and own.dtype == torch.float32:
+                    kept.append((layer, name, own))
+                    setattr(layer, name, torch.nn.Parameter(own.detach().to(dtype), requires_grad=False))
+        yield
+    finally:
+        for layer, name, own in kept:
+            setattr(layer, name, own)
+
+
 def leave_out_router_logits(config: Any) -> None:
     """What routes tokens to experts is recorded for a balancing loss, which is none of these losses: each pass would
     keep it, and transformers computes that loss even while it generates, where it fails on padded prompts."""

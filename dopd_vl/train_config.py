@@ -288,7 +288,8 @@ class TrainerSettings:
     """Compute activations again in the backward pass in place of keeping them: less memory, and one forward pass
     more."""
     bf16: bool | None = None
-    """Run forward passes in bf16 by autocast. By default this is on where the GPU has it."""
+    """Run forward passes in bf16 by autocast. By default this is on where the GPU has it, and off on a CPU, which is
+    faster for it only if it has AMX."""
     logging_steps: int = 1
     """Metrics are logged every so many steps."""
     eval_steps: int = 50

@@ -169,7 +169,7 @@ def test_differing_vocabularies_are_refused(config_file: Path, nano_models: Path
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 def test_gpu_setting_on_a_cpu_names_the_key(config_file: Path) -> None:
-    assert_one_line(dopd_vl("train", "--config", config_file, "--training.bf16", "true"), "training.bf16: needs a GPU")
+    assert_one_line(dopd_vl("train", "--config", config_file, "--trl.fp16", "true"), "trl.fp16: needs a GPU")
 
 
 def test_output_that_cannot_be_written_is_named(config_file: Path, tmp_path: Path) -> None:

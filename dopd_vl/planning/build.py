@@ -87,7 +87,7 @@ def workload_of(config: PlanConfig, on_gpu: bool = True) -> Workload:
         quantization=config.model.quantization,
         served=served,
         teacher_bytes=4 if dtype == "float32" or (dtype == "auto" and not on_gpu) else 2,
-        bf16=loop.bf16 is not False,
+        bf16=_in_bf16(config, on_gpu),
         optimizer_bytes=_optimizer_bytes(str(config.trl.get("optim", "adamw_torch_fused"))),
         checkpointing=loop.gradient_checkpointing,
         share_prompts=loop.share_prompts,
@@ -155,8 +155,12 @@ def _chunk(config: PlanConfig, vocabulary: int, on_gpu: bool) -> int:
     given = config.training.logits_chunk_size
     if given != "auto":
         return given
-    narrow = on_gpu and config.training.bf16 is not False
-    return chunk_size_for("cuda" if on_gpu else "cpu", vocabulary, torch.bfloat16 if narrow else torch.float32)
+    narrow = torch.bfloat16 if _in_bf16(config, on_gpu) else torch.float32
+    return chunk_size_for("cuda" if on_gpu else "cpu", vocabulary, narrow)
+
+
+def _in_bf16(config: PlanConfig, on_gpu: bool) -> bool:
+    return on_gpu if config.training.bf16 is None else config.training.bf16
 
 
 def check_arguments(config: PlanConfig) -> None:

@@ -87,14 +87,15 @@ def _vision_flops(vision: VisionShape, image_tokens: int) -> float:
 def _rollout(work: Workload, machine: Machine, mean: Workload) -> Part:
     shape, rows = work.student, work.rollouts
     served = work.uses_vllm
-    weight = 2 if served or work.precision == "bfloat16" else 4
+    weight = 4 if work.precision == "float32" and not served else 2
     cache = act.cache_bytes(shape, "bfloat16" if served else work.precision)
     # Of a mixture, a batch reads the experts that any of its rollouts chooses.
     read = min(shape.body_parameters, rows * shape.active_parameters)
     per_token = weight * (read + shape.head_parameters)
     steps = work.response_tokens  # a batch rolls out until its longest rollout ends
     context = mean.prompt_tokens + mean.response_tokens / 2
-    reads = steps * per_token + rows * mean.response_tokens * context * cache
+    cast = 6 * (shape.body_parameters + shape.head_parameters) if work.precision == "autocast" and not served else 0
+    reads = cast + steps * per_token + rows * mean.response_tokens * context * cache
     by_memory = reads / (machine.bandwidth_tb * 1e12 * machine.mbu)
     flops = 2.0 * (shape.active_parameters + shape.head_parameters) * rows * mean.response_tokens
     flops += _pass_flops(work, shape, mean.prompt_tokens, 0, served)

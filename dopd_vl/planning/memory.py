@@ -71,6 +71,7 @@ def fits(work: Workload, device_bytes: int) -> bool:
 def _weights(work: Workload) -> Iterator[Line]:
     student = work.student.parameters
     passes_here = PASSES - frozenset({"prefill", "rollout"}) if work.uses_vllm else PASSES
+    generating = passes_here & {"prefill", "rollout", "evaluation"}
     if work.quantization is not None:
         kind = f"{work.quantization}, the rest in bf16"
         yield Line("student's weights", work.student.weight_bytes(2, work.quantization), ALWAYS, kind)
@@ -81,7 +82,10 @@ def _weights(work: Workload) -> Iterator[Line]:
         yield Line("student's weights", 4 * student, ALWAYS, "fp32, whole on every GPU")
         # A trained weight's copy is kept until the outermost autocast ends; a frozen one's until its layer has run.
         kept = work.student.layer_parameters if work.lora_rank else max(work.trained, work.student.layer_parameters)
-        yield Line("bf16 copies of the student's weights", 2 * kept, passes_here, "autocast's cache during a pass")
+        yield Line(
+            "bf16 copies of the student's weights", 2 * kept, passes_here - generating, "autocast's cache during a pass"
+        )
+        yield Line("bf16 copies to generate with", 2 * student, generating, "cast once, not for every token")
         saved = work.student.body_parameters if work.lora_rank and not work.checkpointing else 0
         yield Line(
             "bf16 copies of frozen weights",
@@ -96,8 +100,7 @@ def _weights(work: Workload) -> Iterator[Line]:
     else:
         yield Line("student's weights", 4 * student // work.shards, ALWAYS, "fp32, a shard")
     if work.gathers_to_generate:
-        generating = {"evaluation"} | (set() if work.uses_vllm else {"prefill", "rollout"})
-        yield Line("weights gathered to generate", 2 * student, frozenset(generating), "bf16, all of them")
+        yield Line("weights gathered to generate", 2 * student, generating, "bf16, all of them")
         gathered = 2 * (2 * work.student.layer_parameters + work.student.head_parameters)
         reason = "bf16: one layer, the next one, and embedding or head"
         moments = (passes_here | {"backward starts", "backward ends"}) - generating

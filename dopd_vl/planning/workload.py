@@ -144,7 +144,7 @@ class Workload:
 
     @property
     def precision(self) -> Precision:
-        if not (self.on_gpu and self.bf16):
+        if not self.bf16:
             return "float32"
         if self.quantization is not None:  # what is not quantised is loaded in bf16
             return "bfloat16"

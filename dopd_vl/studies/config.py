@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from dopd_vl.common.configuration import read_config
 from dopd_vl.common.errors import ConfigurationError, UserError, nearest
@@ -66,6 +66,8 @@ class StudyConfig:
     `data.eval`."""
     score_variants: list[str] = field(default_factory=lambda: ["none"])
     """What a final student is shown when it is scored, one after another; the first is what a deployed student sees."""
+    score_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of the weights when final students are scored; "auto" is bfloat16 on a GPU and float32 on a CPU."""
     paper: dict[str, str] = field(default_factory=dict)
     """The table and column of data/paper_analyses.yaml to show beside ours, as {table: .., column: ..}; its rows are
     named as the cells."""

@@ -45,6 +45,7 @@ class Contents:
             "models": {name: self.model(model) for name, model in job["models"].items()},
             "data": {name: self.data(folder, size) for name, (folder, size) in job["score"].items()},
             **{key: job[key] for key in ("variants", "max_new_tokens", "batch_size")},
+            **({} if job["dtype"] == "auto" else {"dtype": job["dtype"]}),
         }
 
     def of_training(self, config: TrainConfig, keys: Mapping[str, Any]) -> dict[str, Parts]:

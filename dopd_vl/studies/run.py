@@ -289,6 +289,7 @@ def _scoring(config: StudyConfig, run: Run) -> dict[str, Any]:
         "variants": config.score_variants,
         "max_new_tokens": loop.max_completion_length,
         "batch_size": loop.per_device_eval_batch_size,
+        "dtype": config.score_dtype,
     }
 
 

@@ -4,9 +4,9 @@
     python -m dopd_vl.studies.worker -             jobs by standard input, a file a line: libraries are loaded once
 
 A job file holds `train` (configuration files, in order), `models` (name -> model), `score` (name -> data set and size),
-`variants`, `output`, the file for the scores, `keep_checkpoints`, `log`, and `status`, the file that says how the job
-ended. Stopped at any point, the same job goes on from there. The study holds the other end of standard input: once that
-is closed, the study is no more, however it ended, and its worker ends as well.
+`variants`, `dtype`, `output`, the file for the scores, `keep_checkpoints`, `log`, and `status`, the file that says how
+the job ended. Stopped at any point, the same job goes on from there. The study holds the other end of standard input:
+once that is closed, the study is no more, however it ended, and its worker ends as well.
 """
 
 import json
@@ -120,7 +120,14 @@ def _score(job: dict[str, Any], console: Any) -> None:
             for variant in job["variants"][:1] if data_name == TUNING else job["variants"]:
                 title = f"score {model_name} {data_name} {variant}"
                 accuracy, predictions, _ = evaluate_model(
-                    model, examples, variant, job["max_new_tokens"], job["batch_size"], title=title, console=console
+                    model,
+                    examples,
+                    variant,
+                    job["max_new_tokens"],
+                    job["batch_size"],
+                    job["dtype"],
+                    title=title,
+                    console=console,
                 )
                 scores.setdefault(model_name, {}).setdefault(data_name, {})[variant] = {
                     **asdict(accuracy),

@@ -220,7 +220,6 @@ def check_device(config: TrainConfig) -> None:
     }
     wants = {
         "training.use_vllm": config.training.use_vllm,  # of a server, too: NCCL brings it the weights
-        "training.bf16": bool(config.training.bf16),
         "trl.fp16": bool(config.trl.get("fp16")),
         "model.attn_implementation": str(config.model.attn_implementation or "").startswith("flash"),
         "trl.optim": "8bit" in str(config.trl.get("optim", "")) or "paged" in str(config.trl.get("optim", "")),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from dopd_vl.models import autocast_dtype
+from dopd_vl.models import autocast_dtype, cast_once
 from dopd_vl.training.teachers import DEFAULT, TEACHER, is_teacher
 
 Result = TypeVar("Result")
@@ -150,6 +150,14 @@ class TrainerModels(Models):
         """Autocast, as the trainer was told. Accelerate's own stands in the forward passes of whole models, and those
         of backbones pass it by."""
         return self._trainer.accelerator.autocast()
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """`precision` while the student generates, all of it, its vision tower too, and its weights cast once, unless
+        they lie in shards."""
+        dtype = None if self.sharded("student") else self.compute_dtype
+        with self.precision(), cast_once(self.bare("student"), dtype):
+            yield
 
     @contextmanager
     def whole_heads(self, policies: Iterable[str], in_forward: bool = True) -> Iterator[None]:

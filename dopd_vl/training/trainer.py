@@ -20,6 +20,7 @@ hands over to learning is a `StepBatch`.
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -398,7 +399,7 @@ class DopdTrainer(DistillationTrainer):
         length = self.args.eval_max_completion_length or self.args.max_completion_length or 512
         metrics: dict[str, float] = {}
         for number, variant in enumerate(self.args.eval_variants):
-            with self.models.whole_student() as model, self.models.precision():
+            with self.models.whole_student() as model, self.models.generating():
                 predictions, refused = predict(
                     model, self.views, mine, variant, length, self.args.per_device_eval_batch_size
                 )
@@ -746,7 +747,7 @@ class DopdTrainer(DistillationTrainer):
         was_training = student.training
         student.train(was_training and self.args.rollout_dropout)
         try:
-            with bare_policy(self.models.bare("student")):
+            with bare_policy(self.models.bare("student")), nullcontext() if self.use_vllm else self.models.generating():
                 return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args)
         finally:
             student.train(was_training)

@@ -64,9 +64,10 @@ def test_checkpointing_costs_one_forward_pass_in_four_and_adapters_save_one() ->
 
 
 def test_rollouts_read_the_weights_for_every_token() -> None:
-    # fp32 weights of the layers and the head once for each of 10 tokens, and the keys and values of eight rollouts.
+    # Weights of the layers and the head are read in fp32 and written in bf16 once, and read in bf16 for each of 10
+    # tokens, and so are the keys and values of eight rollouts.
     (part,) = [part for part in time_of(WORK, MACHINE, MEAN) if part.name == "rollouts"]
-    weights = 10 * 4 * (MODEL.body_parameters + 64_000)
+    weights = (4 + 2 + 10 * 2) * (MODEL.body_parameters + 64_000)
     cache = 8 * 10 * 105 * 2 * 32 * (4 + 2)
     assert part.seconds == pytest.approx((weights + cache) / 1e12)
 

@@ -52,6 +52,21 @@ def test_training_state_under_ddp_by_hand() -> None:
     assert [size(memory, name) for name in names] == [4 * count, 8 * count, 4 * count, 4 * count]
     assert size(memory, "teacher's weights") == 2 * TEACHER.parameters
     assert size(memory, "bf16 copies of the student's weights") == 2 * count
+    assert size(memory, "bf16 copies to generate with") == 2 * count
+
+
+def test_frozen_weights_are_copied_whole_to_generate_with() -> None:
+    adapters = memory_of(replace(WORK, lora_rank=16))
+    copies, generating = (
+        next(line for line in adapters.lines if line.name == name)
+        for name in ("bf16 copies of the student's weights", "bf16 copies to generate with")
+    )
+    assert copies.bytes == 2 * STUDENT.layer_parameters
+    assert generating.bytes == 2 * STUDENT.parameters
+    assert generating.moments == {"prefill", "rollout", "evaluation"}
+    assert not copies.moments & generating.moments
+    with_vllm = memory_of(replace(WORK, uses_vllm=True))
+    assert next(line for line in with_vllm.lines if line.name == generating.name).moments == {"evaluation"}
 
 
 # Bytes a parameter over eight devices: of the student's weights, optimizer state and gradients, and of the teacher's.

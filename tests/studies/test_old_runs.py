@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from dopd_vl.common.files import read_jsonl
+from dopd_vl.evaluation.accuracy import Accuracy, summarise
+from dopd_vl.studies.worker import _score
 from tests.commands import dopd_vl, remount, start_dopd_vl
 from tests.conftest import prepare_nano
 from tests.run_folder.test_damage import DAMAGES, damage, files_of
@@ -186,3 +188,34 @@ def test_a_study_that_is_killed_takes_its_worker_along(
     assert code == 0, said
     name = "study/results.json"
     assert (output / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_students_are_scored_in_the_type_that_is_asked_for(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was scored before there was a choice still counts as `auto`."""
+    asked = []
+
+    def evaluate(*args: Any, **settings: Any) -> tuple[Accuracy, list[Any], list[Any]]:
+        asked.append(args[5])
+        return summarise([], 0), [], []
+
+    monkeypatch.setattr("dopd_vl.evaluation.run.evaluate_model", evaluate)
+    monkeypatch.setattr("dopd_vl.training.run.load_examples", lambda folder, size: [])
+    for parts in ("_model_parts", "_data_parts"):
+        monkeypatch.setattr(f"dopd_vl.studies.finished.{parts}", lambda *args: {})
+    job = {
+        "models": {"student": "model"},
+        "score": {"held-out": ["data", None]},
+        "variants": ["none"],
+        "max_new_tokens": 4,
+        "batch_size": 2,
+        "dtype": dtype,
+        "output": str(tmp_path / "scores.json"),
+    }
+    _score(job, None)
+    assert asked == [dtype]
+    made_from = json.loads((tmp_path / "scores.json").read_text())["made_from"]
+    assert made_from.get("dtype", "auto") == dtype
+    assert ("dtype" in made_from) == (dtype != "auto")

@@ -182,13 +182,17 @@ def test_a_study_on_a_judged_set_tells_rollouts_apart_by_their_illusion_score(
     study = yaml.safe_load(study_file.read_text())
     study["settings"] |= {"data.train": str(data), "training.max_steps": 2, "training.per_device_train_batch_size": 8}
     study["cells"] = {"dopd": {"objective.name": "dopd"}}
-    study |= {"seeds": [0], "baseline": None, "score_variants": ["none"]}
+    study |= {"seeds": [0], "baseline": None, "score_variants": ["none"], "score_dtype": "bfloat16"}
     del study["data"]["train"]
     study_file.write_text(yaml.safe_dump(study, sort_keys=False))
     result = dopd_vl("study", "--config", study_file, timeout=400)
     assert result.returncode == 0, result.stderr
 
     folder = tmp_path / "study"
+    assert (
+        json.loads((folder / "runs" / "dopd" / "seed-0" / "scores.json").read_text())["made_from"]["dtype"]
+        == "bfloat16"
+    )
     kept = [row for row in read_jsonl(folder / "runs" / "dopd" / "seed-0" / "rollouts.jsonl")]
     rows = json.loads((folder / "results.json").read_text())["by_illusion"]
     assert {row["nats"] for row in rows} <= {4, 0, -1}

@@ -158,7 +158,6 @@ def test_text_runs_through_the_same_path(nano_models: Path, text_data: Path, tmp
         ({"trl": {"offload_scores": True}}, r"trl\.offload_scores: has a key of its own, training\.offload_scores"),
         ({"trl": {"vllm_mode": 3}}, r"trl\.vllm_mode: must be a text, not 3"),
         ({"training": {"use_vllm": True}, "trl": {"vllm_mode": "server"}}, r"training\.use_vllm: needs a GPU"),
-        ({"training": {"bf16": True}}, r"training\.bf16: needs a GPU"),
         ({"training": {"num_generations": 3}}, r"num_generations=3 does not divide the 4 rollouts"),
         ({"training": {"eval_variants": ["boxes"]}}, r"training\.eval_variants: unknown variant 'boxes'"),
     ],
