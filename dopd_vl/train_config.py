@@ -289,7 +289,7 @@ class TrainerSettings:
     more."""
     bf16: bool | None = None
     """Run forward passes in bf16 by autocast. By default this is on where the GPU has it, and off on a CPU, which is
-    faster for it only if it has AMX."""
+    slow in it unless it computes such products itself (AMX)."""
     logging_steps: int = 1
     """Metrics are logged every so many steps."""
     eval_steps: int = 50
