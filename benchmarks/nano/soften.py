@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CONFIG_NAME
 
 from benchmarks.nano.build import save
 from benchmarks.nano.scoring import load
+from dopd_vl.common.errors import UserError
 from dopd_vl.common.resources import find_model
 
 
@@ -21,11 +23,14 @@ def soften(model: str, temperature: float, output: Path | str) -> None:
     """Save a nano model whose logits are those of `model` divided by `temperature` (below 1: sharper).
 
     Raises:
-        ValueError: the temperature is not above 0.
+        UserError: the temperature is not above 0, or there is no such model.
     """
     if not temperature > 0.0:
-        raise ValueError(f"temperature {temperature} must be above 0")
-    softened, views = load(Path(find_model(model)))
+        raise UserError(f"temperature {temperature} must be above 0")
+    folder = Path(find_model(model))
+    if not (folder / CONFIG_NAME).is_file():
+        raise UserError(f"{folder} is no model: it has no {CONFIG_NAME}")
+    softened, views = load(folder)
     body: Any = softened.model
     norm = getattr(body, "language_model", body).norm
     norm.weight.div_(temperature)

@@ -14,6 +14,7 @@ from benchmarks.nano import ladder, shortcut
 from benchmarks.nano.scoring import load
 from benchmarks.nano.sft import Phase, Recipe, make_rows
 from benchmarks.nano.soften import soften
+from dopd_vl.common.errors import UserError
 from dopd_vl.common.resources import model_folder
 
 QUIET = Console(quiet=True)
@@ -69,5 +70,7 @@ def test_a_softened_teachers_logits_are_divided(name: str, nano_models: Path, tm
     with torch.no_grad():
         logits, softened = (loader.from_pretrained(folder)(ids).logits for folder in (source, tmp_path / "soft"))
     assert torch.allclose(softened, logits / 2, atol=2e-2 * logits.abs().max().item())  # stored in half precision
-    with pytest.raises(ValueError, match="temperature 0"):
+    with pytest.raises(UserError, match="temperature 0"):
         soften(str(source), 0.0, tmp_path / "none")
+    with pytest.raises(UserError, match="missing is no model"):
+        soften(str(tmp_path / "missing"), 2.0, tmp_path / "none")
